@@ -1,0 +1,71 @@
+"""The usage event: what the data path says about one attempt. No database, no Django, no clock.
+
+An event travels worker → journal file and Redis stream → ledger. Its JSON is the wire format of all three.
+"""
+
+from typing import Literal
+
+import msgspec
+
+State = Literal["posted", "voided", "suspense"]
+UsageSource = Literal["provider", "estimated", "none"]
+
+
+class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Tokens of one attempt, as OpenTelemetry `gen_ai.usage.*` counts them.
+
+    `input_tokens` includes the cached ones; `output_tokens` includes the reasoning ones.
+    """
+
+    input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    cache_write_input_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One attempt (one upstream call), as it ended. Ids are UUID strings, moments are Unix microseconds."""
+
+    attempt_id: str
+    request_id: str
+    attempt_number: int = 1
+    admitted_at_us: int
+    team_id: str
+    project_id: str
+    virtual_key_id: str
+    environment: str = ""
+    alias: str
+    provider: str
+    model: str
+    deployment: str
+    operation: str = "chat"
+    request_model: str
+    response_model: str = ""
+    is_stream: bool = False
+    state: State = "posted"
+    status_code: int = 0
+    error_type: str = ""
+    finish_reason: str = ""
+    usage: Usage = Usage()
+    usage_source: UsageSource = "none"
+    cost_nanos: int = 0
+    held_nanos: int = 0
+    price_id: str = ""
+    latency_ms: int = 0
+    first_token_ms: int = 0
+    kill_switch_id: str = ""
+    tags: dict[str, str] = {}
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(UsageEvent)
+
+
+def encode_event(event: UsageEvent) -> bytes:
+    return _encoder.encode(event)
+
+
+def decode_event(body: bytes) -> UsageEvent:
+    """Raises `msgspec.DecodeError` or `msgspec.ValidationError` when `body` is not a usage event."""
+    return _decoder.decode(body)

@@ -1,0 +1,175 @@
+"""The snapshot: everything the data path knows about configuration. Types and decoding only; no I/O.
+
+The control plane compiles it from the models (`controlplane/publish.py`) and swaps it whole; virtual keys travel one by
+one as `KeyRecord`s. All money is in integer nano-USD (1e-9 USD), rates per 1,000,000 tokens.
+"""
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=False):
+    """Immutable, and a field that an older control plane does not send has a default."""
+
+
+class Budget(Struct):
+    """`window` is hour, day or month, on the calendar of `time_zone` (IANA name)."""
+
+    budget_id: str
+    name: str
+    scope: str
+    window: str
+    amount_nanos: int
+    is_hard: bool = True
+    time_zone: str = "UTC"
+
+
+class Limits(Struct):
+    """None is no limit. Requests and tokens are per minute; concurrency is requests running at once."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrency: int | None = None
+
+
+class Price(Struct):
+    """Rates in nano-USD per 1,000,000 tokens, `request_nanos` in nano-USD per request."""
+
+    price_id: str
+    input_nanos: int
+    output_nanos: int
+    cache_read_nanos: int
+    cache_write_nanos: int
+    request_nanos: int = 0
+
+
+class Credential(Struct):
+    """`sealed` is the vault's ciphertext; the clear text exists only in a worker's memory."""
+
+    credential_id: str
+    sealed: str
+
+
+class Provider(Struct):
+    slug: str
+    api: str
+    base_url: str
+    output_cap_field: str = "max_completion_tokens"
+    connect_timeout_s: float = 5.0
+    first_byte_timeout_s: float = 120.0
+    idle_timeout_s: float = 60.0
+    is_active: bool = True
+
+
+class Deployment(Struct):
+    """A model at a provider. `output_is_visible`: every output token shows in the stream, so tranches are safe."""
+
+    deployment_id: str
+    name: str
+    provider: str
+    model: str
+    upstream_model: str
+    price: Price | None = None
+    credentials: tuple[Credential, ...] = ()
+    max_output_tokens: int = 4096
+    context_window: int = 128_000
+    output_is_visible: bool = False
+    operations: tuple[str, ...] = ("chat",)
+    is_active: bool = True
+
+
+class AliasTarget(Struct):
+    """Targets are tried by `position`; within one position by `weight`."""
+
+    deployment_id: str
+    position: int = 0
+    weight: int = 1
+
+
+class Alias(Struct):
+    name: str
+    targets: tuple[AliasTarget, ...]
+    created_at_s: int = 0
+
+
+class Team(Struct):
+    team_id: str
+    name: str
+    time_zone: str = "UTC"
+    budgets: tuple[Budget, ...] = ()
+    limits: Limits = Limits()
+
+
+class Project(Struct):
+    project_id: str
+    team_id: str
+    name: str
+    environment: str = ""
+    default_tags: dict[str, str] = {}
+    required_tags: tuple[str, ...] = ()
+    budgets: tuple[Budget, ...] = ()
+    limits: Limits = Limits()
+
+
+class Snapshot(Struct):
+    schema_version: int
+    version: int
+    published_at_s: float
+    teams: dict[str, Team] = {}
+    projects: dict[str, Project] = {}
+    providers: dict[str, Provider] = {}
+    deployments: dict[str, Deployment] = {}
+    aliases: dict[str, Alias] = {}
+
+
+class KeyRecord(Struct):
+    """One virtual key. `version` only grows; `aliases` names what it may call, `*` means every alias."""
+
+    key_id: str
+    version: int
+    name: str
+    project_id: str
+    aliases: tuple[str, ...]
+    is_paused: bool = False
+    is_revoked: bool = False
+    expires_at_s: float | None = None
+    default_tags: dict[str, str] = {}
+    budgets: tuple[Budget, ...] = ()
+    limits: Limits = Limits()
+
+
+class UnknownSchema(ValueError):
+    """The snapshot was written for another version of the proxy."""
+
+
+_snapshot_decoder = msgspec.json.Decoder(Snapshot)
+_key_decoder = msgspec.json.Decoder(KeyRecord)
+_encoder = msgspec.json.Encoder()
+
+
+def encode(value: Snapshot | KeyRecord) -> bytes:
+    return _encoder.encode(value)
+
+
+def decode_snapshot(body: bytes) -> Snapshot:
+    """Decode and check. Raises `msgspec.DecodeError` on nonsense, `UnknownSchema` on another schema, and
+    `ValueError` on a reference that leads nowhere: a snapshot is good as a whole or refused as a whole."""
+    snapshot = _snapshot_decoder.decode(body)
+    if snapshot.schema_version != SCHEMA_VERSION:
+        raise UnknownSchema(f"snapshot schema {snapshot.schema_version}, this proxy reads {SCHEMA_VERSION}")
+    for project in snapshot.projects.values():
+        if project.team_id not in snapshot.teams:
+            raise ValueError(f"project {project.project_id} names an unknown team {project.team_id}")
+    for deployment in snapshot.deployments.values():
+        if deployment.provider not in snapshot.providers:
+            raise ValueError(f"deployment {deployment.name} names an unknown provider {deployment.provider}")
+    for alias in snapshot.aliases.values():
+        for target in alias.targets:
+            if target.deployment_id not in snapshot.deployments:
+                raise ValueError(f"alias {alias.name} names an unknown deployment {target.deployment_id}")
+    return snapshot
+
+
+def decode_key(body: bytes) -> KeyRecord:
+    return _key_decoder.decode(body)
