@@ -6,6 +6,8 @@ one as `KeyRecord`s. All money is in integer nano-USD (1e-9 USD), rates per 1,00
 
 import msgspec
 
+from routing.engine import AliasTarget
+
 SCHEMA_VERSION = 1
 
 
@@ -77,14 +79,6 @@ class Deployment(Struct):
     output_is_visible: bool = False
     operations: tuple[str, ...] = ("chat",)
     is_active: bool = True
-
-
-class AliasTarget(Struct):
-    """Targets are tried by `position`; within one position by `weight`."""
-
-    deployment_id: str
-    position: int = 0
-    weight: int = 1
 
 
 class Alias(Struct):
