@@ -1,0 +1,192 @@
+"""What can go wrong on the data path, as one tree. No dialect, no I/O.
+
+    GatewayError
+    ├── InvalidRequest            400  malformed_request, invalid_tags, missing_tags, …
+    │   └── RequestTooLarge       413
+    ├── InvalidKey                401
+    ├── AliasNotAllowed           403
+    ├── TrafficHalted             403  a kill switch
+    ├── AliasUnknown              404
+    ├── RouteUnknown              404  (405 for a wrong method)
+    ├── BudgetExceeded            429
+    ├── LimitExceeded             429
+    ├── UnpricedModel             403  no price, so no bound, so no call
+    ├── UpstreamRefused           the provider's own 4xx and 5xx, told in its own words
+    ├── UpstreamUnreachable       502  transient
+    ├── UpstreamBroken            502
+    ├── UpstreamTimedOut          504
+    ├── Unavailable               503  a dependency of ours is down
+    └── ClientGone                499  nobody is left to tell
+
+Each leaf says `status_code`, `error_type` (OpenTelemetry `error.type`) and whether it is `transient`: whether the next
+deployment may do better. Only the message of a GatewayError ever reaches a client.
+"""
+
+from collections.abc import Sequence
+
+
+class GatewayError(Exception):
+    status_code = 500
+    error_type = "gateway_error"
+    transient = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        should_retry: bool | None = None,
+        details: dict[str, object] | None = None,
+    ) -> None:
+        """`code` defaults to `error_type`; `details` are extra fields of the client's error object."""
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.error_type
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.should_retry = should_retry
+        self.details = details or {}
+
+
+class InvalidRequest(GatewayError):
+    status_code = 400
+    error_type = "malformed_request"
+
+
+class RequestTooLarge(InvalidRequest):
+    status_code = 413
+    error_type = "request_too_large"
+
+
+class MissingTags(InvalidRequest):
+    error_type = "missing_tags"
+
+    def __init__(self, missing: Sequence[str]) -> None:
+        super().__init__(
+            f"this project requires the tags {', '.join(missing)}: "
+            "send them as `x-tollgate-tags: key=value,…` or in the body's `metadata`",
+            details={"missing": list(missing)},
+        )
+
+
+class InvalidKey(GatewayError):
+    status_code = 401
+    error_type = "invalid_api_key"
+
+
+class AliasNotAllowed(GatewayError):
+    status_code = 403
+    error_type = "alias_not_allowed"
+
+
+class TrafficHalted(GatewayError):
+    """Stopped by a kill switch, before the call or in the middle of its stream."""
+
+    status_code = 403
+    error_type = "traffic_halted"
+
+    def __init__(self, reason: str, *, kill_switch_id: str, scope: str) -> None:
+        super().__init__(
+            f"traffic is halted by a kill switch ({scope}): {reason}",
+            should_retry=False,
+            details={"kill_switch_id": kill_switch_id, "scope": scope, "reason": reason},
+        )
+        self.kill_switch_id = kill_switch_id
+
+
+class AliasUnknown(GatewayError):
+    status_code = 404
+    error_type = "model_not_found"
+
+
+class RouteUnknown(GatewayError):
+    status_code = 404
+    error_type = "not_found"
+
+
+class MethodNotAllowed(RouteUnknown):
+    status_code = 405
+    error_type = "method_not_allowed"
+
+
+class BudgetExceeded(GatewayError):
+    status_code = 429
+    error_type = "budget_exceeded"
+
+
+class LimitExceeded(GatewayError):
+    status_code = 429
+    error_type = "rate_limit_exceeded"
+
+
+class UnpricedModel(GatewayError):
+    status_code = 403
+    error_type = "model_not_priced"
+
+
+class UpstreamFailed(GatewayError):
+    """Something between us and the provider. `may_have_been_billed`: whether the provider may charge for it."""
+
+    status_code = 502
+    error_type = "upstream_error"
+
+    def __init__(self, message: str, *, may_have_been_billed: bool, retry_after_s: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.may_have_been_billed = may_have_been_billed
+
+
+class UpstreamUnreachable(UpstreamFailed):
+    error_type = "upstream_unreachable"
+    transient = True
+
+
+class UpstreamBroken(UpstreamFailed):
+    error_type = "upstream_protocol_error"
+    transient = True
+
+
+class UpstreamTimedOut(UpstreamFailed):
+    status_code = 504
+    error_type = "upstream_timeout"
+    transient = True
+
+
+class UpstreamRefused(UpstreamFailed):
+    """The provider answered with an error status; `body` is its own answer, `headers` those that may cross."""
+
+    error_type = "upstream_refused"
+
+    def __init__(self, status_code: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        super().__init__(f"the provider answered {status_code}", may_have_been_billed=False)
+        self.status_code = status_code
+        self.error_type = str(status_code)
+        self.transient = status_code in TRANSIENT_STATUS_CODES
+        self.body = body
+        self.headers = headers
+
+
+# 408, 409 and 425 are about this connection or moment; 429 and 5xx about this deployment. Another may do better.
+TRANSIENT_STATUS_CODES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+
+
+class Unavailable(GatewayError):
+    """A dependency of ours is down, and no call is made without a hold."""
+
+    status_code = 503
+    error_type = "service_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+
+
+class ClientGone(GatewayError):
+    status_code = 499
+    error_type = "client_gone"
+
+
+class LeaseLost(Unavailable):
+    """This worker has not been heard, or has not heard, for its lease: it stops spending."""
+
+    error_type = "worker_lease_lost"

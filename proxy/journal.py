@@ -1,0 +1,211 @@
+"""The journal: a worker's own append-only copy of what it dispatched and settled, until PostgreSQL has it.
+
+Files and framing only; what an entry means is known to `admission.py`. A file is `<worker>.<number>.log`, locked by its owner for
+as long as it lives: whoever gets the lock of another worker's file has proof that its owner is dead.
+
+Frame: length and CRC-32 of the payload (little-endian, 4 bytes each), then the payload, a MessagePack `Entry`. A torn tail (the
+owner died in the middle of a write) ends the reading; all before it is whole.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+SEGMENT_BYTES_MAX = 16 * 1024 * 1024
+
+_HEAD = struct.Struct("<II")
+_NAME = re.compile(r"(?P<worker>.+)\.(?P<number>\d+)\.log")
+
+
+class Dispatched(msgspec.Struct, frozen=True, array_like=True, tag="d"):
+    """About to be sent to a provider. `restore` is the argument that puts its hold back into Redis."""
+
+    attempt_id: str
+    restore: bytes
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """`settle` is the argument of the settle script, `seq` its place in the worker's log, from 1."""
+
+    seq: int
+    attempt_id: str
+    settle: bytes
+
+
+Entry = Dispatched | Settled
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Entry).decode
+
+
+class JournalUnwritable(OSError):
+    """The disk is full or gone: nothing may be dispatched."""
+
+
+class Journal:
+    """The journal that this worker writes. Raises `JournalUnwritable` from every write that the disk refuses."""
+
+    def __init__(self, directory: Path, worker: str) -> None:
+        self.directory = directory
+        self.worker = worker
+        self.seq = 0
+        self._open_attempts: dict[str, Dispatched] = {}
+        self._segments: list[_Segment] = []
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._roll()
+
+    def dispatch(self, entry: Dispatched) -> None:
+        """Before the first byte goes to a provider, and again when the hold grows."""
+        self._append(entry)
+        self._open_attempts[entry.attempt_id] = entry
+
+    def settle(self, entry: Settled) -> None:
+        assert entry.seq == self.seq + 1, "a worker's settles are numbered without a gap"
+        self._append(entry)
+        self.seq = entry.seq
+        self._segments[-1].last_seq = entry.seq
+        self._open_attempts.pop(entry.attempt_id, None)
+
+    def open_attempts(self) -> list[Dispatched]:
+        return list(self._open_attempts.values())
+
+    def settled_after(self, seq: int) -> Iterator[Settled]:
+        for segment in list(self._segments):
+            if segment.last_seq > seq:
+                yield from (e for e in read(segment.path) if isinstance(e, Settled) and e.seq > seq)
+
+    def forget(self, ingested_seq: int) -> None:
+        """Drop the segments that PostgreSQL has whole. The one being written stays."""
+        while len(self._segments) > 1 and self._segments[0].last_seq <= ingested_seq:
+            self._segments.pop(0).remove()
+
+    def sync(self) -> None:
+        """To the disk itself. Blocks: call it from a thread."""
+        os.fsync(self._segments[-1].descriptor)
+
+    def close(self, ingested_seq: int) -> None:
+        """Let go of the files; those that PostgreSQL has whole are removed, the rest is for the next worker on the host."""
+        for segment in self._segments:
+            if segment.last_seq <= ingested_seq and not self._open_attempts:
+                segment.remove()
+            else:
+                segment.close()
+        self._segments.clear()
+
+    def _append(self, entry: Entry) -> None:
+        payload = _encode(entry)
+        frame = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        segment = self._segments[-1]
+        try:
+            written = os.write(segment.descriptor, frame)
+        except OSError as error:
+            raise JournalUnwritable(error.errno, "the journal cannot be written") from error
+        if written != len(frame):
+            # Cut the half frame off again, so that what follows it can be read.
+            with contextlib.suppress(OSError):
+                os.ftruncate(segment.descriptor, segment.size)
+            raise JournalUnwritable(28, "the journal's disk is full")
+        segment.size += written
+        if segment.size >= SEGMENT_BYTES_MAX:
+            self._roll()
+
+    def _roll(self) -> None:
+        number = self._segments[-1].number + 1 if self._segments else 0
+        self._segments.append(_Segment(self.directory / f"{self.worker}.{number}.log", number, self.seq))
+        for entry in self._open_attempts.values():
+            # What still runs moves along, so that the older segments can go.
+            payload = _encode(entry)
+            self._segments[-1].size += os.write(
+                self._segments[-1].descriptor, _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+            )
+
+
+class _Segment:
+    def __init__(self, path: Path, number: int, last_seq: int) -> None:
+        self.path = path
+        self.number = number
+        self.last_seq = last_seq
+        self.size = 0
+        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self.close()
+
+
+class Orphan:
+    """The journal of a dead worker on this host, locked by us. `worker` is whose it was."""
+
+    def __init__(self, worker: str, paths: list[Path], descriptors: list[int]) -> None:
+        self.worker = worker
+        self._paths = paths
+        self._descriptors = descriptors
+
+    def entries(self) -> Iterator[Entry]:
+        for path in self._paths:
+            yield from read(path)
+
+    def remove(self) -> None:
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def adopt(directory: Path, own: str) -> list[Orphan]:
+    """Every journal in `directory` whose owner is dead, locked for the caller."""
+    by_worker: dict[str, list[tuple[int, Path]]] = {}
+    for path in directory.glob("*.log"):
+        match = _NAME.fullmatch(path.name)
+        if match and match["worker"] != own:
+            by_worker.setdefault(match["worker"], []).append((int(match["number"]), path))
+    orphans = (_lock_all(worker, [path for _, path in sorted(paths)]) for worker, paths in by_worker.items())
+    return [orphan for orphan in orphans if orphan is not None]
+
+
+def read(path: Path) -> Iterator[Entry]:
+    """The whole entries of one file, in order. A file that is gone is empty; a torn or damaged tail ends it."""
+    try:
+        body = path.read_bytes()
+    except FileNotFoundError:
+        return
+    offset = 0
+    while offset + _HEAD.size <= len(body):
+        length, checksum = _HEAD.unpack_from(body, offset)
+        payload = body[offset + _HEAD.size : offset + _HEAD.size + length]
+        if len(payload) != length or zlib.crc32(payload) != checksum:
+            return
+        yield _decode(payload)
+        offset += _HEAD.size + length
+
+
+def _lock_all(worker: str, paths: list[Path]) -> Orphan | None:
+    descriptors: list[int] = []
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        descriptors.append(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for held in descriptors:
+                os.close(held)
+            return None
+    return Orphan(worker, paths, descriptors)
