@@ -1,0 +1,163 @@
+"""The servers the tests meet: a real PostgreSQL and a real Redis, embedded, one pair per test process.
+
+They are named in the environment before Django's settings load, started when the first test asks for them, and gone at
+the end. Tests that hurt a server take one of their own: `redis_server`, `postgres_server`.
+"""
+
+import base64
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from controlplane import embedded, processes
+
+READY_TIMEOUT_S = 20.0
+DIRECTORY = Path(tempfile.mkdtemp(prefix="tollgate-test-"))
+# Data need not survive a power cut here; it does survive the death of the process.
+POSTGRES = embedded.Postgres(DIRECTORY / "postgres", fsync="off", synchronous_commit="off", full_page_writes="off")
+REDIS = embedded.Redis(DIRECTORY / "redis")
+
+os.environ.update(
+    DATABASE_URL=POSTGRES.url,
+    REDIS_URL=REDIS.url,
+    TOLLGATE_DATA_DIR=str(DIRECTORY / "data"),
+    TOLLGATE_DEMO="1",
+    TOLLGATE_SECRET_KEY="a secret key for tests, of no use anywhere else, and long enough",
+    TOLLGATE_VAULT_KEY=base64.b64encode(b"a master key for the tests: 32 b").decode(),
+)
+if importlib.util.find_spec("controlplane.settings"):
+    os.environ["DJANGO_SETTINGS_MODULE"] = "controlplane.settings"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+
+
+class RunningServer:
+    """An embedded server that a test may kill, pause, stop and start again on the same data."""
+
+    def __init__(self, server: embedded.Server, directory: Path) -> None:
+        self.server = server
+        self.url = server.url
+        self.directory = directory
+        self._log = directory.with_suffix(".log")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        self.server.prepare()  # Ends the one that still runs.
+        if self._process is not None:
+            self._process.wait()
+        with self._log.open("ab") as log:
+            self._process = processes.start(self.server.argv, stop_signal=self.server.stop_signal, output=log)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not self.server.is_ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{self.server.name} did not start:\n{self._log.read_text()}")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            processes.stop(self._process, self.server.stop_signal, grace_s=10)
+
+    def kill(self) -> None:
+        """As `kill -9` of the server and whatever it started."""
+        assert self._process is not None
+        processes.kill_group(self._process)
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def _running(server: embedded.Server, directory: Path) -> Iterator[RunningServer]:
+    running = RunningServer(server, directory)
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_postgres() -> Iterator[RunningServer]:
+    """The PostgreSQL that `DATABASE_URL` names."""
+    yield from _running(POSTGRES, POSTGRES.directory)
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RunningServer]:
+    """The Redis that `REDIS_URL` names."""
+    yield from _running(REDIS, REDIS.directory)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(shared_postgres: RunningServer, shared_redis: RunningServer) -> None:
+    """Whatever uses the database may publish to Redis: both run before the test database is made."""
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb() -> bool:
+    return True  # The whole server is thrown away.
+
+
+@pytest.fixture
+def redis_url(shared_redis: RunningServer) -> str:
+    """URL of the shared Redis, empty."""
+    with redis.Redis.from_url(shared_redis.url) as client:
+        client.flushall()
+    return shared_redis.url
+
+
+@pytest.fixture
+def short_tmp_path() -> Iterator[Path]:
+    """A directory of a short name: the path of a Unix socket has room in it."""
+    directory = Path(tempfile.mkdtemp(prefix="tg-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def redis_server(short_tmp_path: Path) -> Iterator[RunningServer]:
+    """A Redis of the test's own: `.url`, `.pid`, `.kill()`, `.pause()`, `.resume()`, `.stop()`, `.start()`."""
+    yield from _running(embedded.Redis(short_tmp_path / "redis"), short_tmp_path / "redis")
+
+
+@pytest.fixture
+def postgres_server(short_tmp_path: Path) -> Iterator[RunningServer]:
+    """A PostgreSQL of the test's own; the same verbs as `redis_server`."""
+    yield from _running(embedded.Postgres(short_tmp_path / "postgres", fsync="off"), short_tmp_path / "postgres")
+
+
+@pytest.fixture
+def free_ports() -> Callable[[int], list[int]]:
+    """Call with a number to get so many TCP ports of 127.0.0.1 that nobody uses, all different."""
+
+    def choose(count: int) -> list[int]:
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+        ports = [listener.getsockname()[1] for listener in sockets]
+        for listener in sockets:
+            listener.close()
+        return ports
+
+    return choose
+
+
+@pytest.fixture
+def free_port(free_ports: Callable[[int], list[int]]) -> int:
+    """One TCP port of 127.0.0.1 that nobody uses."""
+    return free_ports(1)[0]
