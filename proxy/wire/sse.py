@@ -1,0 +1,115 @@
+"""Server-sent events: bytes in, events out, and every byte accounted for. No I/O, no idea of what the data says.
+
+The raw bytes of all events, and then those still pending, are exactly the bytes that were fed: a stream that needs no
+change is relayed as it came. Lines end in `\\n`, `\\r\\n` or `\\r`, as the standard of the event stream allows.
+"""
+
+import re
+from typing import NamedTuple
+
+EVENT_BYTES_MAX = 1024 * 1024
+EVENT_LINES_MAX = 16_384
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+# The end of a line that is not empty, and an empty line. Atomic groups, or backtracking would see two ends in one `\r\n`.
+_EVENT_END = re.compile(rb"[^\r\n](?>\r\n?|\n)(?>\r\n?|\n)")
+# What a pattern that straddles two chunks may have in the first: a byte, `\r\n`, `\r`.
+_STRADDLED_BYTES = 4
+_CARRIAGE_RETURN = 0x0D
+
+
+class StreamTooLarge(Exception):
+    """An event without end, in bytes or in lines."""
+
+
+class SSEEvent(NamedTuple):
+    """`raw` holds the empty line that ends the event, and those before it. A block of comments has no data and no event."""
+
+    raw: bytes
+    data: bytes
+    event: bytes
+
+
+class SSEParser:
+    """One stream. After `StreamTooLarge` the stream is lost: nothing more may be fed."""
+
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX, event_lines_max: int = EVENT_LINES_MAX) -> None:
+        self.event_bytes_max = event_bytes_max
+        self.event_lines_max = event_lines_max
+        self._pending = bytearray()
+        self._pending_lines = 0
+        self._is_first = True
+
+    def feed(self, chunk: bytes) -> list[SSEEvent]:
+        """The events that `chunk` completes. Raises `StreamTooLarge`."""
+        # Nearly every chunk is one event of one data line.
+        if (
+            not self._pending
+            and chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n\n")
+            and b"\r" not in chunk
+            and len(chunk) <= self.event_bytes_max
+        ):
+            self._is_first = False
+            return [SSEEvent(chunk, chunk[6:-2], b"")]
+        return self._feed_slowly(chunk)
+
+    def pending(self) -> bytes:
+        """What belongs to no event yet."""
+        return bytes(self._pending)
+
+    def finish(self) -> SSEEvent | None:
+        """The stream has ended: what is pending, as an event. The last one may lack its empty line, or be cut short."""
+        raw = bytes(self._pending)
+        self._pending.clear()
+        self._pending_lines = 0
+        return self._parse(raw) if raw else None
+
+    def _feed_slowly(self, chunk: bytes) -> list[SSEEvent]:
+        pending = self._pending
+        search_from = max(0, len(pending) - _STRADDLED_BYTES)
+        pending += chunk
+        events: list[SSEEvent] = []
+        start = 0
+        while (found := _EVENT_END.search(pending, search_from)) is not None:
+            end = found.end()
+            if end == len(pending) and pending[-1] == _CARRIAGE_RETURN:
+                break  # The `\n` of this `\r` may come with the next chunk.
+            raw = bytes(pending[start:end])
+            self._check_bounds(len(raw), _count_lines(raw))
+            events.append(self._parse(raw))
+            start = search_from = end
+        if start:
+            del pending[:start]
+            self._pending_lines = _count_lines(pending)
+        else:
+            self._pending_lines += _count_lines(chunk)
+        self._check_bounds(len(pending), self._pending_lines)
+        return events
+
+    def _check_bounds(self, event_bytes: int, event_lines: int) -> None:
+        if event_bytes > self.event_bytes_max:
+            raise StreamTooLarge(f"an event of the stream has more than {self.event_bytes_max} bytes")
+        if event_lines > self.event_lines_max:
+            raise StreamTooLarge(f"an event of the stream has more than {self.event_lines_max} lines")
+
+    def _parse(self, raw: bytes) -> SSEEvent:
+        text = raw
+        if self._is_first:
+            self._is_first = False
+            text = raw.removeprefix(_BYTE_ORDER_MARK)
+        data: list[bytes] = []
+        event = b""
+        for line in text.splitlines():
+            name, _, value = line.partition(b":")
+            if name == b"data":
+                data.append(value.removeprefix(b" "))
+            elif name == b"event":
+                event = value.removeprefix(b" ")
+        return SSEEvent(raw, data[0] if len(data) == 1 else b"\n".join(data), event)
+
+
+def _count_lines(text: bytes | bytearray) -> int:
+    return max(text.count(b"\n"), text.count(b"\r"))
