@@ -9,6 +9,7 @@ owner died in the middle of a write) ends the reading; all before it is whole.
 
 import contextlib
 import fcntl
+import heapq
 import os
 import re
 import struct
@@ -50,7 +51,7 @@ class JournalUnwritable(OSError):
 
 
 class Journal:
-    """The journal that this worker writes. Raises `JournalUnwritable` from every write that the disk refuses."""
+    """The journal that this worker writes. `dispatch` raises `JournalUnwritable` when the disk refuses it."""
 
     def __init__(self, directory: Path, worker: str) -> None:
         self.directory = directory
@@ -58,6 +59,7 @@ class Journal:
         self.seq = 0
         self._open_attempts: dict[str, Dispatched] = {}
         self._segments: list[_Segment] = []
+        self._unwritten: list[Settled] = []
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._roll()
 
@@ -67,24 +69,29 @@ class Journal:
         self._open_attempts[entry.attempt_id] = entry
 
     def settle(self, entry: Settled) -> None:
+        """Numbered and remembered even when the disk refuses it: what was spent cannot be refused any more."""
         assert entry.seq == self.seq + 1, "a worker's settles are numbered without a gap"
-        self._append(entry)
         self.seq = entry.seq
-        self._segments[-1].last_seq = entry.seq
         self._open_attempts.pop(entry.attempt_id, None)
+        try:
+            self._append(entry)
+            self._segments[-1].last_seq = entry.seq
+        except JournalUnwritable:
+            self._unwritten.append(entry)
 
     def open_attempts(self) -> list[Dispatched]:
         return list(self._open_attempts.values())
 
     def settled_after(self, seq: int) -> Iterator[Settled]:
-        for segment in list(self._segments):
-            if segment.last_seq > seq:
-                yield from (e for e in read(segment.path) if isinstance(e, Settled) and e.seq > seq)
+        written = (read(segment.path) for segment in list(self._segments) if segment.last_seq > seq)
+        settles = (e for entries in written for e in entries if isinstance(e, Settled))
+        return (e for e in heapq.merge(settles, list(self._unwritten), key=lambda e: e.seq) if e.seq > seq)
 
     def forget(self, ingested_seq: int) -> None:
         """Drop the segments that PostgreSQL has whole. The one being written stays."""
         while len(self._segments) > 1 and self._segments[0].last_seq <= ingested_seq:
             self._segments.pop(0).remove()
+        self._unwritten = [entry for entry in self._unwritten if entry.seq > ingested_seq]
 
     def sync(self) -> None:
         """To the disk itself. Blocks: call it from a thread."""

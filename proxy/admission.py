@@ -1,0 +1,496 @@
+"""ADMIT, EXTEND and SETTLE: the data path's only talk with the gate, and the journal that makes it safe to interrupt.
+
+An `Attempt` is one upstream call with a hold. Settling never waits: it is journaled and sent; what Redis did not confirm is
+replayed from the journal in order, which is idempotent because a worker's settles are numbered.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+from budgets.pricing import cost_nanos, hold_nanos
+
+from audit.records import Usage, UsageEvent, encode_event
+from budgets import gate
+from keys.kills import decode_flag
+from proxy.authenticate import Subject
+from proxy.clock import Clock
+from proxy.describe import Described
+from proxy.errors import (
+    BudgetExceeded,
+    GatewayError,
+    LeaseLost,
+    LimitExceeded,
+    TrafficHalted,
+    Unavailable,
+    UnpricedModel,
+)
+from proxy.ids import new_id
+from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
+from proxy.registry import Upstream
+from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisUnavailable
+
+log = structlog.get_logger()
+
+TRANCHE_TOKENS = 1024
+# Output that never shows as text: end-of-turn tokens, the frame around tool calls.
+HIDDEN_OUTPUT_TOKENS = 64
+BYTES_PER_TOKEN = 4
+# What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
+ASSUMED_OUTPUT_TOKENS = 256
+REPLAY_BATCH = 500
+
+
+class Attempt:
+    """One upstream call under a hold. Money in nano-USD, moments in seconds of the monotonic clock."""
+
+    __slots__ = (
+        "attempt_id",
+        "counters",
+        "described",
+        "event",
+        "first_token_at_s",
+        "full_nanos",
+        "held_nanos",
+        "is_dispatched",
+        "is_settled",
+        "rates",
+        "remaining",
+        "reset_ms",
+        "started_at_s",
+        "subject",
+        "tokens_charged",
+        "upstream",
+    )
+
+    def __init__(self, described: Described, upstream: Upstream, event: UsageEvent, started_at_s: float) -> None:
+        self.attempt_id = event.attempt_id
+        self.described = described
+        self.subject: Subject = described.subject
+        self.upstream = upstream
+        self.event = event
+        self.started_at_s = started_at_s
+        self.first_token_at_s: float | None = None
+        self.full_nanos = 0
+        self.held_nanos = 0
+        self.counters: list[gate.BudgetCounter] = []
+        self.rates: list[tuple[str, str, int, int]] = []
+        self.tokens_charged = 0
+        self.remaining: Sequence[int] = ()
+        self.reset_ms: Sequence[int] = ()
+        self.is_dispatched = False
+        self.is_settled = False
+
+    @property
+    def kill_fields(self) -> tuple[str, ...]:
+        return self.subject.kill_fields + self.upstream.kill_fields
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """How an attempt ended. `usage` None: the provider did not say, so it is estimated from what was seen."""
+
+    usage: Usage | None = None
+    output_chunks: int = 0
+    output_bytes: int = 0
+    may_have_been_billed: bool = True
+    status_code: int = 0
+    error_type: str = ""
+    finish_reason: str = ""
+    response_model: str = ""
+    kill_switch_id: str = ""
+
+
+class Admission:
+    def __init__(self, *, worker: str, redis: RedisPipeline, journal: Journal, clock: Clock, lease_s: float) -> None:
+        self.worker = worker
+        self.clock = clock
+        self.journal = journal
+        self.lease_until_s = 0.0
+        self.lease_s = lease_s
+        self._redis = redis
+        # Settles go straight to Redis only while everything before them is known to be there.
+        self._is_in_step = False
+        self._catching_up = asyncio.Lock()
+
+    @property
+    def is_ready(self) -> bool:
+        return self._is_in_step and self._redis.is_ready and self.has_lease
+
+    @property
+    def has_lease(self) -> bool:
+        return self.clock.monotonic_s() < self.lease_until_s
+
+    # Admit and extend
+
+    async def admit(self, described: Described, upstream: Upstream, attempt_number: int) -> Attempt:
+        """Hold the money for one attempt, journal it, and return it. Raises a GatewayError; then nothing is held."""
+        if not self.is_ready:
+            raise Unavailable("the gateway cannot admit requests now")
+        deployment = upstream.deployment
+        if deployment.price is None:
+            raise UnpricedModel(
+                f"`{deployment.model}` has no price at {deployment.provider}: an administrator must set one"
+            )
+        now_s = self.clock.now_s()
+        attempt = Attempt(
+            described, upstream, _event(described, upstream, attempt_number, now_s), self.clock.monotonic_s()
+        )
+        attempt.counters = described.subject.counters(now_s)
+        attempt.full_nanos, tranche_nanos = _hold_sizes(described, upstream)
+        attempt.tokens_charged = _tokens_charged(described)
+        limits = _limit_checks(attempt)
+        hold = gate.hold_value(attempt.counters, described.subject.running_keys, encode_event(attempt.event))
+        argument = gate.encode_admit(
+            worker=self.worker,
+            attempt_id=attempt.attempt_id,
+            kill_fields=attempt.kill_fields,
+            limits=limits,
+            budgets=attempt.counters,
+            full_nanos=attempt.full_nanos,
+            tranche_nanos=tranche_nanos,
+            hold=hold,
+        )
+        answer = gate.decode_admit(await self._ask_for_hold(attempt, argument))
+        if not isinstance(answer, gate.Admitted):
+            raise self._refusal(answer, attempt.subject, limits)
+        attempt.held_nanos = answer.held_nanos
+        attempt.remaining = answer.remaining
+        attempt.reset_ms = answer.reset_ms
+        self._journal_dispatch(attempt, hold)
+        return attempt
+
+    async def extend(self, attempt: Attempt, output_tokens: int) -> None:
+        """Grow the hold so that it covers `output_tokens` more. Raises a GatewayError when the cap has no room."""
+        price = attempt.upstream.deployment.price
+        assert price is not None, "an attempt is only admitted with a price"
+        argument = gate.encode_extend(
+            worker=self.worker,
+            attempt_id=attempt.attempt_id,
+            add_nanos=hold_nanos(price, 0, output_tokens),
+            kill_fields=attempt.kill_fields,
+            budgets=attempt.counters,
+        )
+        answer = gate.decode_extend(await self._ask(gate.EXTEND, argument))
+        if not isinstance(answer, gate.Extended):
+            raise self._refusal(answer, attempt.subject, [])
+        attempt.held_nanos = answer.held_nanos
+        hold = gate.hold_value(attempt.counters, attempt.subject.running_keys, encode_event(attempt.event))
+        self._journal_dispatch(attempt, hold)
+
+    # Settle
+
+    def settle(self, attempt: Attempt, outcome: Outcome) -> int:
+        """Replace the hold by the true cost and write the usage record. Returns the cost in nano-USD. Never waits, and does
+        nothing the second time."""
+        if attempt.is_settled:
+            return attempt.event.cost_nanos
+        attempt.is_settled = True
+        event = attempt.event = self._settled_event(attempt, outcome)
+        used = event.usage.input_tokens + event.usage.output_tokens
+        argument = gate.encode_settle(
+            worker=self.worker,
+            seq=self.journal.seq + 1,
+            attempt_id=attempt.attempt_id,
+            cost_nanos=event.cost_nanos,
+            budgets=attempt.counters,
+            tpm=[(key, rate, used - charged) for kind, key, rate, charged in attempt.rates if kind == "tpm"],
+            running_keys=attempt.subject.running_keys,
+            event=encode_event(event),
+        )
+        entry = Settled(self.journal.seq + 1, attempt.attempt_id, argument)
+        self.journal.settle(entry)
+        if self._is_in_step:
+            self._send(entry)
+        return event.cost_nanos
+
+    def _settled_event(self, attempt: Attempt, outcome: Outcome) -> UsageEvent:
+        price = attempt.upstream.deployment.price
+        assert price is not None, "an attempt is only admitted with a price"
+        now_s = self.clock.monotonic_s()
+        usage, source = outcome.usage, "provider"
+        if usage is None:
+            usage, source = _estimate(attempt, outcome), "estimated"
+        is_billable = attempt.is_dispatched and outcome.may_have_been_billed
+        if not is_billable:
+            usage, source = Usage(), "none"
+        return msgspec.structs.replace(
+            attempt.event,
+            state="posted" if attempt.is_dispatched else "voided",
+            status_code=outcome.status_code,
+            error_type=outcome.error_type,
+            finish_reason=outcome.finish_reason,
+            response_model=outcome.response_model,
+            usage=usage,
+            usage_source=source,
+            cost_nanos=cost_nanos(usage, price) if is_billable else 0,
+            held_nanos=attempt.held_nanos,
+            latency_ms=round((now_s - attempt.started_at_s) * 1000),
+            first_token_ms=round((attempt.first_token_at_s - attempt.started_at_s) * 1000)
+            if attempt.first_token_at_s
+            else 0,
+            kill_switch_id=outcome.kill_switch_id,
+        )
+
+    def _send(self, entry: Settled) -> None:
+        try:
+            future = self._redis.script(gate.SETTLE.sha1, entry.settle)
+        except RedisUnavailable:
+            self._is_in_step = False
+            return
+        future.add_done_callback(self._confirm)
+
+    def _confirm(self, future: "asyncio.Future[object]") -> None:
+        if future.cancelled() or future.exception() is not None:
+            # Whether it was applied is not known; the next connection asks and replays.
+            self._is_in_step = False
+        elif not isinstance(gate.decode_settle(future.result()), gate.Settled | gate.Duplicate):
+            self._is_in_step = False
+
+    # Catching up after Redis came back, and taking over from the dead
+
+    async def catch_up(self, applied_seq: int) -> None:
+        """Bring Redis to where this worker's journal is: missing holds first, then settles after `applied_seq`."""
+        async with self._catching_up:
+            self._is_in_step = False
+            for entry in self.journal.open_attempts():
+                await self._ask(gate.RESTORE, entry.restore)
+            while applied_seq < self.journal.seq:
+                applied_seq = await self._replay(list(self.journal.settled_after(applied_seq)), applied_seq)
+            # No await since the last look at the journal: what is settled from here on goes straight to Redis.
+            self._is_in_step = True
+
+    @property
+    def is_in_step(self) -> bool:
+        return self._is_in_step
+
+    def fall_out_of_step(self) -> None:
+        self._is_in_step = False
+
+    async def take_over(self, orphan: Orphan) -> int:
+        """Finish what a dead worker of this host left: its settles, then its open holds. Returns its last sequence number.
+        Raises `Unavailable` half way; doing it again does no harm."""
+        open_attempts: dict[str, Dispatched] = {}
+        settles: list[Settled] = []
+        for entry in orphan.entries():
+            if isinstance(entry, Dispatched):
+                open_attempts[entry.attempt_id] = entry
+            else:
+                open_attempts.pop(entry.attempt_id, None)
+                settles.append(entry)
+        applied = await self._call(b"HGET", gate.APPLIED, orphan.worker)
+        applied_seq = int(applied or 0)
+        for entry in open_attempts.values():
+            await self._ask(gate.RESTORE, entry.restore)
+        unapplied = [entry for entry in settles if entry.seq > applied_seq]
+        while unapplied:
+            applied_seq = await self._replay(unapplied, applied_seq)
+            unapplied = [entry for entry in unapplied if entry.seq > applied_seq]
+        # Every hold that is not in the journal was never dispatched.
+        held = await self._call(b"HKEYS", gate.holds_key(orphan.worker))
+        undispatched = [name.decode() for name in held if name.decode() not in open_attempts]
+        await self._ask(gate.REAP, gate.encode_reap(worker=orphan.worker, is_dead=True, void_attempt_ids=undispatched))
+        log.info(
+            "took over from a dead worker",
+            dead_worker=orphan.worker,
+            settled=len(settles),
+            open_attempts=len(open_attempts),
+            voided=len(undispatched),
+        )
+        return settles[-1].seq if settles else 0
+
+    async def _replay(self, entries: list[Settled], applied_seq: int) -> int:
+        """Send settles in order; returns the last applied sequence number. Raises `Unavailable`."""
+        for start in range(0, len(entries), REPLAY_BATCH):
+            batch = entries[start : start + REPLAY_BATCH]
+            answers = await asyncio.gather(*(self._ask(gate.SETTLE, entry.settle) for entry in batch))
+            for entry, answer in zip(batch, answers, strict=True):
+                decoded = gate.decode_settle(answer)
+                if isinstance(decoded, gate.Gap):
+                    # Redis is further back than it said: another server. Start again from where it is.
+                    return decoded.applied_seq
+                if isinstance(decoded, gate.NotReady):
+                    raise Unavailable("the gate is being rebuilt")
+                applied_seq = entry.seq
+        return applied_seq
+
+    # Talking to the gate
+
+    async def _ask_for_hold(self, attempt: Attempt, argument: bytes) -> list[object]:
+        """Ask, and when the client leaves in the meantime give back what may have been held."""
+        future = self._future(gate.ADMIT, argument)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda done: self._give_back(attempt, done))
+            raise
+        except (RedisUnavailable, RedisReplyError) as error:
+            # It may have been held all the same. Settling it as voided is right in both cases.
+            self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))
+            raise Unavailable("the gate did not answer") from error
+
+    def _give_back(self, attempt: Attempt, done: "asyncio.Future[list[object]]") -> None:
+        was_refused = (
+            not done.cancelled()
+            and done.exception() is None
+            and not isinstance(gate.decode_admit(done.result()), gate.Admitted)
+        )
+        if not was_refused:
+            self.settle(attempt, Outcome(may_have_been_billed=False, error_type="client_gone"))
+
+    async def _ask(self, script: gate.Script, argument: bytes) -> list[object]:
+        try:
+            return await self._future(script, argument)
+        except (RedisUnavailable, RedisReplyError) as error:
+            raise Unavailable("the gate did not answer") from error
+
+    def _future(self, script: gate.Script, argument: bytes) -> "asyncio.Future[list[object]]":
+        try:
+            return self._redis.script(script.sha1, argument)
+        except RedisUnavailable as error:
+            raise Unavailable("the gate cannot be reached") from error
+
+    async def _call(self, *command: bytes | str | int) -> "list[bytes] | bytes | None":
+        try:
+            return await self._redis.call(*command)
+        except (RedisUnavailable, RedisReplyError) as error:
+            raise Unavailable("the gate did not answer") from error
+
+    def _journal_dispatch(self, attempt: Attempt, hold: bytes) -> None:
+        restore = gate.encode_restore(
+            worker=self.worker,
+            attempt_id=attempt.attempt_id,
+            held_nanos=attempt.held_nanos,
+            budgets=attempt.counters,
+            running_keys=attempt.subject.running_keys,
+            hold=hold,
+        )
+        try:
+            self.journal.dispatch(Dispatched(attempt.attempt_id, restore))
+        except JournalUnwritable as error:
+            self.settle(attempt, Outcome(may_have_been_billed=attempt.is_dispatched, error_type="journal_unwritable"))
+            raise Unavailable("the worker's journal cannot be written", retry_after_s=5) from error
+
+    def _refusal(self, answer: object, subject: Subject, limits: Sequence[gate.LimitCheck]) -> GatewayError:
+        match answer:
+            case gate.Halted(flag=body):
+                flag = decode_flag(body)
+                return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
+            case gate.Limited(index=index, remaining=remaining, retry_after_ms=retry_after_ms):
+                return _limit_exceeded(limits[index], remaining, retry_after_ms)
+            case gate.OverBudget(index=index, left_nanos=left_nanos):
+                return _budget_exceeded(subject, index, left_nanos, self.clock.now_s())
+            case gate.NotReady(reason="no_lease"):
+                self.lease_until_s = 0.0
+                return LeaseLost("this worker is rejoining")
+            case _:
+                self._is_in_step = False
+                return Unavailable("the gate is being rebuilt")
+
+
+def _event(described: Described, upstream: Upstream, attempt_number: int, now_s: float) -> UsageEvent:
+    subject, deployment = described.subject, upstream.deployment
+    return UsageEvent(
+        attempt_id=new_id(),
+        request_id=described.request_id,
+        attempt_number=attempt_number,
+        admitted_at_us=int(now_s * 1_000_000),
+        team_id=subject.team.team_id,
+        project_id=subject.project.project_id,
+        virtual_key_id=subject.key.key_id,
+        environment=subject.project.environment,
+        alias=described.call.alias,
+        provider=deployment.provider,
+        model=deployment.model,
+        deployment=deployment.name,
+        operation=described.call.operation,
+        request_model=deployment.upstream_model,
+        is_stream=described.call.is_stream,
+        price_id=deployment.price.price_id if deployment.price else "",
+        tags=described.tags,
+    )
+
+
+def _hold_sizes(described: Described, upstream: Upstream) -> tuple[int, int]:
+    """(the whole worst case, the first tranche) in nano-USD; equal where output can hide, or nothing streams."""
+    call, deployment = described.call, upstream.deployment
+    assert deployment.price is not None
+    input_tokens = min(call.input_tokens_max, max(deployment.context_window, 1))
+    output_tokens = output_tokens_max(described, upstream)
+    full = hold_nanos(deployment.price, input_tokens, output_tokens)
+    if not (call.is_stream and deployment.output_is_visible):
+        return full, full
+    tranche_tokens = min(output_tokens, TRANCHE_TOKENS * call.choices)
+    return full, hold_nanos(deployment.price, input_tokens, tranche_tokens)
+
+
+def output_tokens_max(described: Described, upstream: Upstream) -> int:
+    """What the provider may bill as output at most."""
+    call = described.call
+    if call.operation != "chat":
+        return 0
+    return (call.output_tokens_max or upstream.deployment.max_output_tokens) * call.choices
+
+
+def _tokens_charged(described: Described) -> int:
+    """What the token limit is charged at admission; corrected to the true count at settle."""
+    call = described.call
+    output = (call.output_tokens_max or ASSUMED_OUTPUT_TOKENS) * call.choices if call.operation == "chat" else 0
+    return call.input_tokens_max // BYTES_PER_TOKEN + output
+
+
+def _limit_checks(attempt: Attempt) -> list[gate.LimitCheck]:
+    subject = attempt.subject
+    checks = []
+    for kind, key, per_minute in subject.rates:
+        # No request is too large for ever: it takes the whole minute at most, and its true size at settle.
+        cost = 1 if kind == "rpm" else min(attempt.tokens_charged, per_minute)
+        checks.append(gate.LimitCheck(kind, key, per_minute, cost))
+        attempt.rates.append((kind, key, per_minute, cost))
+    checks.extend(gate.LimitCheck("running", key, most, 1) for key, most in subject.running)
+    return checks
+
+
+def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
+    """Tokens of a call whose usage never came: what was seen of the output, and the prompt by its length."""
+    output = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
+    return Usage(input_tokens=attempt.described.call.input_tokens_max // BYTES_PER_TOKEN, output_tokens=output)
+
+
+_KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "running": "requests at once"}
+
+
+def _limit_exceeded(limit: gate.LimitCheck, remaining: int, retry_after_ms: int) -> LimitExceeded:
+    scope = limit.key.split(":")[-2]
+    return LimitExceeded(
+        f"the {scope}'s limit of {limit.per_minute} {_KIND_NAMES[limit.kind]} is reached ({remaining} left)",
+        retry_after_s=max(1, -(-retry_after_ms // 1000)),
+        details={"limit": limit.per_minute, "limit_kind": _KIND_NAMES[limit.kind], "limit_scope": scope},
+    )
+
+
+def _budget_exceeded(subject: Subject, index: int, left_nanos: int, now_s: float) -> BudgetExceeded:
+    budget, counter = subject.budgets[index], subject.counters(now_s)[index]
+    left = max(left_nanos, 0)
+    return BudgetExceeded(
+        f"budget {budget.name!r} of the {budget.scope} (${_usd(budget.amount_nanos)} per {budget.window}) "
+        f"has ${_usd(left)} left, too little for this request; it resets in {max(0, int(counter.expire_at_s - now_s))} s",
+        should_retry=False,
+        retry_after_s=None,
+        details={
+            "budget": budget.name,
+            "budget_id": budget.budget_id,
+            "scope": budget.scope,
+            "window": budget.window,
+            "amount_usd": _usd(budget.amount_nanos),
+            "left_usd": _usd(left),
+            "resets_at": int(counter.expire_at_s),
+        },
+    )
+
+
+def _usd(nanos: int) -> str:
+    """Exact decimal text of nano-USD, at least cents."""
+    whole, fraction = divmod(nanos, 1_000_000_000)
+    digits = f"{fraction:09d}".rstrip("0")
+    return f"{whole}.{digits.ljust(2, '0')}"

@@ -1,0 +1,135 @@
+"""The ASGI application of one worker: builds the parts on startup, takes them down in order on shutdown."""
+
+import contextlib
+import os
+import secrets
+import socket
+
+import structlog
+
+from budgets import gate
+from keys.vault import open_sealed, parse_master_keys
+from proxy.admission import Admission
+from proxy.authenticate import KeyCache
+from proxy.clock import Clock
+from proxy.config import Config
+from proxy.control import Control
+from proxy.errors import Unavailable
+from proxy.gateway import Gateway
+from proxy.journal import Journal
+from proxy.live import LiveRequests
+from proxy.metrics import Counts, WorkerStatus, decode_status, render
+from proxy.receive import Receive, Scope, Send
+from proxy.wire.http1 import UpstreamPool
+from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisSubscriber, RedisUnavailable
+
+log = structlog.get_logger()
+
+# A worker that has not beaten for this long is not shown in the metrics any more.
+STATUS_STALE_S = 30.0
+
+
+class Worker:
+    """Everything one worker process owns."""
+
+    def __init__(self, config: Config) -> None:
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.clock = Clock()
+        self.counts = Counts()
+        self.live = LiveRequests()
+        self.pool = UpstreamPool()
+        self.redis = RedisPipeline(config.redis_url, timeout_s=config.redis_timeout_s)
+        self.keys = KeyCache(self.redis)
+        self.journal = Journal(config.data_dir / "journal", name)
+        self.admission = Admission(
+            worker=name, redis=self.redis, journal=self.journal, clock=self.clock, lease_s=config.lease_s
+        )
+        master_keys = parse_master_keys(config.vault_key)
+        self.control = Control(
+            redis=self.redis,
+            admission=self.admission,
+            keys=self.keys,
+            live=self.live,
+            clock=self.clock,
+            counts=self.counts,
+            data_dir=config.data_dir,
+            open_sealed=lambda sealed, record_id: open_sealed(sealed, record_id, master_keys).reveal(),
+        )
+        self.gateway = Gateway(
+            control=self.control,
+            admission=self.admission,
+            keys=self.keys,
+            pool=self.pool,
+            live=self.live,
+            clock=self.clock,
+            counts=self.counts,
+            metrics=self.metrics,
+            body_bytes_max=config.body_bytes_max,
+        )
+        self.subscriber = RedisSubscriber(
+            config.redis_url,
+            [gate.PUSH],
+            on_message=lambda _channel, body: self.control.pushed(body),
+            on_connect=self.control.resubscribed,
+        )
+
+    async def start(self) -> None:
+        self.control.load_last_good()
+        for script in gate.SCRIPTS:
+            self.redis.register_script(script.text)
+        self.redis.on_connect = self.control.connected
+        self.redis.start()
+        self.subscriber.start()
+        self.control.start()
+
+    async def stop(self) -> None:
+        """After the last request: wait for the settles on their way, then leave."""
+        self.gateway.is_draining = True
+        with contextlib.suppress(Unavailable):
+            await self.control.beat()
+        await self.control.stop()
+        await self.subscriber.close()
+        await self.redis.close()
+        await self.pool.close()
+        self.journal.close()
+
+    async def metrics(self) -> bytes:
+        """All workers that beat lately; this one alone when Redis cannot be asked."""
+        own = self.control.status()
+        try:
+            bodies = await self.redis.call(b"HVALS", gate.WORKERS)
+        except (RedisUnavailable, RedisReplyError):
+            return render([own])
+        others = (decode_status(body) for body in bodies)
+        return render([own, *(status for status in others if self._is_other(status, own))])
+
+    def _is_other(self, status: WorkerStatus, own: WorkerStatus) -> bool:
+        return status.worker != own.worker and own.at_s - status.at_s < STATUS_STALE_S
+
+
+class Application:
+    """ASGI: the lifespan builds the worker inside its own event loop; requests go to its gateway."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._gateway: Gateway | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            assert self._gateway is not None, "the lifespan comes first"
+            await self._gateway(scope, receive, send)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        worker = Worker(self._config)
+        self._gateway = worker.gateway
+        await worker.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await worker.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+application = Application(Config.from_environment(os.environ))

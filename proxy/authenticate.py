@@ -1,0 +1,168 @@
+"""Who is asking: the presented virtual key → its record → the subject that limits and budgets apply to."""
+
+from collections.abc import Callable
+from itertools import chain
+
+from budgets.windows import window_bounds
+
+from budgets import gate
+from keys import tokens
+from keys.kills import kill_field
+from proxy.errors import InvalidKey, Unavailable
+from proxy.registry import Registry
+from proxy.snapshot import Budget, KeyRecord, Limits, Project, Team, decode_key
+from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisUnavailable
+
+RECORDS_MAX = 100_000
+BEARER = b"bearer "
+
+
+class Subject:
+    """A virtual key with its project and team in one snapshot, and what the gate checks for it, prepared once."""
+
+    __slots__ = (
+        "_counters",
+        "_counters_valid_until_s",
+        "budgets",
+        "key",
+        "kill_fields",
+        "project",
+        "rates",
+        "registry",
+        "running",
+        "running_keys",
+        "team",
+    )
+
+    def __init__(self, key: KeyRecord, project: Project, team: Team, registry: Registry) -> None:
+        self.key = key
+        self.project = project
+        self.team = team
+        self.registry = registry
+        self.kill_fields = (
+            kill_field("global"),
+            kill_field("team", team.team_id),
+            kill_field("project", project.project_id),
+            kill_field("key", key.key_id),
+        )
+        self.budgets: tuple[Budget, ...] = (*team.budgets, *project.budgets, *key.budgets)
+        scopes = (
+            ("team", team.team_id, team.limits),
+            ("project", project.project_id, project.limits),
+            ("key", key.key_id, key.limits),
+        )
+        self.rates = list(chain.from_iterable(_rates(*scope) for scope in scopes))
+        self.running = [
+            (gate.running_key(scope, subject_id), limits.concurrency)
+            for scope, subject_id, limits in scopes
+            if limits.concurrency is not None
+        ]
+        self.running_keys = [name for name, _ in self.running]
+        self._counters: list[gate.BudgetCounter] = []
+        self._counters_valid_until_s = 0.0
+
+    def counters(self, now_s: float) -> list[gate.BudgetCounter]:
+        """The spend counters of the windows that `now_s` (Unix seconds) lies in, in the order of `budgets`."""
+        if now_s >= self._counters_valid_until_s:
+            bounds = [window_bounds(budget.window, budget.time_zone, now_s) for budget in self.budgets]
+            self._counters = [
+                gate.BudgetCounter(gate.spend_key(budget.budget_id, start), budget.amount_nanos, budget.is_hard, end)
+                for budget, (start, end) in zip(self.budgets, bounds, strict=True)
+            ]
+            self._counters_valid_until_s = min((end for _, end in bounds), default=now_s + 3600)
+        return self._counters
+
+
+class KeyCache:
+    """Records by digest, filled from Redis, forgotten by push. A worker never writes a record back."""
+
+    def __init__(self, redis: RedisPipeline) -> None:
+        self._redis = redis
+        self._records: dict[str, KeyRecord | None] = {}
+        self._subjects: dict[str, Subject] = {}
+        self._generation = 0
+
+    async def find(self, digest: str) -> KeyRecord | None:
+        """None for an unknown key. Raises `Unavailable` when it is not at hand and Redis cannot be asked."""
+        try:
+            return self._records[digest]
+        except KeyError:
+            pass
+        generation = self._generation
+        try:
+            body = await self._redis.call(b"HGET", gate.KEYS, digest)
+        except (RedisUnavailable, RedisReplyError) as error:
+            raise Unavailable("the key cannot be checked now") from error
+        record = decode_key(body) if body is not None else None
+        # A push that came while we asked may be newer than the answer: then the answer is not kept.
+        if generation == self._generation:
+            if len(self._records) >= RECORDS_MAX:
+                self._forget_oldest()
+            self._records[digest] = record
+        return record
+
+    def subject(self, digest: str, key: KeyRecord, registry: Registry) -> Subject | None:
+        """The prepared subject of a key in a snapshot; None when the snapshot does not know its project yet."""
+        subject = self._subjects.get(digest)
+        if subject is not None and subject.registry is registry and subject.key is key:
+            return subject
+        project = registry.snapshot.projects.get(key.project_id)
+        if project is None:
+            return None
+        subject = Subject(key, project, registry.snapshot.teams[project.team_id], registry)
+        if self._records.get(digest) is key:
+            self._subjects[digest] = subject
+        return subject
+
+    def forget(self, digest: str) -> None:
+        self._generation += 1
+        self._records.pop(digest, None)
+        self._subjects.pop(digest, None)
+
+    def clear(self) -> None:
+        self._generation += 1
+        self._records.clear()
+        self._subjects.clear()
+
+    def _forget_oldest(self) -> None:
+        for digest in list(self._records)[: RECORDS_MAX // 10]:
+            del self._records[digest]
+            self._subjects.pop(digest, None)
+
+
+async def authenticate(authorization: bytes, keys: KeyCache, registry: Registry, now_s: Callable[[], float]) -> Subject:
+    """The subject of the presented `Authorization` header. Raises `InvalidKey` or `Unavailable`."""
+    digest = tokens.digest(_presented(authorization))
+    key = await keys.find(digest)
+    if key is None:
+        raise InvalidKey("this virtual key is not known: check it, or ask for a new one")
+    check_key(key, now_s())
+    subject = keys.subject(digest, key, registry)
+    if subject is None:
+        raise Unavailable("the key's project has not reached this worker yet")
+    return subject
+
+
+def check_key(key: KeyRecord, now_s: float) -> None:
+    """Raises `InvalidKey` for a key that was revoked, is paused or has expired."""
+    if key.is_revoked:
+        raise InvalidKey("this virtual key was revoked", code="key_revoked")
+    if key.is_paused:
+        raise InvalidKey("this virtual key is paused", code="key_paused")
+    if key.expires_at_s is not None and key.expires_at_s <= now_s:
+        raise InvalidKey("this virtual key has expired", code="key_expired")
+
+
+def _presented(authorization: bytes) -> str:
+    if authorization[:7].lower() != BEARER:
+        raise InvalidKey("no virtual key: send it as `Authorization: Bearer tg-…`", code="missing_api_key")
+    secret = authorization[7:].strip()
+    if not secret or len(secret) > tokens.TOKEN_LENGTH_MAX or not secret.isascii():
+        raise InvalidKey("this is not a virtual key")
+    return secret.decode("ascii")
+
+
+def _rates(scope: str, subject_id: str, limits: Limits) -> list[tuple[str, str, int]]:
+    """(kind, key, per minute) of the limits that are set."""
+    per_minute = (("rpm", limits.requests_per_minute), ("tpm", limits.tokens_per_minute))
+    return [(kind, gate.rate_key(kind, scope, subject_id), rate) for kind, rate in per_minute if rate is not None]

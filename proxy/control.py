@@ -1,0 +1,312 @@
+"""The worker's ear: snapshot, virtual keys and kill switches by push and by poll, and the lease that says it still hears.
+
+Push is a hint, the versions polled with each heartbeat are the truth. A worker that has not been heard for its lease
+admits nothing and cuts its streams.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from budgets import gate
+from keys.kills import KillFlag, decode_flag
+from proxy.admission import Admission
+from proxy.authenticate import KeyCache
+from proxy.clock import Clock
+from proxy.errors import LeaseLost, Unavailable
+from proxy.journal import adopt
+from proxy.live import LiveRequests
+from proxy.metrics import Counts, WorkerStatus, encode_status
+from proxy.registry import OpenSealed, Registry
+from proxy.route import halted
+from proxy.snapshot import decode_snapshot
+from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisUnavailable
+
+log = structlog.get_logger()
+
+BEAT_INTERVAL_S = 1.0
+LAPSE_CHECK_INTERVAL_S = 0.25
+ADOPT_INTERVAL_S = 5.0
+ACK_EXPIRES_S = 7 * 24 * 3600
+CUT_WAIT_S = 1.0
+SNAPSHOT_FILE = "snapshot.json"
+
+
+class Push(msgspec.Struct):
+    """One message of `tg:push`."""
+
+    kind: str
+    version: int = 0
+    keys_version: int = 0
+    digest: str = ""
+    field: str = ""
+    flag: KillFlag | None = None
+
+
+_decode_push = msgspec.json.Decoder(Push).decode
+
+
+class Control:
+    def __init__(
+        self,
+        *,
+        redis: RedisPipeline,
+        admission: Admission,
+        keys: KeyCache,
+        live: LiveRequests,
+        clock: Clock,
+        counts: Counts,
+        data_dir: Path,
+        open_sealed: OpenSealed,
+    ) -> None:
+        self.registry: Registry | None = None
+        self.kills: dict[str, KillFlag] = {}
+        self._redis = redis
+        self._admission = admission
+        self._keys = keys
+        self._live = live
+        self._clock = clock
+        self._counts = counts
+        self._snapshot_path = data_dir / SNAPSHOT_FILE
+        self._open_sealed = open_sealed
+        self._refused_version = 0
+        self._keys_version = -1
+        self._kills_version = -1
+        self._epoch = b""
+        self._ingested_seq = 0
+        self._started_at_s = time.time()
+        self._adopted_at_s = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Life
+
+    def load_last_good(self) -> None:
+        """The snapshot kept on disk, so that a worker can start while everything else is down."""
+        try:
+            body = self._snapshot_path.read_bytes()
+        except FileNotFoundError:
+            return
+        self._swap(body)
+
+    def start(self) -> None:
+        self._spawn(self._forever(self._beat_and_keep_house, BEAT_INTERVAL_S))
+        self._spawn(self._forever(self._check_lapse, LAPSE_CHECK_INTERVAL_S))
+
+    async def stop(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def connected(self, _redis: RedisPipeline) -> None:
+        """After each connect of the command connection: hear everything anew before anything is admitted."""
+        self._admission.fall_out_of_step()
+        self._epoch = b""
+        await self.beat()
+
+    async def resubscribed(self) -> None:
+        """After each connect of the push connection: what was pushed in between is lost, so look."""
+        self._keys.clear()
+        with contextlib.suppress(Unavailable):
+            await self.beat()
+
+    # Hearing
+
+    async def beat(self) -> None:
+        """Renew the lease and follow the versions. Raises `Unavailable`."""
+        asked_at_s, wall_s = self._clock.monotonic_s(), time.time()
+        lease_ms = int(self._admission.lease_s * 1000)
+        argument = gate.encode_heartbeat(
+            worker=self._admission.worker, lease_ms=lease_ms, status=encode_status(self.status())
+        )
+        beat = gate.decode_heartbeat(await self._script(gate.HEARTBEAT, argument))
+        self._clock.correct(beat.time_us, (wall_s + time.time()) / 2)
+        self._admission.lease_until_s = asked_at_s + self._admission.lease_s
+        self._ingested_seq = beat.ingested_seq
+        if not beat.epoch:
+            self._admission.fall_out_of_step()
+            return
+        await self._follow(beat)
+        if beat.epoch != self._epoch or not self._admission.is_in_step:
+            await self._admission.catch_up(beat.applied_seq)
+            self._epoch = beat.epoch
+
+    async def _follow(self, beat: gate.Beat) -> None:
+        is_other_server = beat.epoch != self._epoch
+        if is_other_server or beat.keys_version > self._keys_version:
+            self._keys.clear()
+            self._keys_version = beat.keys_version
+        if is_other_server or beat.kills_version != self._kills_version:
+            await self._load_kills(beat.kills_version)
+        current = self.registry.version if self.registry else -1
+        if beat.snapshot_version not in (current, self._refused_version):
+            await self._load_snapshot()
+
+    def pushed(self, body: bytes) -> None:
+        """One message of the push channel; nonsense is logged and left."""
+        try:
+            push = _decode_push(body)
+        except msgspec.DecodeError:
+            log.error("push message is not readable")
+            return
+        if push.kind == "key":
+            self._keys.forget(push.digest)
+            # Only the next version in line: after a gap the poll clears the cache.
+            if push.keys_version == self._keys_version + 1:
+                self._keys_version = push.keys_version
+        elif push.kind == "snapshot":
+            self._spawn(self._load_snapshot())
+        elif push.kind == "kill" and push.flag is not None:
+            self._throw(push.flag)
+        elif push.kind == "lift":
+            self.kills.pop(push.field, None)
+
+    async def _load_snapshot(self) -> None:
+        body = await self._call(b"GET", gate.SNAPSHOT)
+        if isinstance(body, bytes) and self._swap(body):
+            await asyncio.to_thread(self._keep, body)
+
+    def _swap(self, body: bytes) -> bool:
+        """Decode, check, compile, then swap. A bad snapshot is refused and the last good one serves on."""
+        try:
+            registry = Registry(decode_snapshot(body), self._open_sealed)
+        except ValueError as error:  # msgspec's errors are ValueErrors too.
+            log.error("snapshot refused", reason=str(error))
+            return False
+        if self.registry is not None and registry.version < self.registry.version and self._epoch:
+            return False
+        self.registry = registry
+        log.info("snapshot in force", version=registry.version)
+        return True
+
+    def _keep(self, body: bytes) -> None:
+        temporary = self._snapshot_path.with_suffix(f".{os.getpid()}.tmp")
+        with contextlib.suppress(OSError):  # A full disk costs the next cold start, not this one.
+            temporary.write_bytes(body)
+            temporary.chmod(0o600)
+            temporary.replace(self._snapshot_path)
+
+    # Kill switches
+
+    async def _load_kills(self, version: int) -> None:
+        values = await self._call(b"HVALS", gate.KILLS)
+        flags = {flag.field: flag for flag in map(decode_flag, values or ())}
+        new = [flag for field, flag in flags.items() if field not in self.kills]
+        self.kills = flags
+        self._kills_version = version
+        for flag in new:
+            self._throw(flag)
+
+    def _throw(self, flag: KillFlag) -> None:
+        """Cut what the flag covers, at once, and acknowledge when it has ended."""
+        began_at_s = self._clock.monotonic_s()
+        self.kills[flag.field] = flag
+        cut = self._live.cut_matching(flag.field, halted(flag))
+        self._counts.streams_cut += cut
+        self._spawn(self._acknowledge(flag, cut, began_at_s))
+
+    async def _acknowledge(self, flag: KillFlag, cut: int, began_at_s: float) -> None:
+        deadline_s = began_at_s + CUT_WAIT_S
+        while self._live.any_cut_by_kill(flag.kill_switch_id) and self._clock.monotonic_s() < deadline_s:
+            await asyncio.sleep(0.002)
+        elapsed_ms = round((self._clock.monotonic_s() - began_at_s) * 1000)
+        ack = msgspec.json.encode({"streams_cut": cut, "elapsed_ms": elapsed_ms, "at_s": self._clock.now_s()})
+        key = gate.kill_acks_key(flag.kill_switch_id)
+        with contextlib.suppress(Unavailable):
+            # A worker that hears of it twice, by push and by poll, answers once.
+            await self._call(b"HSETNX", key, self._admission.worker, ack)
+            await self._call(b"EXPIRE", key, ACK_EXPIRES_S)
+
+    # Keeping house
+
+    async def _beat_and_keep_house(self) -> None:
+        if not self._redis.is_ready:
+            return
+        await self.beat()
+        self._admission.journal.forget(self._ingested_seq)
+        await asyncio.to_thread(self._admission.journal.sync)
+        if self._clock.monotonic_s() - self._adopted_at_s > ADOPT_INTERVAL_S and self._admission.is_in_step:
+            self._adopted_at_s = self._clock.monotonic_s()
+            await self._adopt_orphans()
+
+    async def _adopt_orphans(self) -> None:
+        journal = self._admission.journal
+        for orphan in adopt(journal.directory, journal.worker):
+            try:
+                last_seq = await self._admission.take_over(orphan)
+                ingested = await self._call(b"HGET", gate.INGESTED, orphan.worker)
+                if isinstance(ingested, bytes) and int(ingested) >= last_seq:
+                    orphan.remove()
+            finally:
+                # What PostgreSQL does not have yet stays on disk, for the next round.
+                orphan.release()
+
+    async def _check_lapse(self) -> None:
+        if not self._admission.has_lease and len(self._live):
+            self._live.cut_all(LeaseLost("this worker lost its lease; the request was stopped"))
+
+    def status(self) -> WorkerStatus:
+        return WorkerStatus(
+            worker=self._admission.worker,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at_s=self._started_at_s,
+            at_s=self._clock.now_s(),
+            snapshot_version=self.registry.version if self.registry else 0,
+            kills_version=self._kills_version,
+            is_ready=self._admission.is_ready,
+            live_requests=len(self._live),
+            live_streams=self._live.streams(),
+            rss_bytes=_rss_bytes(),
+            journal_seq=self._admission.journal.seq,
+            ingested_seq=self._ingested_seq,
+            counts=self._counts,
+        )
+
+    # Talking to Redis
+
+    async def _script(self, script: gate.Script, argument: bytes) -> list[object]:
+        try:
+            return await self._redis.script(script.sha1, argument)
+        except (RedisUnavailable, RedisReplyError) as error:
+            raise Unavailable("Redis did not answer") from error
+
+    async def _call(self, *command: bytes | str | int) -> object:
+        try:
+            return await self._redis.call(*command)
+        except (RedisUnavailable, RedisReplyError) as error:
+            raise Unavailable("Redis did not answer") from error
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._logged(coroutine))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _logged(self, coroutine: Coroutine[None, None, None]) -> None:
+        try:
+            await coroutine
+        except Unavailable as error:
+            log.warning("control step put off", reason=error.message)
+
+    async def _forever(self, step: Callable[[], Coroutine[None, None, None]], interval_s: float) -> None:
+        while True:
+            try:
+                await step()
+            except Unavailable as error:
+                log.warning("control step put off", step=step.__name__, reason=error.message)
+            except Exception:
+                log.exception("control step failed", step=step.__name__)
+            await asyncio.sleep(interval_s)
+
+
+def _rss_bytes() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0

@@ -1,0 +1,226 @@
+"""The story of a request, and the ASGI application that tells it. Holds the flow; the stages compute."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from proxy.admission import Admission, Attempt, Outcome
+from proxy.authenticate import KeyCache, Subject, authenticate
+from proxy.cache import look_in_cache
+from proxy.call import call_provider
+from proxy.clock import Clock
+from proxy.control import Control
+from proxy.describe import Described, describe
+from proxy.dialects import openai
+from proxy.errors import (
+    ClientGone,
+    GatewayError,
+    MethodNotAllowed,
+    RouteUnknown,
+    TrafficHalted,
+    Unavailable,
+    UpstreamFailed,
+)
+from proxy.guard import guard
+from proxy.live import LiveRequest, LiveRequests
+from proxy.metrics import Counts
+from proxy.receive import Receive, Request, Scope, Send, read_body
+from proxy.registry import Registry, Upstream
+from proxy.relay import relay_stream, relay_whole
+from proxy.respond import JSON, Responder
+from proxy.route import allowed_aliases, choose_route
+from proxy.wire.http1 import UpstreamPool
+
+log = structlog.get_logger()
+
+# A client that reads nothing any more must not keep the last words of its stream from being given up.
+LAST_WORDS_S = 1.0
+
+Handler = Callable[[Request, Receive, Responder, LiveRequest], Awaitable[None]]
+StatusReader = Callable[[], Awaitable[bytes]]
+
+
+class Gateway:
+    """The ASGI application's HTTP side. Everything it needs is handed to it; it owns none of it."""
+
+    def __init__(
+        self,
+        *,
+        control: Control,
+        admission: Admission,
+        keys: KeyCache,
+        pool: UpstreamPool,
+        live: LiveRequests,
+        clock: Clock,
+        counts: Counts,
+        metrics: StatusReader,
+        body_bytes_max: int,
+    ) -> None:
+        self._control = control
+        self._admission = admission
+        self._keys = keys
+        self._pool = pool
+        self._live = live
+        self._clock = clock
+        self._counts = counts
+        self._metrics = metrics
+        self._body_bytes_max = body_bytes_max
+        self.is_draining = False
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/models": ("GET", self._list_models),
+            "/healthz": ("GET", self._healthz),
+            "/readyz": ("GET", self._readyz),
+            "/metrics": ("GET", self._show_metrics),
+            **dict.fromkeys(openai.OPERATIONS, ("POST", self._infer)),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, to its end: whatever happens, the client gets an answer in its own dialect or a cut stream's last
+        words, and the request is no longer live."""
+        task = asyncio.current_task()
+        assert task is not None
+        request, live = Request(scope), LiveRequest(task)
+        responder = Responder(send, request)
+        scope["tollgate.client_gone"] = live.client_gone  # Called by the server protocol when the connection is lost.
+        began_at_s = self._clock.monotonic_s()
+        self._live.add(live)
+        try:
+            await self._dispatch(request, receive, responder, live)
+        except GatewayError as error:
+            await self._last_words(responder, error)
+        except asyncio.CancelledError:
+            if live.cut_by is None:
+                raise
+            task.uncancel()
+            await self._last_words(responder, live.cut_by)
+        except Exception:
+            log.exception("request failed", request_id=request.request_id, path=request.path)
+            await self._last_words(responder, GatewayError("the gateway failed; the request id names this failure"))
+        finally:
+            self._live.remove(live)
+            status_code = responder.status_code or ClientGone.status_code
+            self._counts.request_done(status_code, (self._clock.monotonic_s() - began_at_s) * 1000)
+
+    async def _dispatch(self, request: Request, receive: Receive, responder: Responder, live: LiveRequest) -> None:
+        method, handler = self._routes.get(request.path, ("", None))
+        if handler is None:
+            raise RouteUnknown(f"there is no {request.path}: see GET /v1/models and POST /v1/chat/completions")
+        if request.method != method:
+            raise MethodNotAllowed(f"{request.path} takes {method}")
+        await handler(request, receive, responder, live)
+
+    async def _last_words(self, responder: Responder, error: GatewayError) -> None:
+        try:
+            async with asyncio.timeout(LAST_WORDS_S):
+                await responder.fail(error)
+        except TimeoutError:
+            log.info("client does not read its stream's end", request_id=responder.request_id.decode())
+
+    # The story of a request
+
+    async def _infer(self, request: Request, receive: Receive, responder: Responder, live: LiveRequest) -> None:
+        request.body = await read_body(receive, self._body_bytes_max)
+        subject = await self._authenticate(request)
+        described = guard(describe(request, subject))
+        cached = look_in_cache(described)
+        if cached is not None:
+            await responder.whole(200, cached, [JSON])
+            return
+        live.is_stream = described.call.is_stream
+        route = choose_route(described, self._control.kills, random.random)
+        for attempt_number, upstream in enumerate(route, start=1):
+            try:
+                await self._attempt(request, described, upstream, attempt_number, responder, live)
+            except (UpstreamFailed, TrafficHalted) as error:
+                if responder.has_started or attempt_number == len(route) or not _may_do_better(error):
+                    raise
+            else:
+                return
+
+    async def _attempt(
+        self,
+        request: Request,
+        described: Described,
+        upstream: Upstream,
+        attempt_number: int,
+        responder: Responder,
+        live: LiveRequest,
+    ) -> None:
+        """One upstream call under one hold. Leaving settles what was counted, however it ends."""
+        live.kill_fields = described.subject.kill_fields + upstream.kill_fields
+        attempt = await self._admission.admit(described, upstream, attempt_number)
+        outcome = Outcome(may_have_been_billed=True)
+        response = None
+        try:
+            response = await call_provider(self._pool, attempt, described, request)
+            relay = relay_stream if described.call.is_stream else relay_whole
+            await relay(response, attempt, outcome, responder, self._admission)
+        except UpstreamFailed as error:
+            outcome.error_type = error.error_type
+            outcome.status_code = error.status_code
+            outcome.may_have_been_billed = error.may_have_been_billed
+            raise
+        except GatewayError as error:
+            _note_cut(outcome, error)
+            raise
+        except asyncio.CancelledError:
+            _note_cut(outcome, live.cut_by)
+            raise
+        finally:
+            if response is not None:
+                response.close()
+            self._settle(attempt, outcome)
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        cost = self._admission.settle(attempt, outcome)
+        usage = attempt.event.usage
+        self._counts.attempt_settled(usage.input_tokens, usage.output_tokens, cost)
+
+    async def _authenticate(self, request: Request) -> Subject:
+        return await authenticate(
+            request.headers.get(b"authorization", b""), self._keys, self._registry(), self._clock.now_s
+        )
+
+    def _registry(self) -> Registry:
+        if self._control.registry is None:
+            raise Unavailable("no configuration has reached this worker yet")
+        return self._control.registry
+
+    # The small answers
+
+    async def _list_models(self, request: Request, _receive: Receive, responder: Responder, _live: LiveRequest) -> None:
+        subject = await self._authenticate(request)
+        aliases = allowed_aliases(subject.key, subject.registry)
+        await responder.whole(200, openai.render_models(aliases), [JSON])
+
+    async def _healthz(self, _request: Request, _receive: Receive, responder: Responder, _live: LiveRequest) -> None:
+        await responder.whole(200, b'{"status":"alive"}', [JSON])
+
+    async def _readyz(self, _request: Request, _receive: Receive, responder: Responder, _live: LiveRequest) -> None:
+        if self.is_draining or self._control.registry is None or not self._admission.is_ready:
+            raise Unavailable("this worker does not admit requests now")
+        await responder.whole(200, b'{"status":"ready"}', [JSON])
+
+    async def _show_metrics(
+        self, _request: Request, _receive: Receive, responder: Responder, _live: LiveRequest
+    ) -> None:
+        await responder.whole(200, await self._metrics(), [(b"content-type", b"text/plain; version=0.0.4")])
+
+
+def _may_do_better(error: GatewayError) -> bool:
+    """Whether the next deployment is worth trying: a passing failure, or a kill switch on this model or provider only."""
+    if isinstance(error, TrafficHalted):
+        return error.details.get("scope") in ("model", "provider")
+    return error.transient
+
+
+def _note_cut(outcome: Outcome, error: GatewayError | None) -> None:
+    if error is None:
+        outcome.error_type = "shutdown"
+        return
+    outcome.error_type = error.error_type
+    outcome.status_code = error.status_code
+    if isinstance(error, TrafficHalted):
+        outcome.kill_switch_id = error.kill_switch_id

@@ -1,0 +1,185 @@
+"""What OpenAI and the providers shaped like it speak: requests out, answers and streams in. Pure; no I/O."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from audit.records import Usage
+from proxy.dialects.openai import CHAT, EMBEDDINGS, Call
+from proxy.snapshot import Deployment, Provider
+from proxy.wire.json_gate import dump_object
+from proxy.wire.sse import SSEEvent
+
+TARGETS = {CHAT: b"/chat/completions", EMBEDDINGS: b"/embeddings"}
+
+# What crosses back to the client; everything else of the provider's headers stays here.
+RESPONSE_HEADERS = frozenset({b"content-type", b"retry-after", b"openai-processing-ms", b"openai-version"})
+
+_encode = msgspec.json.Encoder().encode
+_TRUE = msgspec.Raw(b"true")
+
+
+def authorization(secret: str) -> tuple[bytes, bytes]:
+    return b"authorization", b"Bearer " + secret.encode("ascii")
+
+
+def build_body(call: Call, deployment: Deployment, provider: Provider) -> bytes:
+    """The client's body with the model's name, an output cap and the request for usage put in; the rest byte for byte."""
+    fields = call.fields
+    fields["model"] = msgspec.Raw(_encode(deployment.upstream_model))
+    if call.operation == CHAT:
+        if call.output_tokens_max is None:
+            fields[provider.output_cap_field] = msgspec.Raw(b"%d" % deployment.max_output_tokens)
+        if call.is_stream and not call.wants_usage_chunk:
+            fields["stream_options"] = _including_usage(fields.get("stream_options"))
+    return dump_object(fields)
+
+
+def _including_usage(stream_options: msgspec.Raw | None) -> msgspec.Raw:
+    options: dict[str, msgspec.Raw] = {}
+    if stream_options is not None and bytes(stream_options) != b"null":
+        options = msgspec.json.decode(stream_options, type=dict[str, msgspec.Raw])
+    return msgspec.Raw(dump_object({**options, "include_usage": _TRUE}))
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+class _CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _CompletionDetails | None = None
+
+
+class _Delta(msgspec.Struct):
+    """Every field in which output can show. Raw, because some providers send arrays where others send text."""
+
+    content: msgspec.Raw | None = None
+    reasoning_content: msgspec.Raw | None = None
+    reasoning: msgspec.Raw | None = None
+    refusal: msgspec.Raw | None = None
+    tool_calls: msgspec.Raw | None = None
+    function_call: msgspec.Raw | None = None
+
+    def visible_bytes(self) -> int:
+        parts = (
+            self.content,
+            self.reasoning_content,
+            self.reasoning,
+            self.refusal,
+            self.tool_calls,
+            self.function_call,
+        )
+        return sum(_visible_bytes(part) for part in parts if part is not None)
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """A stream's chunk, and just as well a whole answer."""
+
+    model: str | None = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: msgspec.Raw | None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a whole answer says of itself. `usage` is None where it does not say."""
+
+    usage: Usage | None = None
+    response_model: str = ""
+    finish_reason: str = ""
+
+
+def read_answer(body: bytes) -> Answer:
+    """Raises `msgspec.DecodeError` when the body is no answer of this shape."""
+    chunk = _decode_chunk(body)
+    reasons = [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason]
+    return Answer(_usage_of(chunk.usage), chunk.model or "", reasons[-1] if reasons else "")
+
+
+class StreamMeter:
+    """Reads along as a stream passes. Decides nothing but which event is the usage chunk that we had asked for."""
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.response_model = ""
+        self.finish_reason = ""
+        self.is_done = False
+        self.has_error = False
+        self.output_chunks = 0
+        self.output_bytes = 0
+
+    def observe(self, event: SSEEvent) -> bool:
+        """Take note of one event. True when it carries usage and no choices: the chunk of `include_usage`."""
+        data = event.data
+        if not data:
+            return False
+        if data == b"[DONE]":
+            self.is_done = True
+            return False
+        try:
+            chunk = _decode_chunk(data)
+        except msgspec.DecodeError:
+            # Not ours to judge: it passes through, and counts as output of its own length.
+            self.output_chunks += 1
+            self.output_bytes += len(data)
+            return False
+        if chunk.error is not None and bytes(chunk.error) != b"null":
+            self.has_error = True
+        if chunk.usage is not None:
+            self.usage = _usage_of(chunk.usage) or self.usage
+        if chunk.model:
+            self.response_model = chunk.model
+        if not chunk.choices:
+            return chunk.usage is not None
+        self._count(chunk.choices)
+        return False
+
+    def _count(self, choices: Iterable[_Choice]) -> None:
+        for choice in choices:
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+            if choice.delta is not None:
+                visible = choice.delta.visible_bytes()
+                if visible:
+                    self.output_chunks += 1
+                    self.output_bytes += visible
+
+
+def _usage_of(usage: _Usage | None) -> Usage | None:
+    if usage is None or usage.prompt_tokens is None:
+        return None
+    completion = usage.completion_tokens or 0
+    # Some leave reasoning out of completion_tokens; then the total is more than the sum.
+    output = max(completion, (usage.total_tokens or 0) - usage.prompt_tokens)
+    details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
+    return Usage(
+        input_tokens=usage.prompt_tokens,
+        cache_read_input_tokens=(details.cached_tokens or 0) if details else 0,
+        cache_write_input_tokens=(details.cache_write_tokens or 0) if details else 0,
+        output_tokens=output,
+        reasoning_tokens=(completion_details.reasoning_tokens or 0) if completion_details else 0,
+    )
+
+
+def _visible_bytes(part: msgspec.Raw) -> int:
+    raw = bytes(part)
+    if raw[:1] == b'"':
+        return len(raw) - 2
+    return 0 if raw == b"null" else len(raw)

@@ -1,0 +1,71 @@
+"""Choosing the route: which deployments are tried, in which order, and why. Pure, but for the draw that is passed in."""
+
+from collections.abc import Callable, Mapping
+
+from keys.kills import KillFlag
+from proxy.describe import Described
+from proxy.errors import AliasNotAllowed, AliasUnknown, InvalidRequest, TrafficHalted, Unavailable
+from proxy.registry import Registry, Upstream
+from proxy.snapshot import Alias, KeyRecord
+from routing.engine import choose
+
+EVERY_ALIAS = "*"
+
+
+def may_use(key: KeyRecord, alias: str) -> bool:
+    return alias in key.aliases or EVERY_ALIAS in key.aliases
+
+
+def allowed_aliases(key: KeyRecord, registry: Registry) -> list[Alias]:
+    return [alias for name, alias in sorted(registry.snapshot.aliases.items()) if may_use(key, name)]
+
+
+def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Callable[[], float]) -> list[Upstream]:
+    """At least one upstream, best first. Raises when the alias is unknown or not allowed, or no deployment can serve."""
+    subject, call = described.subject, described.call
+    registry = subject.registry
+    alias = registry.snapshot.aliases.get(call.alias)
+    if alias is None:
+        raise AliasUnknown(
+            f"the model `{call.alias}` does not exist: GET /v1/models lists what this key may use", param="model"
+        )
+    if not may_use(subject.key, call.alias):
+        raise AliasNotAllowed(f"this virtual key may not use the model `{call.alias}`", param="model")
+
+    def obstacle(deployment_id: str) -> str | None:
+        return _obstacle(registry.upstreams[deployment_id], call.operation, kills)
+
+    candidates = choose(alias.targets, obstacle, draw)
+    route = [registry.upstreams[candidate.deployment_id] for candidate in candidates if candidate.is_usable]
+    if route:
+        return route
+    # All are passed over. A kill switch is told before anything else: it is somebody's decision.
+    for target in alias.targets:
+        for field in registry.upstreams[target.deployment_id].kill_fields:
+            if field in kills:
+                raise halted(kills[field])
+    reasons = {candidate.reason for candidate in candidates}
+    if reasons == {"operation"}:
+        raise InvalidRequest(
+            f"the model `{call.alias}` does not serve {call.operation}", code="operation_not_supported", param="model"
+        )
+    raise Unavailable(
+        f"no deployment of `{call.alias}` can be called: {', '.join(sorted(reasons)) or 'it has none'}",
+        retry_after_s=10,
+    )
+
+
+def halted(flag: KillFlag) -> TrafficHalted:
+    return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
+
+
+def _obstacle(upstream: Upstream, operation: str, kills: Mapping[str, KillFlag]) -> str | None:
+    if operation not in upstream.deployment.operations:
+        return "operation"
+    if not upstream.deployment.is_active or not upstream.provider.is_active:
+        return "paused"
+    if not upstream.has_credential:
+        return "no credential"
+    if kills and any(field in kills for field in upstream.kill_fields):
+        return "halted"
+    return None
