@@ -6,6 +6,7 @@ one as `KeyRecord`s. All money is in integer nano-USD (1e-9 USD), rates per 1,00
 
 import msgspec
 
+from budgets.pricing import Price
 from routing.engine import AliasTarget
 
 SCHEMA_VERSION = 1
@@ -33,17 +34,6 @@ class Limits(Struct):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
-
-
-class Price(Struct):
-    """Rates in nano-USD per 1,000,000 tokens, `request_nanos` in nano-USD per request."""
-
-    price_id: str
-    input_nanos: int
-    output_nanos: int
-    cache_read_nanos: int
-    cache_write_nanos: int
-    request_nanos: int = 0
 
 
 class Credential(Struct):
