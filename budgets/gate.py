@@ -1,0 +1,336 @@
+"""The gate's language: names of keys, texts of the scripts, encoders of their argument, decoders of their answer. No I/O.
+
+Every script takes one MessagePack array and answers an array whose first item is a word. What each one does is said in
+`docs/architecture.md`. All amounts are integers of nano-USD.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+# Keys
+
+EPOCH = "tg:epoch"
+VERSIONS = "tg:versions"
+SNAPSHOT = "tg:snapshot"
+KEYS = "tg:keys"
+KILLS = "tg:kills"
+KILL_UNRECORDED = "tg:kill:unrecorded"
+PUSH = "tg:push"
+WORKERS = "tg:workers"
+SUSPENSE = "tg:suspense"
+APPLIED = "tg:applied"
+USAGE = "tg:usage"
+INGESTED = "tg:ingested"
+
+
+def lease_key(worker: str) -> str:
+    return f"tg:lease:{worker}"
+
+
+def holds_key(worker: str) -> str:
+    return f"tg:holds:{worker}"
+
+
+def kill_acks_key(kill_switch_id: str) -> str:
+    return f"tg:kill:acks:{kill_switch_id}"
+
+
+def spend_key(budget_id: str, window_start_s: int) -> str:
+    return f"tg:spend:{budget_id}:{window_start_s}"
+
+
+def rate_key(kind: str, scope: str, subject_id: str) -> str:
+    """`kind` is rpm or tpm."""
+    return f"tg:limit:{kind}:{scope}:{subject_id}"
+
+
+def running_key(scope: str, subject_id: str) -> str:
+    return f"tg:running:{scope}:{subject_id}"
+
+
+# Scripts
+
+
+class Script(msgspec.Struct, frozen=True):
+    name: str
+    text: str
+    sha1: str
+
+
+def _load(name: str) -> Script:
+    folder = Path(__file__).parent / "lua"
+    text = (folder / "prelude.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+HEARTBEAT = _load("heartbeat")
+ADMIT = _load("admit")
+EXTEND = _load("extend")
+SETTLE = _load("settle")
+RESTORE = _load("restore")
+REAP = _load("reap")
+SCRIPTS = (HEARTBEAT, ADMIT, EXTEND, SETTLE, RESTORE, REAP)
+
+
+# What goes in
+
+# The largest amount that one script call moves: Lua counts exactly up to here. Nine million dollars for one attempt is no price,
+# it is a client that asks for 10^18 tokens.
+AMOUNT_MAX_NANOS = 2**53
+
+
+class BudgetCounter(NamedTuple):
+    """One budget in one window. `expire_at_s` is the window's end in Unix seconds."""
+
+    key: str
+    cap_nanos: int
+    is_hard: bool
+    expire_at_s: int
+
+
+class LimitCheck(NamedTuple):
+    """`per_minute` units flow back in every minute; for `running` it is how many may run at once."""
+
+    kind: Literal["rpm", "tpm", "running"]
+    key: str
+    per_minute: int
+    cost: int
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_json = msgspec.json.Encoder().encode
+
+
+def hold_value(budgets: Sequence[BudgetCounter], running_keys: Sequence[str], event_json: bytes) -> bytes:
+    """What is kept with a hold, so that it can be resolved without its worker: `<head JSON>|<event JSON>`."""
+    head = _json({"budgets": [(key, expire_at_s) for key, _, _, expire_at_s in budgets], "running": running_keys})
+    # The first bar ends the head, so it has none of its own.
+    return head.replace(b"|", b"\\u007c") + b"|" + event_json
+
+
+def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
+    return _pack((worker, lease_ms, status))
+
+
+def encode_admit(
+    *,
+    worker: str,
+    attempt_id: str,
+    kill_fields: Sequence[str],
+    limits: Sequence[LimitCheck],
+    budgets: Sequence[BudgetCounter],
+    full_nanos: int,
+    tranche_nanos: int,
+    hold: bytes,
+) -> bytes:
+    """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe."""
+    full_nanos, tranche_nanos = min(full_nanos, AMOUNT_MAX_NANOS), min(tranche_nanos, AMOUNT_MAX_NANOS)
+    return _pack((worker, attempt_id, kill_fields, limits, budgets, full_nanos, tranche_nanos, hold))
+
+
+def encode_extend(
+    *, worker: str, attempt_id: str, add_nanos: int, kill_fields: Sequence[str], budgets: Sequence[BudgetCounter]
+) -> bytes:
+    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX_NANOS), kill_fields, budgets))
+
+
+def encode_settle(
+    *,
+    worker: str,
+    seq: int,
+    attempt_id: str,
+    cost_nanos: int,
+    budgets: Sequence[BudgetCounter],
+    tpm: Sequence[tuple[str, int, int]],
+    running_keys: Sequence[str],
+    event: bytes,
+) -> bytes:
+    """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt."""
+    cost_nanos = min(cost_nanos, AMOUNT_MAX_NANOS)
+    return _pack((worker, seq, attempt_id, cost_nanos, budgets, tpm, running_keys, event))
+
+
+def encode_restore(
+    *,
+    worker: str,
+    attempt_id: str,
+    held_nanos: int,
+    budgets: Sequence[BudgetCounter],
+    running_keys: Sequence[str],
+    hold: bytes,
+) -> bytes:
+    return _pack((worker, attempt_id, held_nanos, budgets, running_keys, hold))
+
+
+def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) -> bytes:
+    """`is_dead` is proof of death (its journal's lock is free): then the lease is not asked."""
+    return _pack((worker, is_dead, void_attempt_ids))
+
+
+# What comes out
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """`epoch` is empty while Redis is being rebuilt. `time_us` is Redis time, Unix microseconds."""
+
+    lease_was_alive: bool
+    epoch: str
+    time_us: int
+    snapshot_version: int
+    keys_version: int
+    kills_version: int
+    applied_seq: int
+    ingested_seq: int
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """`remaining` and `reset_ms` stand in the order of the limits that were asked for."""
+
+    held_nanos: int
+    remaining: tuple[int, ...]
+    reset_ms: tuple[int, ...]
+
+
+class Extended(msgspec.Struct, frozen=True):
+    held_nanos: int
+
+
+class Halted(msgspec.Struct, frozen=True):
+    """`flag` is the JSON that the kill switch left."""
+
+    flag: bytes
+
+
+class Limited(msgspec.Struct, frozen=True):
+    """`index` is the position in `limits`. `retry_after_ms` is `budgets.limits.NEVER_FITS` when waiting does not help."""
+
+    index: int
+    remaining: int
+    retry_after_ms: int
+
+
+class OverBudget(msgspec.Struct, frozen=True):
+    """`index` is the position in `budgets`. `left_nanos` is negative when the budget is overdrawn."""
+
+    index: int
+    left_nanos: int
+
+
+class NotReady(msgspec.Struct, frozen=True):
+    """The gate cannot say: `no_epoch` (being rebuilt), `no_lease` (this worker must beat first), `no_hold`."""
+
+    reason: str
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """`held_nanos` was held before; 0 where the hold was lost with Redis."""
+
+    held_nanos: int
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """Was applied before: nothing changed."""
+
+    applied_seq: int
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Came too early: nothing changed. Everything after `applied_seq` is to be sent in order."""
+
+    applied_seq: int
+
+
+class Restored(msgspec.Struct, frozen=True):
+    pass
+
+
+class Present(msgspec.Struct, frozen=True):
+    """The hold was there, or in suspense: nothing changed."""
+
+
+class Reaped(msgspec.Struct, frozen=True):
+    """How many holds went to suspense, and how many were given back."""
+
+    to_suspense: int
+    voided: int
+
+
+class Alive(msgspec.Struct, frozen=True):
+    """The worker has its lease: nothing changed."""
+
+
+class UnknownAnswer(ValueError):
+    """The script said something that this version does not know."""
+
+
+def decode_heartbeat(reply: Sequence[Any]) -> Beat:
+    if reply[0] != b"ok":
+        raise _unknown(reply)
+    return Beat(reply[1] == 1, reply[2].decode(), *reply[3:])
+
+
+def decode_admit(reply: Sequence[Any]) -> Admitted | Halted | Limited | OverBudget | NotReady:
+    word = reply[0]
+    if word == b"ok":
+        return Admitted(reply[1], tuple(reply[2]), tuple(reply[3]))
+    if word == b"limited":
+        return Limited(reply[1], reply[2], reply[3])
+    return _decode_refusal(reply)
+
+
+def decode_extend(reply: Sequence[Any]) -> Extended | Halted | OverBudget | NotReady:
+    if reply[0] == b"ok":
+        return Extended(reply[1])
+    return _decode_refusal(reply)
+
+
+def decode_settle(reply: Sequence[Any]) -> Settled | Duplicate | Gap | NotReady:
+    word = reply[0]
+    if word == b"ok":
+        return Settled(reply[1])
+    if word == b"duplicate":
+        return Duplicate(reply[1])
+    if word == b"gap":
+        return Gap(reply[1])
+    return _decode_not_ready(reply)
+
+
+def decode_restore(reply: Sequence[Any]) -> Restored | Present | NotReady:
+    word = reply[0]
+    if word == b"ok":
+        return Restored()
+    if word == b"present":
+        return Present()
+    return _decode_not_ready(reply)
+
+
+def decode_reap(reply: Sequence[Any]) -> Reaped | Alive | NotReady:
+    word = reply[0]
+    if word == b"ok":
+        return Reaped(reply[1], reply[2])
+    if word == b"alive":
+        return Alive()
+    return _decode_not_ready(reply)
+
+
+def _decode_refusal(reply: Sequence[Any]) -> Halted | OverBudget | NotReady:
+    word = reply[0]
+    if word == b"over_budget":
+        return OverBudget(reply[1], reply[2])
+    if word == b"halted":
+        return Halted(reply[1])
+    return _decode_not_ready(reply)
+
+
+def _decode_not_ready(reply: Sequence[Any]) -> NotReady:
+    if reply[0] in (b"no_epoch", b"no_lease", b"no_hold"):
+        return NotReady(reply[0].decode())
+    raise _unknown(reply)
+
+
+def _unknown(reply: Sequence[Any]) -> UnknownAnswer:
+    return UnknownAnswer(f"the gate answered {reply[0]!r}")
