@@ -1,0 +1,219 @@
+"""What may be spent and how fast, and what was spent by the hour. The rules are in the pure modules beside this one."""
+
+from typing import Any
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.exceptions import ValidationError
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.utils import timezone
+
+from audit.ids import uuid7
+from audit.querysets import TeamQuerySet
+from keys.models import VirtualKey
+from teams.models import Project, Team, name_validator
+
+SUBJECT_TEAMS = ("team_id", "project__team_id", "virtual_key__project__team_id")
+
+
+class Scope(models.TextChoices):
+    TEAM = "team", "team"
+    PROJECT = "project", "project"
+    KEY = "key", "virtual key"
+
+
+def _exactly_the_subject() -> models.Q:
+    """The one subject that the scope names is set, and no other."""
+    fields = {Scope.TEAM: "team", Scope.PROJECT: "project", Scope.KEY: "virtual_key"}
+    condition = models.Q()
+    for scope, chosen in fields.items():
+        condition |= models.Q(scope=scope, **{f"{field}__isnull": field != chosen for field in fields.values()})
+    return condition
+
+
+class SubjectRule(models.Model):
+    """A rule for one team, project or virtual key."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    scope = models.CharField(max_length=16, choices=Scope)
+    team = models.ForeignKey(Team, models.PROTECT, null=True, blank=True)
+    project = models.ForeignKey(Project, models.PROTECT, null=True, blank=True)
+    virtual_key = models.ForeignKey(VirtualKey, models.PROTECT, null=True, blank=True)
+    is_active = models.BooleanField(default=True)
+    created_at = models.DateTimeField(default=timezone.now, editable=False)
+
+    class Meta:
+        abstract = True
+
+    @property
+    def subject(self) -> Team | Project | VirtualKey | None:
+        subject: Any = {"team": self.team, "project": self.project, "key": self.virtual_key}.get(self.scope)
+        return subject
+
+    def clean(self) -> None:
+        given = {"team": self.team_id, "project": self.project_id, "virtual_key": self.virtual_key_id}
+        wanted = "virtual_key" if self.scope == Scope.KEY else self.scope
+        if [name for name, pk in given.items() if pk is not None] != [wanted]:
+            raise ValidationError("Name the one subject that the scope says, and no other.")
+        if not self._state.adding:
+            stored = type(self)._base_manager.get(pk=self.pk)
+            # Its counter, and what was spent, belong to the subject.
+            if stored.subject != self.subject:
+                raise ValidationError("The subject stays: deactivate this one and add another.")
+
+
+class BudgetQuerySet(TeamQuerySet["Budget"]):
+    team_paths = SUBJECT_TEAMS
+
+
+class Budget(SubjectRule):
+    """At most this much in each hour, day or month of the team's calendar. A hard one is never passed; a soft one warns."""
+
+    class Window(models.TextChoices):
+        HOUR = "hour", "hour"
+        DAY = "day", "day"
+        MONTH = "month", "month"
+
+    name = models.CharField(max_length=100, validators=[name_validator])
+    window = models.CharField(max_length=8, choices=Window, default=Window.MONTH)
+    amount_usd = models.DecimalField("amount (USD)", max_digits=18, decimal_places=9, validators=[MinValueValidator(0)])
+    is_hard = models.BooleanField(default=True, help_text="Refuses what would pass it. A soft budget only reports.")
+
+    objects = BudgetQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        default_related_name = "budgets"
+        constraints = [
+            models.CheckConstraint(condition=_exactly_the_subject(), name="budgets_budget_subject"),
+            models.CheckConstraint(condition=models.Q(amount_usd__gte=0), name="budgets_budget_amount"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.amount_usd.normalize():f} USD per {self.window}"
+
+
+class LimitQuerySet(TeamQuerySet["Limit"]):
+    team_paths = SUBJECT_TEAMS
+
+
+class Limit(SubjectRule):
+    """Requests or tokens per minute, or requests running at once."""
+
+    class Metric(models.TextChoices):
+        REQUESTS = "requests", "requests per minute"
+        TOKENS = "tokens", "tokens per minute"
+        CONCURRENCY = "concurrency", "requests at once"
+
+    metric = models.CharField(max_length=16, choices=Metric)
+    amount = models.PositiveBigIntegerField()
+
+    objects = LimitQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        default_related_name = "limits"
+        constraints = [
+            models.CheckConstraint(condition=_exactly_the_subject(), name="budgets_limit_subject"),
+            models.UniqueConstraint(
+                fields=["scope", "team", "project", "virtual_key", "metric"],
+                nulls_distinct=False,
+                name="budgets_limit_once",
+                violation_error_message="There is such a limit already: change that one.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.amount:,} {Limit.Metric(self.metric).label}"
+
+
+class UsageHourQuerySet(TeamQuerySet["UsageHour"]):
+    pass
+
+
+class UsageHour(models.Model):
+    """The ledger summed up by hour (UTC), subject, alias, model and provider. Histograms count requests per bucket."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    hour = models.DateTimeField()
+    team_id = models.UUIDField()
+    project_id = models.UUIDField()
+    virtual_key_id = models.UUIDField()
+    alias = models.CharField()
+    model = models.CharField()
+    provider = models.CharField()
+    requests = models.BigIntegerField(default=0)
+    errors = models.BigIntegerField(default=0)
+    input_tokens = models.BigIntegerField(default=0)
+    output_tokens = models.BigIntegerField(default=0)
+    cached_tokens = models.BigIntegerField(default=0)
+    cost_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0)
+    latency_histogram = ArrayField(models.BigIntegerField(), default=list)
+    first_token_histogram = ArrayField(models.BigIntegerField(), default=list)
+
+    objects = UsageHourQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-hour"]
+        default_permissions = ("view",)
+        constraints = [
+            models.UniqueConstraint(
+                fields=["hour", "team_id", "project_id", "virtual_key_id", "alias", "model", "provider"],
+                name="budgets_usagehour_once",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["team_id", "hour"], name="budgets_usagehour_team"),
+            models.Index(fields=["project_id", "hour"], name="budgets_usagehour_project"),
+            models.Index(fields=["virtual_key_id", "hour"], name="budgets_usagehour_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H:00} {self.model}"
+
+
+class UsageTagHourQuerySet(TeamQuerySet["UsageTagHour"]):
+    pass
+
+
+class UsageTagHour(models.Model):
+    """The ledger summed up by hour (UTC), project and one tag. A record with three tags counts in three rows."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    hour = models.DateTimeField()
+    team_id = models.UUIDField()
+    project_id = models.UUIDField()
+    tag_key = models.CharField()
+    tag_value = models.CharField()
+    requests = models.BigIntegerField(default=0)
+    tokens = models.BigIntegerField(default=0)
+    cost_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0)
+
+    objects = UsageTagHourQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-hour"]
+        default_permissions = ("view",)
+        constraints = [
+            models.UniqueConstraint(
+                fields=["hour", "team_id", "project_id", "tag_key", "tag_value"], name="budgets_usagetaghour_once"
+            )
+        ]
+        indexes = [models.Index(fields=["tag_key", "hour"], name="budgets_usagetaghour_key")]
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H:00} {self.tag_key}={self.tag_value}"
+
+
+class IngestWatermark(models.Model):
+    """The last settle of a worker that the ledger holds."""
+
+    worker = models.CharField(max_length=200, primary_key=True)
+    seq = models.BigIntegerField(default=0)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.worker} {self.seq}"

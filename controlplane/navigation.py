@@ -1,0 +1,70 @@
+"""The admin's sidebar, in the order in which finance and security ask: money, then stops, then who, then how."""
+
+from django.http import HttpRequest
+from django.urls import reverse_lazy
+
+SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
+    (
+        "Spend",
+        [
+            ("Overview", "monitoring", "admin:index", ""),
+            ("Budgets", "account_balance_wallet", "admin:budgets_budget_changelist", "budgets.view_budget"),
+            ("Usage records", "receipt_long", "admin:audit_usagerecord_changelist", "audit.view_usagerecord"),
+            ("Prices", "sell", "admin:routing_price_changelist", "routing.view_price"),
+            (
+                "Exchange rates",
+                "currency_exchange",
+                "admin:routing_exchangerate_changelist",
+                "routing.view_exchangerate",
+            ),
+        ],
+    ),
+    (
+        "Control",
+        [
+            ("Kill switches", "emergency_home", "admin:keys_killswitch_changelist", "keys.view_killswitch"),
+            ("Limits", "speed", "admin:budgets_limit_changelist", "budgets.view_limit"),
+            ("Audit", "history", "admin:audit_auditentry_changelist", "audit.view_auditentry"),
+        ],
+    ),
+    (
+        "Access",
+        [
+            ("Virtual keys", "key", "admin:keys_virtualkey_changelist", "keys.view_virtualkey"),
+            ("Projects", "folder_open", "admin:teams_project_changelist", "teams.view_project"),
+            ("Teams", "groups", "admin:teams_team_changelist", "teams.view_team"),
+        ],
+    ),
+    (
+        "Models",
+        [
+            ("Model aliases", "alt_route", "admin:routing_modelalias_changelist", "routing.view_modelalias"),
+            ("Deployments", "dns", "admin:routing_deployment_changelist", "routing.view_deployment"),
+            ("Models", "neurology", "admin:routing_model_changelist", "routing.view_model"),
+            ("Providers", "cloud", "admin:routing_provider_changelist", "routing.view_provider"),
+            ("Credential pools", "lock", "admin:keys_credentialpool_changelist", "keys.view_credentialpool"),
+        ],
+    ),
+    (
+        "Administration",
+        [
+            ("Users", "person", "admin:teams_user_changelist", "teams.view_user"),
+            ("Groups", "badge", "admin:teams_group_changelist", "teams.view_group"),
+            ("Service accounts", "smart_toy", "admin:teams_serviceaccount_changelist", "teams.view_serviceaccount"),
+        ],
+    ),
+]
+
+
+def sidebar(request: HttpRequest) -> list[dict[str, object]]:
+    """Only what this user may open."""
+    navigation: list[dict[str, object]] = []
+    for title, links in SECTIONS:
+        items = [
+            {"title": name, "icon": icon, "link": reverse_lazy(view)}
+            for name, icon, view, permission in links
+            if not permission or request.user.has_perm(permission)
+        ]
+        if items:
+            navigation.append({"title": title, "separator": True, "items": items})
+    return navigation
