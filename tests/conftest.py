@@ -5,7 +5,6 @@ the end. Tests that hurt a server take one of their own: `redis_server`, `postgr
 """
 
 import base64
-import importlib.util
 import os
 import shutil
 import signal
@@ -22,12 +21,14 @@ import redis
 from controlplane import embedded, processes
 
 READY_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
 DIRECTORY = Path(tempfile.mkdtemp(prefix="tollgate-test-"))
 # Data need not survive a power cut here; it does survive the death of the process.
 POSTGRES = embedded.Postgres(DIRECTORY / "postgres", fsync="off", synchronous_commit="off", full_page_writes="off")
 REDIS = embedded.Redis(DIRECTORY / "redis")
 
 os.environ.update(
+    DJANGO_SETTINGS_MODULE="controlplane.settings",
     DATABASE_URL=POSTGRES.url,
     REDIS_URL=REDIS.url,
     TOLLGATE_DATA_DIR=str(DIRECTORY / "data"),
@@ -35,8 +36,6 @@ os.environ.update(
     TOLLGATE_SECRET_KEY="a secret key for tests, of no use anywhere else, and long enough",
     TOLLGATE_VAULT_KEY=base64.b64encode(b"a master key for the tests: 32 b").decode(),
 )
-if importlib.util.find_spec("controlplane.settings"):
-    os.environ["DJANGO_SETTINGS_MODULE"] = "controlplane.settings"
 
 
 def pytest_unconfigure() -> None:
@@ -71,8 +70,9 @@ class RunningServer:
             time.sleep(0.01)
 
     def stop(self) -> None:
-        if self._process is not None:
-            processes.stop(self._process, self.server.stop_signal, grace_s=10)
+        assert self._process is not None
+        self._process.send_signal(self.server.stop_signal)
+        self._process.wait(STOP_TIMEOUT_S)
 
     def kill(self) -> None:
         """As `kill -9` of the server and whatever it started."""
@@ -90,7 +90,7 @@ def _running(server: embedded.Server, directory: Path) -> Iterator[RunningServer
     running = RunningServer(server, directory)
     running.start()
     yield running
-    running.stop()
+    running.kill()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 import redis
 
-from controlplane import embedded
+from controlplane import embedded, processes
 
 
 def write_and_read(postgres_url: str) -> int:
@@ -90,5 +90,5 @@ def test_a_directory_that_is_a_link_of_somebody_else_is_refused(short_tmp_path, 
     target.mkdir()
     server = embedded.Redis(short_tmp_path / "redis")
     Path(short_tmp_path / "redis").symlink_to(target)
-    with pytest.raises(embedded.EmbeddedError, match="belongs to another user"):
+    with pytest.raises(processes.StartFailed, match="belongs to another user"):
         server.prepare()
