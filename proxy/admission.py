@@ -6,15 +6,17 @@ replayed from the journal in order, which is idempotent because a worker's settl
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import structlog
-from budgets.pricing import cost_nanos, hold_nanos
 
 from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate
+from budgets.pricing import cost_nanos, hold_nanos
 from keys.kills import decode_flag
-from proxy.authenticate import Subject
+from proxy.ask import ask, call, send
+from proxy.authenticate import RateKind, Subject
 from proxy.clock import Clock
 from proxy.describe import Described
 from proxy.errors import (
@@ -75,7 +77,7 @@ class Attempt:
         self.full_nanos = 0
         self.held_nanos = 0
         self.counters: list[gate.BudgetCounter] = []
-        self.rates: list[tuple[str, str, int, int]] = []
+        self.rates: list[tuple[RateKind, str, int, int]] = []
         self.tokens_charged = 0
         self.remaining: Sequence[int] = ()
         self.reset_ms: Sequence[int] = ()
@@ -171,7 +173,7 @@ class Admission:
             kill_fields=attempt.kill_fields,
             budgets=attempt.counters,
         )
-        answer = gate.decode_extend(await self._ask(gate.EXTEND, argument))
+        answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
         if not isinstance(answer, gate.Extended):
             raise self._refusal(answer, attempt.subject, [])
         attempt.held_nanos = answer.held_nanos
@@ -234,13 +236,13 @@ class Admission:
 
     def _send(self, entry: Settled) -> None:
         try:
-            future = self._redis.script(gate.SETTLE.sha1, entry.settle)
-        except RedisUnavailable:
+            future = send(self._redis, gate.SETTLE, entry.settle)
+        except Unavailable:
             self._is_in_step = False
             return
         future.add_done_callback(self._confirm)
 
-    def _confirm(self, future: "asyncio.Future[object]") -> None:
+    def _confirm(self, future: "asyncio.Future[list[Any]]") -> None:
         if future.cancelled() or future.exception() is not None:
             # Whether it was applied is not known; the next connection asks and replays.
             self._is_in_step = False
@@ -254,7 +256,7 @@ class Admission:
         async with self._catching_up:
             self._is_in_step = False
             for entry in self.journal.open_attempts():
-                await self._ask(gate.RESTORE, entry.restore)
+                await ask(self._redis, gate.RESTORE, entry.restore)
             while applied_seq < self.journal.seq:
                 applied_seq = await self._replay(list(self.journal.settled_after(applied_seq)), applied_seq)
             # No await since the last look at the journal: what is settled from here on goes straight to Redis.
@@ -278,18 +280,20 @@ class Admission:
             else:
                 open_attempts.pop(entry.attempt_id, None)
                 settles.append(entry)
-        applied = await self._call(b"HGET", gate.APPLIED, orphan.worker)
+        applied = await call(self._redis, b"HGET", gate.APPLIED, orphan.worker)
         applied_seq = int(applied or 0)
         for entry in open_attempts.values():
-            await self._ask(gate.RESTORE, entry.restore)
+            await ask(self._redis, gate.RESTORE, entry.restore)
         unapplied = [entry for entry in settles if entry.seq > applied_seq]
         while unapplied:
             applied_seq = await self._replay(unapplied, applied_seq)
             unapplied = [entry for entry in unapplied if entry.seq > applied_seq]
         # Every hold that is not in the journal was never dispatched.
-        held = await self._call(b"HKEYS", gate.holds_key(orphan.worker))
+        held = await call(self._redis, b"HKEYS", gate.holds_key(orphan.worker))
         undispatched = [name.decode() for name in held if name.decode() not in open_attempts]
-        await self._ask(gate.REAP, gate.encode_reap(worker=orphan.worker, is_dead=True, void_attempt_ids=undispatched))
+        await ask(
+            self._redis, gate.REAP, gate.encode_reap(worker=orphan.worker, is_dead=True, void_attempt_ids=undispatched)
+        )
         log.info(
             "took over from a dead worker",
             dead_worker=orphan.worker,
@@ -303,7 +307,7 @@ class Admission:
         """Send settles in order; returns the last applied sequence number. Raises `Unavailable`."""
         for start in range(0, len(entries), REPLAY_BATCH):
             batch = entries[start : start + REPLAY_BATCH]
-            answers = await asyncio.gather(*(self._ask(gate.SETTLE, entry.settle) for entry in batch))
+            answers = await asyncio.gather(*(ask(self._redis, gate.SETTLE, entry.settle) for entry in batch))
             for entry, answer in zip(batch, answers, strict=True):
                 decoded = gate.decode_settle(answer)
                 if isinstance(decoded, gate.Gap):
@@ -316,9 +320,9 @@ class Admission:
 
     # Talking to the gate
 
-    async def _ask_for_hold(self, attempt: Attempt, argument: bytes) -> list[object]:
+    async def _ask_for_hold(self, attempt: Attempt, argument: bytes) -> list[Any]:
         """Ask, and when the client leaves in the meantime give back what may have been held."""
-        future = self._future(gate.ADMIT, argument)
+        future = send(self._redis, gate.ADMIT, argument)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
@@ -329,7 +333,7 @@ class Admission:
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))
             raise Unavailable("the gate did not answer") from error
 
-    def _give_back(self, attempt: Attempt, done: "asyncio.Future[list[object]]") -> None:
+    def _give_back(self, attempt: Attempt, done: "asyncio.Future[list[Any]]") -> None:
         was_refused = (
             not done.cancelled()
             and done.exception() is None
@@ -337,24 +341,6 @@ class Admission:
         )
         if not was_refused:
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="client_gone"))
-
-    async def _ask(self, script: gate.Script, argument: bytes) -> list[object]:
-        try:
-            return await self._future(script, argument)
-        except (RedisUnavailable, RedisReplyError) as error:
-            raise Unavailable("the gate did not answer") from error
-
-    def _future(self, script: gate.Script, argument: bytes) -> "asyncio.Future[list[object]]":
-        try:
-            return self._redis.script(script.sha1, argument)
-        except RedisUnavailable as error:
-            raise Unavailable("the gate cannot be reached") from error
-
-    async def _call(self, *command: bytes | str | int) -> "list[bytes] | bytes | None":
-        try:
-            return await self._redis.call(*command)
-        except (RedisUnavailable, RedisReplyError) as error:
-            raise Unavailable("the gate did not answer") from error
 
     def _journal_dispatch(self, attempt: Attempt, hold: bytes) -> None:
         restore = gate.encode_restore(

@@ -90,8 +90,8 @@ class Worker:
         await self.control.stop()
         await self.subscriber.close()
         await self.redis.close()
-        await self.pool.close()
-        self.journal.close()
+        self.pool.close()
+        self.journal.close(self.control.ingested_seq)
 
     async def metrics(self) -> bytes:
         """All workers that beat lately; this one alone when Redis cannot be asked."""

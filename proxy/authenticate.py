@@ -2,16 +2,19 @@
 
 from collections.abc import Callable
 from itertools import chain
-
-from budgets.windows import window_bounds
+from typing import Literal
 
 from budgets import gate
+from budgets.windows import window_bounds
 from keys import tokens
 from keys.kills import kill_field
+from proxy.ask import call
 from proxy.errors import InvalidKey, Unavailable
 from proxy.registry import Registry
 from proxy.snapshot import Budget, KeyRecord, Limits, Project, Team, decode_key
-from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisUnavailable
+from proxy.wire.redis import RedisPipeline
+
+RateKind = Literal["rpm", "tpm"]
 
 RECORDS_MAX = 100_000
 BEARER = b"bearer "
@@ -89,10 +92,7 @@ class KeyCache:
         except KeyError:
             pass
         generation = self._generation
-        try:
-            body = await self._redis.call(b"HGET", gate.KEYS, digest)
-        except (RedisUnavailable, RedisReplyError) as error:
-            raise Unavailable("the key cannot be checked now") from error
+        body = await call(self._redis, b"HGET", gate.KEYS, digest)
         record = decode_key(body) if body is not None else None
         # A push that came while we asked may be newer than the answer: then the answer is not kept.
         if generation == self._generation:
@@ -162,7 +162,10 @@ def _presented(authorization: bytes) -> str:
     return secret.decode("ascii")
 
 
-def _rates(scope: str, subject_id: str, limits: Limits) -> list[tuple[str, str, int]]:
+def _rates(scope: str, subject_id: str, limits: Limits) -> list[tuple[RateKind, str, int]]:
     """(kind, key, per minute) of the limits that are set."""
-    per_minute = (("rpm", limits.requests_per_minute), ("tpm", limits.tokens_per_minute))
+    per_minute: tuple[tuple[RateKind, int | None], ...] = (
+        ("rpm", limits.requests_per_minute),
+        ("tpm", limits.tokens_per_minute),
+    )
     return [(kind, gate.rate_key(kind, scope, subject_id), rate) for kind, rate in per_minute if rate is not None]

@@ -37,7 +37,7 @@ async def call_provider(
         response = await pool.send(
             upstream.origin,
             b"POST",
-            upstream.origin.path + openai.TARGETS[call.operation],
+            openai.TARGETS[call.operation],
             headers,
             body,
             connect_timeout_s=upstream.provider.connect_timeout_s,

@@ -18,6 +18,7 @@ import structlog
 from budgets import gate
 from keys.kills import KillFlag, decode_flag
 from proxy.admission import Admission
+from proxy.ask import ask, call
 from proxy.authenticate import KeyCache
 from proxy.clock import Clock
 from proxy.errors import LeaseLost, Unavailable
@@ -27,7 +28,7 @@ from proxy.metrics import Counts, WorkerStatus, encode_status
 from proxy.registry import OpenSealed, Registry
 from proxy.route import halted
 from proxy.snapshot import decode_snapshot
-from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisUnavailable
+from proxy.wire.redis import RedisPipeline
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ LAPSE_CHECK_INTERVAL_S = 0.25
 ADOPT_INTERVAL_S = 5.0
 ACK_EXPIRES_S = 7 * 24 * 3600
 CUT_WAIT_S = 1.0
+ACK_POLL_S = 0.002
 SNAPSHOT_FILE = "snapshot.json"
 
 
@@ -79,8 +81,8 @@ class Control:
         self._refused_version = 0
         self._keys_version = -1
         self._kills_version = -1
-        self._epoch = b""
-        self._ingested_seq = 0
+        self._epoch = ""
+        self.ingested_seq = 0
         self._started_at_s = time.time()
         self._adopted_at_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,7 +109,7 @@ class Control:
     async def connected(self, _redis: RedisPipeline) -> None:
         """After each connect of the command connection: hear everything anew before anything is admitted."""
         self._admission.fall_out_of_step()
-        self._epoch = b""
+        self._epoch = ""
         await self.beat()
 
     async def resubscribed(self) -> None:
@@ -125,10 +127,10 @@ class Control:
         argument = gate.encode_heartbeat(
             worker=self._admission.worker, lease_ms=lease_ms, status=encode_status(self.status())
         )
-        beat = gate.decode_heartbeat(await self._script(gate.HEARTBEAT, argument))
+        beat = gate.decode_heartbeat(await ask(self._redis, gate.HEARTBEAT, argument))
         self._clock.correct(beat.time_us, (wall_s + time.time()) / 2)
         self._admission.lease_until_s = asked_at_s + self._admission.lease_s
-        self._ingested_seq = beat.ingested_seq
+        self.ingested_seq = beat.ingested_seq
         if not beat.epoch:
             self._admission.fall_out_of_step()
             return
@@ -168,7 +170,7 @@ class Control:
             self.kills.pop(push.field, None)
 
     async def _load_snapshot(self) -> None:
-        body = await self._call(b"GET", gate.SNAPSHOT)
+        body = await call(self._redis, b"GET", gate.SNAPSHOT)
         if isinstance(body, bytes) and self._swap(body):
             await asyncio.to_thread(self._keep, body)
 
@@ -195,7 +197,7 @@ class Control:
     # Kill switches
 
     async def _load_kills(self, version: int) -> None:
-        values = await self._call(b"HVALS", gate.KILLS)
+        values = await call(self._redis, b"HVALS", gate.KILLS)
         flags = {flag.field: flag for flag in map(decode_flag, values or ())}
         new = [flag for field, flag in flags.items() if field not in self.kills]
         self.kills = flags
@@ -214,14 +216,14 @@ class Control:
     async def _acknowledge(self, flag: KillFlag, cut: int, began_at_s: float) -> None:
         deadline_s = began_at_s + CUT_WAIT_S
         while self._live.any_cut_by_kill(flag.kill_switch_id) and self._clock.monotonic_s() < deadline_s:
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(ACK_POLL_S)
         elapsed_ms = round((self._clock.monotonic_s() - began_at_s) * 1000)
         ack = msgspec.json.encode({"streams_cut": cut, "elapsed_ms": elapsed_ms, "at_s": self._clock.now_s()})
         key = gate.kill_acks_key(flag.kill_switch_id)
         with contextlib.suppress(Unavailable):
             # A worker that hears of it twice, by push and by poll, answers once.
-            await self._call(b"HSETNX", key, self._admission.worker, ack)
-            await self._call(b"EXPIRE", key, ACK_EXPIRES_S)
+            await call(self._redis, b"HSETNX", key, self._admission.worker, ack)
+            await call(self._redis, b"EXPIRE", key, ACK_EXPIRES_S)
 
     # Keeping house
 
@@ -229,7 +231,7 @@ class Control:
         if not self._redis.is_ready:
             return
         await self.beat()
-        self._admission.journal.forget(self._ingested_seq)
+        self._admission.journal.forget(self.ingested_seq)
         await asyncio.to_thread(self._admission.journal.sync)
         if self._clock.monotonic_s() - self._adopted_at_s > ADOPT_INTERVAL_S and self._admission.is_in_step:
             self._adopted_at_s = self._clock.monotonic_s()
@@ -240,7 +242,7 @@ class Control:
         for orphan in adopt(journal.directory, journal.worker):
             try:
                 last_seq = await self._admission.take_over(orphan)
-                ingested = await self._call(b"HGET", gate.INGESTED, orphan.worker)
+                ingested = await call(self._redis, b"HGET", gate.INGESTED, orphan.worker)
                 if isinstance(ingested, bytes) and int(ingested) >= last_seq:
                     orphan.remove()
             finally:
@@ -265,23 +267,11 @@ class Control:
             live_streams=self._live.streams(),
             rss_bytes=_rss_bytes(),
             journal_seq=self._admission.journal.seq,
-            ingested_seq=self._ingested_seq,
+            ingested_seq=self.ingested_seq,
             counts=self._counts,
         )
 
-    # Talking to Redis
-
-    async def _script(self, script: gate.Script, argument: bytes) -> list[object]:
-        try:
-            return await self._redis.script(script.sha1, argument)
-        except (RedisUnavailable, RedisReplyError) as error:
-            raise Unavailable("Redis did not answer") from error
-
-    async def _call(self, *command: bytes | str | int) -> object:
-        try:
-            return await self._redis.call(*command)
-        except (RedisUnavailable, RedisReplyError) as error:
-            raise Unavailable("Redis did not answer") from error
+    # Tasks
 
     def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(self._logged(coroutine))

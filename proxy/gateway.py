@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 import structlog
 
@@ -38,8 +39,19 @@ log = structlog.get_logger()
 # A client that reads nothing any more must not keep the last words of its stream from being given up.
 LAST_WORDS_S = 1.0
 
-Handler = Callable[[Request, Receive, Responder, LiveRequest], Awaitable[None]]
 StatusReader = Callable[[], Awaitable[bytes]]
+
+
+class Exchange(NamedTuple):
+    """One client request and all that belongs to answering it."""
+
+    request: Request
+    receive: Receive
+    responder: Responder
+    live: LiveRequest
+
+
+Handler = Callable[[Exchange], Awaitable[None]]
 
 
 class Gateway:
@@ -87,7 +99,7 @@ class Gateway:
         began_at_s = self._clock.monotonic_s()
         self._live.add(live)
         try:
-            await self._dispatch(request, receive, responder, live)
+            await self._dispatch(Exchange(request, receive, responder, live))
         except GatewayError as error:
             await self._last_words(responder, error)
         except asyncio.CancelledError:
@@ -103,13 +115,14 @@ class Gateway:
             status_code = responder.status_code or ClientGone.status_code
             self._counts.request_done(status_code, (self._clock.monotonic_s() - began_at_s) * 1000)
 
-    async def _dispatch(self, request: Request, receive: Receive, responder: Responder, live: LiveRequest) -> None:
+    async def _dispatch(self, exchange: Exchange) -> None:
+        request = exchange.request
         method, handler = self._routes.get(request.path, ("", None))
         if handler is None:
             raise RouteUnknown(f"there is no {request.path}: see GET /v1/models and POST /v1/chat/completions")
         if request.method != method:
             raise MethodNotAllowed(f"{request.path} takes {method}")
-        await handler(request, receive, responder, live)
+        await handler(exchange)
 
     async def _last_words(self, responder: Responder, error: GatewayError) -> None:
         try:
@@ -120,43 +133,37 @@ class Gateway:
 
     # The story of a request
 
-    async def _infer(self, request: Request, receive: Receive, responder: Responder, live: LiveRequest) -> None:
-        request.body = await read_body(receive, self._body_bytes_max)
+    async def _infer(self, exchange: Exchange) -> None:
+        request, responder = exchange.request, exchange.responder
+        request.body = await read_body(exchange.receive, self._body_bytes_max)
         subject = await self._authenticate(request)
         described = guard(describe(request, subject))
         cached = look_in_cache(described)
         if cached is not None:
             await responder.whole(200, cached, [JSON])
             return
-        live.is_stream = described.call.is_stream
+        exchange.live.is_stream = described.call.is_stream
         route = choose_route(described, self._control.kills, random.random)
         for attempt_number, upstream in enumerate(route, start=1):
             try:
-                await self._attempt(request, described, upstream, attempt_number, responder, live)
+                await self._attempt(exchange, described, upstream, attempt_number)
             except (UpstreamFailed, TrafficHalted) as error:
                 if responder.has_started or attempt_number == len(route) or not _may_do_better(error):
                     raise
             else:
                 return
 
-    async def _attempt(
-        self,
-        request: Request,
-        described: Described,
-        upstream: Upstream,
-        attempt_number: int,
-        responder: Responder,
-        live: LiveRequest,
-    ) -> None:
+    async def _attempt(self, exchange: Exchange, described: Described, upstream: Upstream, attempt_number: int) -> None:
         """One upstream call under one hold. Leaving settles what was counted, however it ends."""
+        live = exchange.live
         live.kill_fields = described.subject.kill_fields + upstream.kill_fields
         attempt = await self._admission.admit(described, upstream, attempt_number)
         outcome = Outcome(may_have_been_billed=True)
         response = None
         try:
-            response = await call_provider(self._pool, attempt, described, request)
+            response = await call_provider(self._pool, attempt, described, exchange.request)
             relay = relay_stream if described.call.is_stream else relay_whole
-            await relay(response, attempt, outcome, responder, self._admission)
+            await relay(response, attempt, outcome, exchange.responder, self._admission)
         except UpstreamFailed as error:
             outcome.error_type = error.error_type
             outcome.status_code = error.status_code
@@ -190,23 +197,21 @@ class Gateway:
 
     # The small answers
 
-    async def _list_models(self, request: Request, _receive: Receive, responder: Responder, _live: LiveRequest) -> None:
-        subject = await self._authenticate(request)
+    async def _list_models(self, exchange: Exchange) -> None:
+        subject = await self._authenticate(exchange.request)
         aliases = allowed_aliases(subject.key, subject.registry)
-        await responder.whole(200, openai.render_models(aliases), [JSON])
+        await exchange.responder.whole(200, openai.render_models(aliases), [JSON])
 
-    async def _healthz(self, _request: Request, _receive: Receive, responder: Responder, _live: LiveRequest) -> None:
-        await responder.whole(200, b'{"status":"alive"}', [JSON])
+    async def _healthz(self, exchange: Exchange) -> None:
+        await exchange.responder.whole(200, b'{"status":"alive"}', [JSON])
 
-    async def _readyz(self, _request: Request, _receive: Receive, responder: Responder, _live: LiveRequest) -> None:
+    async def _readyz(self, exchange: Exchange) -> None:
         if self.is_draining or self._control.registry is None or not self._admission.is_ready:
             raise Unavailable("this worker does not admit requests now")
-        await responder.whole(200, b'{"status":"ready"}', [JSON])
+        await exchange.responder.whole(200, b'{"status":"ready"}', [JSON])
 
-    async def _show_metrics(
-        self, _request: Request, _receive: Receive, responder: Responder, _live: LiveRequest
-    ) -> None:
-        await responder.whole(200, await self._metrics(), [(b"content-type", b"text/plain; version=0.0.4")])
+    async def _show_metrics(self, exchange: Exchange) -> None:
+        await exchange.responder.whole(200, await self._metrics(), [(b"content-type", b"text/plain; version=0.0.4")])
 
 
 def _may_do_better(error: GatewayError) -> bool:

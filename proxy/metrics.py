@@ -72,7 +72,7 @@ def decode_status(body: bytes) -> WorkerStatus:
 def render(statuses: Iterable[WorkerStatus]) -> bytes:
     """Prometheus text, a series for each worker; sum over `worker` for the whole."""
     registry = CollectorRegistry()
-    registry.register(_Statuses(list(statuses)))  # type: ignore[arg-type]
+    registry.register(_Statuses(list(statuses)))
     return generate_latest(registry)
 
 

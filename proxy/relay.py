@@ -60,6 +60,9 @@ async def relay_stream(
                 await tranches.extend()
             if passing:
                 await responder.part(b"".join(passing) if len(passing) > 1 else passing[0])
+        tail = parser.finish()
+        if tail is not None and (not meter.observe(tail) or wants_usage_chunk):
+            await responder.part(tail.raw)
     except http1.UpstreamFailure as failure:
         raise gateway_error(failure) from failure
     except StreamTooLarge as error:
@@ -75,7 +78,7 @@ async def relay_stream(
     if not (meter.is_done or meter.finish_reason or meter.has_error):
         raise UpstreamBroken("the provider's stream ended before it was finished", may_have_been_billed=True)
     admission.settle(attempt, outcome)
-    await responder.end_stream(parser.pending())
+    await responder.end_stream()
 
 
 class Tranches:
