@@ -7,7 +7,7 @@ Every script takes one MessagePack array and answers an array whose first item i
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -93,14 +93,15 @@ class BudgetCounter(NamedTuple):
 
 
 class LimitCheck(NamedTuple):
-    """`per_minute` units flow back in every minute; for `running` it is how many may run at once."""
+    """`kind` is rpm, tpm or running. `per_minute` units flow back in every minute; of `running` so many run at once."""
 
-    kind: Literal["rpm", "tpm", "running"]
+    kind: str
     key: str
     per_minute: int
     cost: int
 
 
+# Text goes in as strings: the MessagePack of Redis 6.2 does not know the binary type.
 _pack = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
 
@@ -113,7 +114,7 @@ def hold_value(budgets: Sequence[BudgetCounter], running_keys: Sequence[str], ev
 
 
 def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
-    return _pack((worker, lease_ms, status))
+    return _pack((worker, lease_ms, status.decode()))
 
 
 def encode_admit(
@@ -129,7 +130,7 @@ def encode_admit(
 ) -> bytes:
     """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe."""
     full_nanos, tranche_nanos = min(full_nanos, AMOUNT_MAX_NANOS), min(tranche_nanos, AMOUNT_MAX_NANOS)
-    return _pack((worker, attempt_id, kill_fields, limits, budgets, full_nanos, tranche_nanos, hold))
+    return _pack((worker, attempt_id, kill_fields, limits, budgets, full_nanos, tranche_nanos, hold.decode()))
 
 
 def encode_extend(
@@ -151,7 +152,7 @@ def encode_settle(
 ) -> bytes:
     """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt."""
     cost_nanos = min(cost_nanos, AMOUNT_MAX_NANOS)
-    return _pack((worker, seq, attempt_id, cost_nanos, budgets, tpm, running_keys, event))
+    return _pack((worker, seq, attempt_id, cost_nanos, budgets, tpm, running_keys, event.decode()))
 
 
 def encode_restore(
@@ -163,7 +164,7 @@ def encode_restore(
     running_keys: Sequence[str],
     hold: bytes,
 ) -> bytes:
-    return _pack((worker, attempt_id, held_nanos, budgets, running_keys, hold))
+    return _pack((worker, attempt_id, held_nanos, budgets, running_keys, hold.decode()))
 
 
 def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) -> bytes:

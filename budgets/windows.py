@@ -5,10 +5,7 @@ There is no job that resets a budget: the start of the window is part of the cou
 
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Literal
 from zoneinfo import ZoneInfo
-
-Window = Literal["hour", "day", "month"]
 
 HOUR_S = 3600
 
