@@ -206,14 +206,14 @@ class RedisPipeline(_Client):
         self.on_connect: Callable[[RedisPipeline], Awaitable[None]] | None = None
         self.on_loss: Callable[[], None] | None = None
         self._timeout_s = timeout_s
-        self._scripts: dict[bytes, _Script] = {}
+        self._scripts: dict[str, _Script] = {}
         self._connection: _CommandConnection | None = None
 
     @property
     def is_ready(self) -> bool:
         return self._connection is not None and self._connection.is_ready
 
-    def register_script(self, text: str) -> bytes:
+    def register_script(self, text: str) -> str:
         """Have `text` loaded on every connection made from now on. Returns its SHA-1 in hexadecimal."""
         script = _Script(text)
         self._scripts[script.sha1] = script
@@ -227,7 +227,7 @@ class RedisPipeline(_Client):
         """
         return self._sender().send(_encode(command), None, b"")
 
-    def script(self, sha1: bytes, argument: bytes) -> "asyncio.Future[Any]":
+    def script(self, sha1: str, argument: bytes) -> "asyncio.Future[Any]":
         """Run a registered script with one ARGV and no KEYS; otherwise as `call`.
 
         A server that lost its scripts gets the text with the same argument: by its own word it had not run it.
@@ -315,9 +315,9 @@ class _Script:
     def __init__(self, text: str) -> None:
         self.text = text.encode()
         # What Redis names a script by; no secret hangs on it.
-        self.sha1 = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+        self.sha1 = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
         self.load_command = ("SCRIPT", "LOAD", self.text)
-        self.call_head = b"*4\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n0\r\n" % self.sha1
+        self.call_head = b"*4\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n$1\r\n0\r\n" % self.sha1.encode()
 
 
 class _Connection(asyncio.Protocol):
