@@ -88,12 +88,12 @@ _OUR_HEADERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a provider listens, from its base URL; `path` is what its targets begin with. Made by `parse` alone."""
+    """Where a provider listens, from its base URL; `path_prefix` goes before every target. Made by `parse` alone."""
 
     scheme: str
     host: str
     port: int
-    path: bytes
+    path_prefix: bytes
     authority: bytes = field(repr=False)
     pool_name: str = field(repr=False)
 
@@ -121,7 +121,7 @@ class Origin:
             scheme=parts.scheme,
             host=parts.hostname,
             port=port,
-            path=parts.path.rstrip("/").encode(),
+            path_prefix=parts.path.rstrip("/").encode(),
             authority=authority.encode(),
             pool_name=f"{parts.scheme}://{authority}",
         )
@@ -172,7 +172,7 @@ class UpstreamPool:
     ) -> "UpstreamResponse":
         """Send one request and wait for the head of its answer.
 
-        `target` is the whole path and query: the origin's own path is for the caller to put before it. Host, content-length and whatever else frames
+        `target` begins with `/` and follows the origin's path prefix. Host, content-length and whatever else frames
         the message are written here: giving them is a `ValueError`, and so is a line break in a value. Raises an
         `UpstreamFailure`. Cancelling closes the connection at once; so must whoever leaves the response unread.
         """
@@ -573,7 +573,7 @@ def _encode_head(origin: Origin, method: bytes, target: bytes, headers: Headers,
         raise ValueError("not a method that this client speaks")
     if not _TARGET.fullmatch(target):
         raise ValueError("a target begins with / and is visible ASCII")
-    parts = [method, b" ", target, b" HTTP/1.1\r\nhost: ", origin.authority]
+    parts = [method, b" ", origin.path_prefix, target, b" HTTP/1.1\r\nhost: ", origin.authority]
     for name, value in headers:
         _check_header_name(name)
         parts += (b"\r\n", name, b": ", value)
