@@ -34,18 +34,6 @@ def kill_field(scope: str, target: str = "") -> str:
     return f"{scope}:{target}"
 
 
-def kill_fields(*, team_id: str, project_id: str, key_id: str, model: str, provider: str) -> tuple[str, ...]:
-    """Every flag that stops an attempt of this subject at this place, widest first."""
-    return (
-        "global",
-        f"team:{team_id}",
-        f"project:{project_id}",
-        f"key:{key_id}",
-        f"model:{model}",
-        f"provider:{provider}",
-    )
-
-
 _decoder = msgspec.json.Decoder(KillFlag)
 
 

@@ -16,7 +16,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forb
     """Immutable, and a field that an older control plane does not send has a default."""
 
 
-class Budget(Struct):
+class Budget(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`window` is hour, day or month, on the calendar of `time_zone` (IANA name)."""
 
     budget_id: str
@@ -28,7 +28,7 @@ class Budget(Struct):
     time_zone: str = "UTC"
 
 
-class Limits(Struct):
+class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """None is no limit. Requests and tokens are per minute; concurrency is requests running at once."""
 
     requests_per_minute: int | None = None
@@ -36,14 +36,14 @@ class Limits(Struct):
     concurrency: int | None = None
 
 
-class Credential(Struct):
+class Credential(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`sealed` is the vault's ciphertext; the clear text exists only in a worker's memory."""
 
     credential_id: str
     sealed: str
 
 
-class Provider(Struct):
+class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True):
     slug: str
     api: str
     base_url: str
@@ -54,7 +54,7 @@ class Provider(Struct):
     is_active: bool = True
 
 
-class Deployment(Struct):
+class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A model at a provider. `output_is_visible`: every output token shows in the stream, so tranches are safe."""
 
     deployment_id: str
@@ -71,13 +71,13 @@ class Deployment(Struct):
     is_active: bool = True
 
 
-class Alias(Struct):
+class Alias(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     targets: tuple[AliasTarget, ...]
     created_at_s: int = 0
 
 
-class Team(Struct):
+class Team(Struct, frozen=True, kw_only=True, omit_defaults=True):
     team_id: str
     name: str
     time_zone: str = "UTC"
@@ -85,7 +85,7 @@ class Team(Struct):
     limits: Limits = Limits()
 
 
-class Project(Struct):
+class Project(Struct, frozen=True, kw_only=True, omit_defaults=True):
     project_id: str
     team_id: str
     name: str
@@ -96,7 +96,7 @@ class Project(Struct):
     limits: Limits = Limits()
 
 
-class Snapshot(Struct):
+class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     schema_version: int
     version: int
     published_at_s: float
@@ -107,7 +107,7 @@ class Snapshot(Struct):
     aliases: dict[str, Alias] = {}
 
 
-class KeyRecord(Struct):
+class KeyRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One virtual key. `version` only grows; `aliases` names what it may call, `*` means every alias."""
 
     key_id: str

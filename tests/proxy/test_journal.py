@@ -1,0 +1,116 @@
+"""The journal: what was written is read back, whatever the disk and the owner's death did to it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from proxy import journal as journal_module
+from proxy.journal import Dispatched, Journal, Settled, adopt, read
+
+
+def _settled(seq: int) -> Settled:
+    return Settled(seq, f"attempt-{seq}", b"x" * 100)
+
+
+def _write_and_die(directory: Path, worker: str, settles: int) -> None:
+    """A worker of another process that ends without closing anything."""
+    program = (
+        "import sys; from pathlib import Path; from proxy.journal import *;"
+        "journal = Journal(Path(sys.argv[1]), sys.argv[2]);"
+        "journal.dispatch(Dispatched('open', b'restore'));"
+        "[journal.settle(Settled(seq, f'attempt-{seq}', b'x')) for seq in range(1, int(sys.argv[3]) + 1)];"
+        "import os; os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(directory), worker, str(settles)], check=False)
+
+
+def test_settles_are_read_back_from_any_place(tmp_path):
+    journal = Journal(tmp_path, "alice")
+    for seq in range(1, 6):
+        journal.settle(_settled(seq))
+    assert [entry.seq for entry in journal.settled_after(2)] == [3, 4, 5]
+    assert list(journal.settled_after(5)) == []
+
+
+def test_a_gap_in_the_numbers_is_refused(tmp_path):
+    journal = Journal(tmp_path, "alice")
+    with pytest.raises(AssertionError):
+        journal.settle(_settled(2))
+
+
+def test_an_attempt_is_open_from_dispatch_to_settle(tmp_path):
+    journal = Journal(tmp_path, "alice")
+    journal.dispatch(Dispatched("attempt-1", b"first"))
+    journal.dispatch(Dispatched("attempt-1", b"grown"))
+    assert journal.open_attempts() == [Dispatched("attempt-1", b"grown")]
+    journal.settle(_settled(1))
+    assert journal.open_attempts() == []
+
+
+def test_a_segment_goes_when_postgresql_has_it_and_open_attempts_move_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES_MAX", 1000)
+    journal = Journal(tmp_path, "alice")
+    journal.dispatch(Dispatched("running", b"restore"))
+    for seq in range(1, 31):
+        journal.settle(_settled(seq))
+    assert len(list(tmp_path.glob("*.log"))) > 2
+    journal.forget(30)
+    (last,) = tmp_path.glob("*.log")
+    assert Dispatched("running", b"restore") in list(read(last))
+
+
+def test_a_segment_that_postgresql_lacks_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES_MAX", 1000)
+    journal = Journal(tmp_path, "alice")
+    for seq in range(1, 31):
+        journal.settle(_settled(seq))
+    journal.forget(10)
+    assert [entry.seq for entry in journal.settled_after(10)] == list(range(11, 31))
+
+
+def test_a_torn_tail_ends_the_reading_and_nothing_before_it_is_lost(tmp_path):
+    journal = Journal(tmp_path, "alice")
+    for seq in range(1, 4):
+        journal.settle(_settled(seq))
+    (path,) = tmp_path.glob("*.log")
+    whole = path.read_bytes()
+    for cut in (1, 7, 50, 120):
+        path.write_bytes(whole[:-cut])
+        assert [entry.seq for entry in read(path)] == [1, 2] if cut < 120 else True
+    path.write_bytes(whole[:-3] + b"???")
+    assert [entry.seq for entry in read(path)] == [1, 2]
+
+
+def test_the_journal_of_a_living_worker_is_not_adopted(tmp_path):
+    living = Journal(tmp_path, "alice")
+    living.settle(_settled(1))
+    assert adopt(tmp_path, own="bob") == []
+
+
+def test_the_journal_of_a_dead_worker_is_adopted_once(tmp_path):
+    _write_and_die(tmp_path, "alice", settles=3)
+    (orphan,) = adopt(tmp_path, own="bob")
+    assert orphan.worker == "alice"
+    entries = list(orphan.entries())
+    assert entries[0] == Dispatched("open", b"restore")
+    assert [entry.seq for entry in entries[1:]] == [1, 2, 3]
+    assert adopt(tmp_path, own="carol") == []
+    orphan.release()
+    (again,) = adopt(tmp_path, own="carol")
+    again.remove()
+    assert list(tmp_path.glob("*.log")) == []
+
+
+def test_a_full_disk_refuses_dispatches_but_keeps_settles(tmp_path):
+    journal = Journal(tmp_path, "alice")
+    journal.settle(_settled(1))
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, journal._segments[-1].descriptor)
+    with pytest.raises(journal_module.JournalUnwritable):
+        journal.dispatch(Dispatched("attempt-2", b"restore"))
+    journal.settle(_settled(2))
+    assert [entry.seq for entry in journal.settled_after(0)] == [1, 2]
+    os.close(full)
