@@ -41,4 +41,5 @@ def client_ip(request: HttpRequest) -> str | None:
     trusted = settings.TRUSTED_PROXIES
     if trusted and len(forwarded) >= trusted:
         return forwarded[-trusted]
-    return request.META.get("REMOTE_ADDR") or None
+    address = str(request.META.get("REMOTE_ADDR", ""))
+    return address or None

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 from django.db import models
 
-Row = TypeVar("Row", bound=models.Model, covariant=True)
+Row = TypeVar("Row", bound=models.Model)
 
 OWNER, MEMBER, VIEWER = "owner", "member", "viewer"
 READERS = (OWNER, MEMBER, VIEWER)

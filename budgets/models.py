@@ -1,7 +1,5 @@
 """What may be spent and how fast, and what was spent by the hour. The rules are in the pure modules beside this one."""
 
-from typing import Any
-
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
@@ -47,8 +45,9 @@ class SubjectRule(models.Model):
 
     @property
     def subject(self) -> Team | Project | VirtualKey | None:
-        subject: Any = {"team": self.team, "project": self.project, "key": self.virtual_key}.get(self.scope)
-        return subject
+        if self.scope == Scope.TEAM:
+            return self.team
+        return self.project if self.scope == Scope.PROJECT else self.virtual_key
 
     def clean(self) -> None:
         given = {"team": self.team_id, "project": self.project_id, "virtual_key": self.virtual_key_id}

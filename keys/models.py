@@ -84,9 +84,7 @@ class VirtualKeyQuerySet(TeamQuerySet["VirtualKey"]):
 
 
 class VirtualKey(Versioned):
-    """What an application holds. Only the SHA-256 of its secret is kept."""
-
-    audit_hidden: ClassVar[frozenset[str]] = frozenset({"digest"})
+    """What an application holds. Only the SHA-256 of its secret is kept: of 192 random bits, so it may be shown."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     project = models.ForeignKey(Project, models.PROTECT, related_name="virtual_keys")

@@ -98,6 +98,6 @@ def forget_unrecorded(client: redis.Redis, body: bytes) -> None:
 
 
 def _push(client: redis.Redis, kind: str, flag: KillFlag) -> None:
-    version = cast(int, client.hincrby(VERSIONS, "kills", 1))
+    version = client.hincrby(VERSIONS, "kills", 1)
     message: dict[str, Any] = {"kind": kind, "version": version, "flag": flag}
     client.publish(PUSH, msgspec.json.encode(message))

@@ -34,14 +34,7 @@ def check_base_url(url: str, *, may_be_private: bool) -> None:
 
 
 def _is_private(host: str) -> bool:
-    if (
-        host == "localhost"
-        or host.endswith((".localhost", ".internal", ".local"))
-        or "." not in host
-        and ":" not in host
-    ):
-        return True
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
-        return False
+        return "." not in host or host.endswith((".localhost", ".internal", ".local"))
