@@ -31,7 +31,7 @@ from proxy.errors import (
 from proxy.ids import new_id
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
 from proxy.registry import Upstream
-from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisUnavailable
+from proxy.wire.redis import RedisError, RedisPipeline
 
 log = structlog.get_logger()
 
@@ -307,7 +307,12 @@ class Admission:
         """Send settles in order; returns the last applied sequence number. Raises `Unavailable`."""
         for start in range(0, len(entries), REPLAY_BATCH):
             batch = entries[start : start + REPLAY_BATCH]
-            answers = await asyncio.gather(*(ask(self._redis, gate.SETTLE, entry.settle) for entry in batch))
+            # Futures, not tasks: while a connection is made ready it serves only the task that does so.
+            futures = [send(self._redis, gate.SETTLE, entry.settle) for entry in batch]
+            try:
+                answers = await asyncio.gather(*futures)
+            except RedisError as error:
+                raise Unavailable("the gate did not answer") from error
             for entry, answer in zip(batch, answers, strict=True):
                 decoded = gate.decode_settle(answer)
                 if isinstance(decoded, gate.Gap):
@@ -328,7 +333,7 @@ class Admission:
         except asyncio.CancelledError:
             future.add_done_callback(lambda done: self._give_back(attempt, done))
             raise
-        except (RedisUnavailable, RedisReplyError) as error:
+        except RedisError as error:
             # It may have been held all the same. Settling it as voided is right in both cases.
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))
             raise Unavailable("the gate did not answer") from error

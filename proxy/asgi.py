@@ -21,7 +21,7 @@ from proxy.live import LiveRequests
 from proxy.metrics import Counts, WorkerStatus, decode_status, render
 from proxy.receive import Receive, Scope, Send
 from proxy.wire.http1 import UpstreamPool
-from proxy.wire.redis import RedisPipeline, RedisReplyError, RedisSubscriber, RedisUnavailable
+from proxy.wire.redis import RedisError, RedisPipeline, RedisSubscriber
 
 log = structlog.get_logger()
 
@@ -90,7 +90,7 @@ class Worker:
         await self.control.stop()
         await self.subscriber.close()
         await self.redis.close()
-        self.pool.close()
+        await self.pool.close()
         self.journal.close(self.control.ingested_seq)
 
     async def metrics(self) -> bytes:
@@ -98,7 +98,7 @@ class Worker:
         own = self.control.status()
         try:
             bodies = await self.redis.call(b"HVALS", gate.WORKERS)
-        except (RedisUnavailable, RedisReplyError):
+        except RedisError:
             return render([own])
         others = (decode_status(body) for body in bodies)
         return render([own, *(status for status in others if self._is_other(status, own))])

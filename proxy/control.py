@@ -38,6 +38,7 @@ ADOPT_INTERVAL_S = 5.0
 ACK_EXPIRES_S = 7 * 24 * 3600
 CUT_WAIT_S = 1.0
 ACK_POLL_S = 0.002
+ACK_WAIT_S = 5.0
 SNAPSHOT_FILE = "snapshot.json"
 
 
@@ -221,7 +222,9 @@ class Control:
         elapsed_ms = round((self._clock.monotonic_s() - began_at_s) * 1000)
         ack = msgspec.json.encode({"streams_cut": cut, "elapsed_ms": elapsed_ms, "at_s": self._clock.now_s()})
         key = gate.kill_acks_key(flag.kill_switch_id)
-        with contextlib.suppress(Unavailable):
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(ACK_WAIT_S):
+                await self._redis.wait_until_ready()
             # A worker that hears of it twice, by push and by poll, answers once.
             await call(self._redis, b"HSETNX", key, self._admission.worker, ack)
             await call(self._redis, b"EXPIRE", key, ACK_EXPIRES_S)
