@@ -48,6 +48,7 @@ class Program:
 
     name: str
     argv: Sequence[str]
+    environ: Mapping[str, str] = field(repr=False)
     stop_signal: signal.Signals = signal.SIGTERM
     grace_s: float = 10.0
     prepare: Callable[[], None] = _nothing
@@ -71,9 +72,8 @@ class Supervisor:
     is stopped, the last one first; a second signal then shortens the waiting.
     """
 
-    def __init__(self, log_directory: Path, environ: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(self, log_directory: Path, say: Callable[[str], None]) -> None:
         self._log_directory = log_directory
-        self._environ = environ
         self._say = say
         self._children: dict[str, _Child] = {}
         self._stop_requests = 0
@@ -164,7 +164,9 @@ class Supervisor:
     def _launch(self, program: Program, log: Path) -> subprocess.Popen[bytes]:
         program.prepare()
         with log.open("ab") as output:
-            return processes.start(program.argv, stop_signal=program.stop_signal, output=output, environ=self._environ)
+            return processes.start(
+                program.argv, stop_signal=program.stop_signal, output=output, environ=program.environ
+            )
 
     def _revive(self, child: _Child) -> None:
         now = time.monotonic()

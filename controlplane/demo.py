@@ -1,0 +1,293 @@
+"""The demo organisation: made once in an empty database, through the same services as everything else.
+
+`seed` may run at every start. It never changes what somebody may have changed since; it only keeps the way to the
+simulator right, adds providers whose keys have appeared in the environment, and gives access where `demo.json` is lost.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import NamedTuple
+
+from django.db import transaction
+
+from audit import services as audit
+from audit.actors import Actor
+from budgets import services as budgets
+from budgets.models import Budget, Limit
+from controlplane.private_file import write_private
+from keys import services as keys
+from keys.models import VirtualKey
+from keys.tokens import digest
+from routing import services as routing
+from routing.models import Deployment, Model, ModelAlias, Operation, Provider
+from teams import scopes
+from teams import services as teams
+from teams.models import ApiToken, Project, ServiceAccount, Team, User
+
+ACTOR = Actor.system("demo")
+REASON = "the demo organisation"
+USERNAME = "admin"
+EMAIL = "admin@example.com"
+SERVICE_ACCOUNT = "demo"
+TEAM, PROJECT, VIRTUAL_KEY = "acme-research", "search", "demo"
+ALIAS = "demo"
+SIMULATOR = "simulator"
+
+FACTS = (
+    "admin_url",
+    "username",
+    "password",
+    "api_token",
+    "gateway_url",
+    "virtual_key",
+    "model",
+    "team",
+    "project",
+    "simulator_url",
+)
+
+
+class KnownModel(NamedTuple):
+    """List price in USD per 1,000,000 tokens. A price in the database that differs stands."""
+
+    name: str
+    input: str
+    cached_input: str
+    output: str
+    output_is_visible: bool = False
+
+
+class KnownProvider(NamedTuple):
+    environment_variable: str
+    slug: str
+    name: str
+    base_url: str
+    models: tuple[KnownModel, ...]
+    output_cap_field: str = "max_tokens"
+
+
+KNOWN_PROVIDERS = (
+    KnownProvider(
+        "OPENAI_API_KEY",
+        "openai",
+        "OpenAI",
+        "https://api.openai.com/v1",
+        (
+            KnownModel("gpt-4o-mini", "0.15", "0.075", "0.60", True),
+            KnownModel("gpt-4.1-mini", "0.40", "0.10", "1.60", True),
+            KnownModel("gpt-5-mini", "0.25", "0.025", "2.00"),
+        ),
+        "max_completion_tokens",
+    ),
+    KnownProvider(
+        "ANTHROPIC_API_KEY",
+        "anthropic",
+        "Anthropic",
+        "https://api.anthropic.com/v1",
+        (
+            KnownModel("claude-haiku-4-5", "1.00", "0.10", "5.00"),
+            KnownModel("claude-sonnet-4-5", "3.00", "0.30", "15.00"),
+        ),
+    ),
+    KnownProvider(
+        "MISTRAL_API_KEY",
+        "mistral",
+        "Mistral",
+        "https://api.mistral.ai/v1",
+        (KnownModel("mistral-small-latest", "0.10", "0.10", "0.30", True),),
+    ),
+    KnownProvider(
+        "GROQ_API_KEY",
+        "groq",
+        "Groq",
+        "https://api.groq.com/openai/v1",
+        (KnownModel("llama-3.1-8b-instant", "0.05", "0.05", "0.08", True),),
+    ),
+    KnownProvider(
+        "DEEPSEEK_API_KEY",
+        "deepseek",
+        "DeepSeek",
+        "https://api.deepseek.com/v1",
+        (KnownModel("deepseek-chat", "0.28", "0.028", "0.42", True),),
+    ),
+)
+
+
+class Addresses(NamedTuple):
+    admin_url: str
+    gateway_url: str
+    simulator_url: str
+
+
+def seed(facts_file: Path, addresses: Addresses, environ: Mapping[str, str]) -> None:
+    """Make the organisation where there is none, and write how to reach it to `facts_file`."""
+    with transaction.atomic():
+        if Provider.objects.filter(slug=SIMULATOR).exists():
+            _move_simulator(addresses.simulator_url)
+        else:
+            _create_organisation(addresses.simulator_url)
+        for known in KNOWN_PROVIDERS:
+            if environ.get(known.environment_variable):
+                _register(known, environ[known.environment_variable])
+        access = _known_access(facts_file) or _give_access()
+        project = VirtualKey.objects.get(digest=digest(access["virtual_key"])).project
+    facts = {
+        **addresses._asdict(),
+        **access,
+        "username": USERNAME,
+        "model": ALIAS,
+        "team": project.team.name,
+        "project": project.name,
+    }
+    write_private(facts_file, json.dumps({name: facts[name] for name in FACTS}, indent=2) + "\n")
+
+
+def _create_organisation(simulator_url: str) -> None:
+    _create_simulator(simulator_url)
+    research = teams.create_team("Acme Research", TEAM, actor=ACTOR, time_zone="Europe/Berlin", reason=REASON)
+    search = _create_project(research, "Search", PROJECT, "prod", "R-100")
+    _create_project(research, "Summaries", "summaries", "staging", "R-100")
+    service = teams.create_team("Acme Customer Service", "acme-customer-service", actor=ACTOR, reason=REASON)
+    support = _create_project(service, "Support", "support", "prod", "C-200", required_tag_keys=["customer"])
+
+    for subject, window, amount_usd in (
+        (research, Budget.Window.MONTH, "1000"),
+        (research, Budget.Window.DAY, "200"),
+        (search, Budget.Window.DAY, "100"),
+        (search, Budget.Window.HOUR, "25"),
+        (service, Budget.Window.MONTH, "500"),
+        (support, Budget.Window.DAY, "50"),
+    ):
+        name = f"{subject.name} by the {window}"
+        budgets.create_budget(subject, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
+    budgets.create_limit(research, Limit.Metric.CONCURRENCY, 2_000, actor=ACTOR, reason=REASON)
+    budgets.create_limit(support, Limit.Metric.REQUESTS, 600, actor=ACTOR, reason=REASON)
+
+    user = teams.create_user(USERNAME, EMAIL, secrets.token_urlsafe(), actor=ACTOR, is_superuser=True, reason=REASON)
+    teams.set_member(user, research, "owner", actor=ACTOR, reason=REASON)
+    teams.create_service_account(SERVICE_ACCOUNT, actor=ACTOR, scopes=scopes.SCOPES, reason=REASON)
+
+
+def _create_project(
+    team: Team, name: str, slug: str, environment: str, cost_centre: str, *, required_tag_keys: list[str] | None = None
+) -> Project:
+    return teams.create_project(
+        team,
+        name,
+        slug,
+        actor=ACTOR,
+        environment=environment,
+        cost_centre=cost_centre,
+        default_tags={"feature": slug},
+        required_tag_keys=required_tag_keys or [],
+        reason=REASON,
+    )
+
+
+def _create_simulator(url: str) -> None:
+    provider = routing.create_provider(
+        SIMULATOR, "Simulator", url, actor=ACTOR, may_be_private=True, idle_timeout_s=30.0, reason=REASON
+    )
+    pool = keys.create_pool("simulator", SIMULATOR, actor=ACTOR, reason=REASON)
+    keys.add_credential(pool, "simulator", f"sim-{secrets.token_urlsafe(24)}", actor=ACTOR, reason=REASON)
+    chat = routing.create_model(
+        "simulated-chat", actor=ACTOR, publisher="Tollgate", output_is_visible=True, reason=REASON
+    )
+    embedding = routing.create_model(
+        "simulated-embedding", actor=ACTOR, publisher="Tollgate", operations=[Operation.EMBEDDINGS], reason=REASON
+    )
+    routing.set_price(
+        chat, provider, actor=ACTOR, input=Decimal("0.50"), cached_input=Decimal("0.05"), output=Decimal("1.50"),
+        reason=REASON,
+    )  # fmt: skip
+    routing.set_price(embedding, provider, actor=ACTOR, input=Decimal("0.02"), output=Decimal(0), reason=REASON)
+
+    def deploy(name: str, model: Model, upstream_model: str) -> Deployment:
+        return routing.create_deployment(
+            name, model, provider, upstream_model, actor=ACTOR, pool=pool, region="local", reason=REASON
+        )
+
+    fast = deploy("simulator-fast", chat, "sim-fast")
+    slow = deploy("simulator-slow", chat, "sim-slow")
+    failing = deploy("simulator-failing", chat, "sim?error=500")
+    vectors = deploy("simulator-embedding", embedding, "sim-embedding")
+    for name, deployments, description in (
+        (ALIAS, (fast,), "Answers at once."),
+        ("demo-slow", (slow,), "Streams slowly: something to stop with a kill switch."),
+        ("demo-fallback", (failing, fast), "The first deployment always fails; the second answers."),
+        ("demo-embedding", (vectors,), "Embeddings."),
+    ):
+        targets = [routing.Target(deployment, position) for position, deployment in enumerate(deployments)]
+        routing.create_alias(name, targets, actor=ACTOR, description=description, reason=REASON)
+
+
+def _move_simulator(url: str) -> None:
+    provider = Provider.objects.get(slug=SIMULATOR)
+    audit.change(provider, actor=ACTOR, reason="the simulator has another port", values={"base_url": url})
+
+
+def _register(known: KnownProvider, secret: str) -> None:
+    """The provider, a credential of it, its models and an alias for each, unless a provider of that slug is there."""
+    if Provider.objects.filter(slug=known.slug).exists():
+        return
+    reason = f"{known.environment_variable} is in the environment"
+    provider = routing.create_provider(
+        known.slug, known.name, known.base_url, actor=ACTOR, output_cap_field=known.output_cap_field, reason=reason
+    )
+    pool = keys.create_pool(known.slug, known.slug, actor=ACTOR, reason=reason)
+    keys.add_credential(pool, known.environment_variable, secret, actor=ACTOR, reason=reason)
+    for item in known.models:
+        model = Model.objects.filter(name=item.name).first() or routing.create_model(
+            item.name, actor=ACTOR, publisher=known.name, output_is_visible=item.output_is_visible, reason=reason
+        )
+        routing.set_price(
+            model,
+            provider,
+            actor=ACTOR,
+            input=Decimal(item.input),
+            cached_input=Decimal(item.cached_input),
+            output=Decimal(item.output),
+            reason=reason,
+        )
+        deployment = routing.create_deployment(
+            f"{known.slug}/{item.name}", model, provider, item.name, actor=ACTOR, pool=pool, reason=reason
+        )
+        if not ModelAlias.objects.filter(name=item.name).exists():
+            routing.create_alias(item.name, [routing.Target(deployment)], actor=ACTOR, reason=reason)
+
+
+def _known_access(facts_file: Path) -> dict[str, str] | None:
+    """What an earlier start gave, if this is the same database."""
+    try:
+        facts = json.loads(facts_file.read_text())
+        access = {name: str(facts[name]) for name in ("password", "api_token", "virtual_key")}
+    except (OSError, ValueError, KeyError):
+        return None
+    is_of_this_database = (
+        VirtualKey.objects.filter(digest=digest(access["virtual_key"])).exists()
+        and ApiToken.objects.filter(digest=digest(access["api_token"])).exists()
+    )
+    return access if is_of_this_database else None
+
+
+def _give_access() -> dict[str, str]:
+    """A new password for the administrator, a new API token and a new virtual key."""
+    user = User.objects.get(username=USERNAME)
+    password = secrets.token_urlsafe(12)
+    teams.set_password(user, password, actor=ACTOR, reason=REASON)
+    account = ServiceAccount.objects.get(name=SERVICE_ACCOUNT)
+    token = keys.issue_api_token(account, actor=ACTOR, reason=REASON)
+    project = Project.objects.get(team__slug=TEAM, slug=PROJECT)
+    issued = keys.issue_virtual_key(project, VIRTUAL_KEY, actor=ACTOR, aliases=["*"], reason=REASON)
+    for window, amount_usd in ((Budget.Window.DAY, "50"), (Budget.Window.HOUR, "10")):
+        name = f"{VIRTUAL_KEY} key by the {window}"
+        budgets.create_budget(issued.virtual_key, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
+    budgets.create_limit(issued.virtual_key, Limit.Metric.REQUESTS, 60_000, actor=ACTOR, reason=REASON)
+    return {
+        "password": password,
+        "api_token": token.secret.reveal(),
+        "virtual_key": issued.secret.reveal(),
+    }
