@@ -1,0 +1,41 @@
+"""A running proxy for each test that asks for one; the simulator is shared."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.stack import ControlPlane, Proxy, Simulator, Stack, free_port
+
+
+@pytest.fixture(scope="session")
+def simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Simulator]:
+    simulator = Simulator(tmp_path_factory.mktemp("simulator"), free_port())
+    yield simulator
+    simulator.process.stop()
+
+
+@pytest.fixture
+def make_stack(simulator: Simulator, redis_server: Any, short_tmp_path: Path) -> Iterator[Callable[..., Stack]]:
+    """Call it with `workers` and further environment variables of the proxy."""
+    stacks: list[Stack] = []
+
+    def make(workers: int = 1, **environment: str) -> Stack:
+        control = ControlPlane(redis_server.url, simulator.url)
+        control.publish()
+        control.open()
+        proxy = Proxy(short_tmp_path, redis_server.url, free_port(), workers, **environment)
+        stacks.append(Stack(simulator, control, proxy))
+        proxy.wait_ready()
+        return stacks[-1]
+
+    yield make
+    for stack in stacks:
+        stack.proxy.process.stop()
+        stack.control.redis.close()
+
+
+@pytest.fixture
+def stack(make_stack: Callable[..., Stack]) -> Stack:
+    return make_stack()
