@@ -106,9 +106,15 @@ _pack = msgspec.msgpack.Encoder().encode
 _json = msgspec.json.Encoder().encode
 
 
+def _columns(rows: Sequence[BudgetCounter] | Sequence[LimitCheck]) -> tuple[tuple[Any, ...], ...]:
+    """The four fields of all rows. The scripts take columns: Redis unpacks few lists much faster than many."""
+    return tuple(zip(*rows, strict=True)) or ((), (), (), ())
+
+
 def hold_value(budgets: Sequence[BudgetCounter], running_keys: Sequence[str], event_json: bytes) -> bytes:
     """What is kept with a hold, so that it can be resolved without its worker: `<head JSON>|<event JSON>`."""
-    head = _json({"budgets": [(key, expire_at_s) for key, _, _, expire_at_s in budgets], "running": running_keys})
+    keys, _, _, ends = _columns(budgets)
+    head = _json({"budgets": keys, "ends": ends, "running": running_keys})
     # The first bar ends the head, so it has none of its own.
     return head.replace(b"|", b"\\u007c") + b"|" + event_json
 
@@ -130,13 +136,14 @@ def encode_admit(
 ) -> bytes:
     """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe."""
     full_nanos, tranche_nanos = min(full_nanos, AMOUNT_MAX_NANOS), min(tranche_nanos, AMOUNT_MAX_NANOS)
-    return _pack((worker, attempt_id, kill_fields, limits, budgets, full_nanos, tranche_nanos, hold.decode()))
+    columns = (*_columns(limits), *_columns(budgets))
+    return _pack((worker, attempt_id, kill_fields, *columns, full_nanos, tranche_nanos, hold.decode()))
 
 
 def encode_extend(
     *, worker: str, attempt_id: str, add_nanos: int, kill_fields: Sequence[str], budgets: Sequence[BudgetCounter]
 ) -> bytes:
-    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX_NANOS), kill_fields, budgets))
+    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX_NANOS), kill_fields, *_columns(budgets)))
 
 
 def encode_settle(
@@ -152,7 +159,9 @@ def encode_settle(
 ) -> bytes:
     """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt."""
     cost_nanos = min(cost_nanos, AMOUNT_MAX_NANOS)
-    return _pack((worker, seq, attempt_id, cost_nanos, budgets, tpm, running_keys, event.decode()))
+    keys, _, _, ends = _columns(budgets)
+    tpm_columns = tuple(zip(*tpm, strict=True)) or ((), (), ())
+    return _pack((worker, seq, attempt_id, cost_nanos, keys, ends, *tpm_columns, running_keys, event.decode()))
 
 
 def encode_restore(
@@ -164,7 +173,8 @@ def encode_restore(
     running_keys: Sequence[str],
     hold: bytes,
 ) -> bytes:
-    return _pack((worker, attempt_id, held_nanos, budgets, running_keys, hold.decode()))
+    keys, _, _, ends = _columns(budgets)
+    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode()))
 
 
 def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) -> bytes:

@@ -1,4 +1,5 @@
 -- Shared by the scripts. An amount is a whole number of nano-USD; a Lua number holds it exactly up to 2^53.
+-- Budgets come as columns (keys, caps, is_hard, ends): one flat list each costs Redis a third less than a list of rows.
 
 local EXACT_NANOS = 9007199254740992
 -- Above 2^53 a cap and its counter are each read up to 512 nanos off, so such a cap is taken this much smaller.
@@ -7,45 +8,58 @@ local CAP_MARGIN_NANOS = 4096
 local COUNTER_GRACE_S = 3600
 local MINUTE_US = 60000000
 
+local call = redis.call
+
 -- The flag of the first kill switch that is thrown, or nil.
 local function thrown_flag(kill_fields)
   if #kill_fields == 0 then return nil end
-  local flags = redis.call('HMGET', 'tg:kills', unpack(kill_fields))
+  local flags = call('HMGET', 'tg:kills', unpack(kill_fields))
   for i = 1, #kill_fields do
     if flags[i] then return flags[i] end
   end
 end
 
--- The first hard budget with less than `nanos` left: its position from 0 and what it has left; nil when there is none.
-local function tight_budget(budgets, spent, offset, nanos)
-  for i, budget in ipairs(budgets) do
-    if budget[3] then
-      local cap_nanos = budget[2]
+-- The larger of two amounts that every hard budget has room for. Without room for either: nil, the position (from 0) of the
+-- first budget that refuses, and what it has left.
+local function fitting_nanos(keys, caps, is_hard, full_nanos, tranche_nanos)
+  if #keys == 0 then return full_nanos end
+  local spent = call('MGET', unpack(keys))
+  local fitting = full_nanos
+  for i = 1, #keys do
+    if is_hard[i] then
+      local cap_nanos = caps[i]
       if cap_nanos > EXACT_NANOS then cap_nanos = cap_nanos - CAP_MARGIN_NANOS end
-      local left_nanos = cap_nanos - (tonumber(spent[i + offset]) or 0)
-      if nanos > left_nanos then return i - 1, left_nanos end
+      local left_nanos = cap_nanos - (tonumber(spent[i]) or 0)
+      if tranche_nanos > left_nanos then return nil, i - 1, left_nanos end
+      if full_nanos > left_nanos then fitting = tranche_nanos end
+    end
+  end
+  return fitting
+end
+
+local function add_to_counters(keys, ends, nanos)
+  if nanos == 0 then return end
+  for i = 1, #keys do
+    -- Equal means that the counter may be new, and a new one needs its end.
+    if call('INCRBY', keys[i], nanos) == nanos then
+      call('EXPIREAT', keys[i], ends[i] + COUNTER_GRACE_S)
     end
   end
 end
 
-local function add_to_counter(key, nanos, expire_at_s)
-  -- Equal means that the counter may be new, and a new one needs its end.
-  if redis.call('INCRBY', key, nanos) == nanos then
-    redis.call('EXPIREAT', key, expire_at_s + COUNTER_GRACE_S)
-  end
-end
-
-local function add_to_counters(budgets, nanos)
-  if nanos == 0 then return end
-  for _, budget in ipairs(budgets) do
-    add_to_counter(budget[1], nanos, budget[4])
-  end
-end
-
--- A slot exists exactly as long as its hold, so a counter at nought is removed and none can go below.
+-- A slot is taken exactly as long as its hold exists, so a counter at nought is removed and none goes below.
 local function free_slots(running_keys)
-  for _, key in ipairs(running_keys) do
-    if redis.call('DECR', key) <= 0 then redis.call('DEL', key) end
+  for i = 1, #running_keys do
+    if call('DECR', running_keys[i]) <= 0 then call('DEL', running_keys[i]) end
+  end
+end
+
+-- Limits count by the rule of `limits.py`: the time at which all that was taken will have flowed back.
+local function set_arrival(key, arrival_us, now_us)
+  if arrival_us > now_us then
+    call('SET', key, arrival_us, 'PX', math.ceil((arrival_us - now_us) / 1000))
+  else
+    call('DEL', key)
   end
 end
 
@@ -60,6 +74,6 @@ local function join_hold(held_nanos, rest)
 end
 
 local function redis_time_us()
-  local time = redis.call('TIME')
+  local time = call('TIME')
   return time[1] * 1000000 + time[2]
 end

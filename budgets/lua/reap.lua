@@ -1,24 +1,25 @@
--- Resolves every hold of a dead worker. One never dispatched is given back; the others may be billed, so they stay spent, in suspense.
+-- Resolves every hold of a dead worker. One never dispatched is given back; the others may be billed: they stay spent, in suspense.
 
 local worker, is_dead, void_attempt_ids = unpack(cmsgpack.unpack(ARGV[1]))
 
-if redis.call('EXISTS', 'tg:epoch') == 0 then return {'no_epoch'} end
+if call('EXISTS', 'tg:epoch') == 0 then return {'no_epoch'} end
 local lease_key = 'tg:lease:' .. worker
 if is_dead then
-  redis.call('DEL', lease_key)
-elseif redis.call('EXISTS', lease_key) == 1 then
+  call('DEL', lease_key)
+elseif call('EXISTS', lease_key) == 1 then
   return {'alive'}
 end
 
 local is_void = {}
 for _, attempt_id in ipairs(void_attempt_ids) do is_void[attempt_id] = true end
 
-local function append(event, state, cost_nanos)
-  redis.call('XADD', 'tg:usage', '*', 'worker', worker, 'seq', 0, 'event', event, 'state', state, 'cost_nanos', cost_nanos)
+local function append_event(event, state, cost_nanos)
+  call('XADD', 'tg:usage', '*', 'worker', worker, 'seq', 0, 'event', event, 'state', state, 'cost_nanos', cost_nanos)
 end
 
 local to_suspense, voided = 0, 0
-local holds = redis.call('HGETALL', 'tg:holds:' .. worker)
+local holds_key = 'tg:holds:' .. worker
+local holds = call('HGETALL', holds_key)
 for i = 1, #holds, 2 do
   local attempt_id, hold = holds[i], holds[i + 1]
   local held_nanos, rest = cut_hold(hold)
@@ -26,16 +27,14 @@ for i = 1, #holds, 2 do
   local head, event = cjson.decode(string.sub(rest, 1, bar - 1)), string.sub(rest, bar + 1)
   free_slots(head.running)
   if is_void[attempt_id] then
-    for _, budget in ipairs(head.budgets) do
-      add_to_counter(budget[1], -held_nanos, budget[2])
-    end
-    append(event, 'voided', 0)
+    add_to_counters(head.budgets, head.ends, -held_nanos)
+    append_event(event, 'voided', 0)
     voided = voided + 1
   else
-    redis.call('HSET', 'tg:suspense', attempt_id, hold)
-    append(event, 'suspense', held_nanos)
+    call('HSET', 'tg:suspense', attempt_id, hold)
+    append_event(event, 'suspense', held_nanos)
     to_suspense = to_suspense + 1
   end
 end
-redis.call('DEL', 'tg:holds:' .. worker)
+call('DEL', holds_key)
 return {'ok', to_suspense, voided}
