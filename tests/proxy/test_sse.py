@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from proxy.wire.sse import SSEEvent, SSEParser, StreamTooLarge
 def parse(stream: bytes, cuts: list[int] | None = None) -> list[SSEEvent]:
     parser = SSEParser()
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts or [])})
-    events = [event for start, end in zip(places, places[1:], strict=False) for event in parser.feed(stream[start:end])]
+    events = [event for start, end in pairwise(places) for event in parser.feed(stream[start:end])]
     last = parser.finish()
     assert parser.pending() == b""
     return [*events, last] if last else events
@@ -49,7 +51,19 @@ def test_streams_mean_what_the_standard_says(stream: bytes, expected: list[tuple
 
 
 lines = st.sampled_from(
-    [b"data: a", b"data:", b"data", b"event: e", b": c", b"", b"", b"x", b"\xef\xbb\xbf", b"data: \xc3\xa4"]
+    [
+        b"data: a",
+        b"data: b\n",
+        b"data:",
+        b"data",
+        b"event: e",
+        b": c",
+        b"",
+        b"",
+        b"x",
+        b"\xef\xbb\xbf",
+        b"data: \xc3\xa4",
+    ]
 )
 ends = st.sampled_from([b"\n", b"\r\n", b"\r"])
 streams = st.lists(st.tuples(lines, ends).map(b"".join), max_size=30).map(b"".join) | st.binary(max_size=60)
