@@ -1,0 +1,422 @@
+"""The server side of HTTP/1.1: uvicorn's httptools protocol, with one meaning per request and a deadline for each wait.
+
+What could be read in two ways is refused before any application code sees it, in OpenAI's error shape, and the
+connection is closed. No routing, no authentication, nothing about the body's content.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+from typing import Any, ClassVar, cast
+
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import Server, ServerState
+
+MIB = 1024 * 1024
+HEAD_BYTES_MAX = 32 * 1024
+HEADERS_MAX = 100
+TARGET_BYTES_MAX = 8 * 1024
+PIPELINED_MAX = 8
+# What a header costs beside its name and value: the colon, a space, the line's end.
+HEADER_FRAMING_BYTES = 4
+NEVER = float("inf")
+SWEEP_S = 0.5
+DRAIN_POLL_S = 0.02
+# For requests that were cut at the end of the grace.
+SETTLE_S = 3.0
+
+HOST = re.compile(rb"[A-Za-z0-9._~-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+# Headers that may come several times: lists by their standard, and nothing here decides by them.
+REPEATABLE = frozenset(
+    {
+        b"accept", b"accept-encoding", b"accept-language", b"baggage", b"cache-control", b"cookie", b"forwarded",
+        b"tracestate", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
+    }
+)  # fmt: skip
+
+
+class Refusal(Enum):
+    """Why a request is refused: status, code, message."""
+
+    MALFORMED = 400, "malformed_request", "this is not well-formed HTTP/1.1"
+    VERSION = 505, "http_version_not_supported", "HTTP/1.1 is required (nginx: proxy_http_version 1.1)"
+    TARGET = 400, "invalid_target", "the request target must be a path: no absolute URL, no *, no fragment"
+    TARGET_TOO_LONG = 414, "target_too_long", f"the request target is longer than {TARGET_BYTES_MAX} bytes"
+    HEAD_TOO_LARGE = 431, "headers_too_large", f"the headers are larger than {HEAD_BYTES_MAX} bytes"
+    TOO_MANY_HEADERS = 431, "too_many_headers", f"there are more than {HEADERS_MAX} headers"
+    HEADER_NAME = 400, "invalid_header_name", "header names with an underscore are refused: proxies differ on them"
+    REPEATED_HEADER = 400, "repeated_header", "a header that must be single came more than once"
+    HOST = 400, "invalid_host", "exactly one valid Host header is required"
+    FRAMING = 400, "invalid_framing", "give either one valid Content-Length or `Transfer-Encoding: chunked`"
+    EXPECTATION = 417, "unknown_expectation", "the only Expect header known here is 100-continue"
+    UPGRADE = 400, "upgrade_refused", "no other protocol is spoken here: send no Upgrade header, no CONNECT"
+    TRAILERS = 400, "trailers_refused", "fields after a chunked body are refused"
+    BODY_TOO_LARGE = 413, "request_too_large", "the body is larger than this gateway accepts"
+    HEAD_TOO_SLOW = 408, "request_timeout", "the headers did not arrive in time"
+    BODY_TOO_SLOW = 408, "request_timeout", "the body did not arrive in time"
+    PIPELINE_FULL = 400, "pipeline_full", f"more than {PIPELINED_MAX} requests wait for an answer on this connection"
+
+    def __init__(self, status_code: int, code: str, message: str) -> None:
+        self.status_code = status_code
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
+        body = json.dumps({"error": error}).encode()
+        head = (
+            f"HTTP/1.1 {status_code} {HTTPStatus(status_code).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.response = head.encode() + body
+
+
+class RequestRefused(Exception):
+    """Raised inside a parser callback; httptools carries it out as the context of its own error."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.name)
+        self.refusal = refusal
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeLimits:
+    """What one connection may cost. A body has `body_s`, and a second more for each `body_bytes_per_s` that came.
+
+    `body_bytes_max` counts a chunked body with its framing. A client that is refused in the middle of sending may send on
+    for `linger_s` or `linger_bytes`, unread, so that it gets to read why; a reset would have taken the answer from it.
+    """
+
+    body_bytes_max: int = 32 * MIB
+    head_s: float = 10.0
+    body_s: float = 30.0
+    body_bytes_per_s: int = 64 * 1024
+    idle_s: float = 75.0
+    stalled_write_s: float = 30.0
+    linger_s: float = 5.0
+    linger_bytes: int = 64 * MIB
+
+
+DEFAULT_LIMITS = EdgeLimits()
+
+
+class Reading(Enum):
+    """Where the reader stands in the bytes that come in."""
+
+    BETWEEN = "between requests"
+    HEAD = "head"
+    BODY = "body"
+    DISCARDING = "discarding"
+
+
+# Reading a member off its enum costs more than a global does, and these are read for every request.
+BETWEEN, HEAD, BODY, DISCARDING = Reading
+
+
+class EdgeProtocol(HttpToolsProtocol):
+    """One client connection. Its deadlines are plain numbers that `EdgeServer` looks at, so that a request costs no timer.
+
+    A `tollgate.client_gone` callable that the application puts into the scope is called when the client leaves early.
+    """
+
+    refusals: ClassVar[Counter[Refusal]] = Counter()
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        limits: EdgeLimits = DEFAULT_LIMITS,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        # uvicorn lets bytes after a `connection: close` request pass as another request.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+        self.limits = limits
+        self.reading = BETWEEN
+        # What the deadline is for. The first head's runs from the connection on, later ones from their first byte.
+        self.awaited = HEAD
+        self.deadline = NEVER
+        self.write_deadline = NEVER
+        # Read since the last quiet moment, and how many of them belong to requests already read to their end.
+        self.bytes_in = 0
+        self.bytes_done = 0
+        self.running: RequestResponseCycle | None = None
+
+    # Called by the transport
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.deadline = self.loop.time() + self.limits.head_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.pipeline.clear()
+        # uvicorn tells only the newest request of a pipeline.
+        self._tell_gone()
+
+    def data_received(self, data: bytes) -> None:
+        if self.reading is DISCARDING:
+            self._discard(len(data))
+            return
+        self.bytes_in += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, RequestRefused):
+                raise
+            self._refuse(error.__context__.refusal)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._refuse(Refusal.MALFORMED)
+        else:
+            if self.reading is BETWEEN:
+                self.bytes_in = self.bytes_done = 0
+            else:
+                self._await_rest(len(data))
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.write_deadline = self.loop.time() + self.limits.stalled_write_s
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.write_deadline = NEVER
+
+    # Called by the parser
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.reading = HEAD
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self._check_head()
+        super().on_headers_complete()
+        self.reading = BODY
+        # The parser reports trailers as headers: they must not join a scope that the application already has.
+        self.headers = []
+
+    def on_message_complete(self) -> None:
+        if self.headers:
+            raise RequestRefused(Refusal.TRAILERS)
+        super().on_message_complete()
+        self.reading = self.awaited = BETWEEN
+        self.bytes_done = self.bytes_in
+        self.deadline = self.loop.time() + self.limits.idle_s if self.cycle.response_complete else NEVER
+
+    # Called by the application's side
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """In place of uvicorn's, which arms a timer for each response."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.reading is BETWEEN:
+            self.deadline = self.loop.time() + self.limits.idle_s
+
+    # Deadlines
+
+    def look_at_deadlines(self, now: float) -> None:
+        """`now` is the event loop's clock."""
+        if self.transport.is_closing() and self.write_deadline == NEVER:
+            self.write_deadline = now + self.limits.stalled_write_s
+        if self.write_deadline <= now:
+            self.transport.abort()
+        elif self.deadline <= now:
+            self._deadline_passed(now)
+
+    def _await_rest(self, size: int) -> None:
+        """The read ended inside a request, `size` bytes after the one before."""
+        bytes_in = self.bytes_in - self.bytes_done
+        if self.reading is HEAD and bytes_in > HEAD_BYTES_MAX:
+            self._refuse(Refusal.HEAD_TOO_LARGE)
+            return
+        if bytes_in > HEAD_BYTES_MAX + self.limits.body_bytes_max:
+            self._refuse(Refusal.BODY_TOO_LARGE)
+            return
+        if self.awaited is not self.reading:
+            self.awaited = self.reading
+            self.deadline = self.loop.time() + (self.limits.head_s if self.reading is HEAD else self.limits.body_s)
+        if self.reading is BODY:
+            self.deadline += size / self.limits.body_bytes_per_s
+
+    def _deadline_passed(self, now: float) -> None:
+        if self.reading is HEAD:
+            self._refuse(Refusal.HEAD_TOO_SLOW)
+        elif self.reading is not BODY:
+            self.transport.close()
+        elif self.pipeline or self.flow.read_paused:
+            self.deadline = now + self.limits.body_s  # It is we who do not read.
+        else:
+            self._refuse(Refusal.BODY_TOO_SLOW)
+
+    # What is refused
+
+    def _check_head(self) -> None:
+        """Raises `RequestRefused`. The parser itself refuses folded lines, bare LF, NUL, and most framing tricks."""
+        if len(self.headers) > HEADERS_MAX:
+            raise RequestRefused(Refusal.TOO_MANY_HEADERS)
+        if len(self.url) > TARGET_BYTES_MAX:
+            raise RequestRefused(Refusal.TARGET_TOO_LONG)
+        if self.bytes_in > HEAD_BYTES_MAX and self._head_bytes() > HEAD_BYTES_MAX:
+            raise RequestRefused(Refusal.HEAD_TOO_LARGE)
+        if self.parser.get_http_version() != "1.1":
+            raise RequestRefused(Refusal.VERSION)
+        if not self.url.startswith(b"/") or b"#" in self.url:
+            raise RequestRefused(Refusal.TARGET)
+        if len(self.pipeline) == PIPELINED_MAX:
+            raise RequestRefused(Refusal.PIPELINE_FULL)
+        self._check_fields(dict(self.headers))
+
+    def _check_fields(self, fields: dict[bytes, bytes]) -> None:
+        if len(fields) != len(self.headers):
+            self._check_repeated()
+        if HOST.fullmatch(fields.get(b"host", b"")) is None:
+            raise RequestRefused(Refusal.HOST)
+        if b"_" in b"".join(fields):
+            raise RequestRefused(Refusal.HEADER_NAME)
+        if b"upgrade" in fields or self.parser.should_upgrade():
+            raise RequestRefused(Refusal.UPGRADE)
+        if b"expect" in fields:
+            self._check_expectation(fields[b"expect"])
+        if b"transfer-encoding" in fields:
+            self._check_chunked(fields)
+        elif int(fields.get(b"content-length", 0)) > self.limits.body_bytes_max:
+            raise RequestRefused(Refusal.BODY_TOO_LARGE)
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + HEADER_FRAMING_BYTES for name, value in self.headers)
+
+    def _check_repeated(self) -> None:
+        times = Counter(name for name, _ in self.headers)
+        if times[b"host"] > 1:
+            raise RequestRefused(Refusal.HOST)
+        if any(number > 1 and name not in REPEATABLE for name, number in times.items()):
+            raise RequestRefused(Refusal.REPEATED_HEADER)
+
+    def _check_expectation(self, value: bytes) -> None:
+        if value.lower() != b"100-continue":
+            raise RequestRefused(Refusal.EXPECTATION)
+        self.expect_100_continue = True
+
+    @staticmethod
+    def _check_chunked(fields: dict[bytes, bytes]) -> None:
+        if fields[b"transfer-encoding"].lower() != b"chunked" or b"content-length" in fields:
+            raise RequestRefused(Refusal.FRAMING)
+
+    # Refusing
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer and close. Behind requests that are still being answered: close once they are."""
+        self.refusals[refusal] += 1
+        if self.reading is BODY and self.pipeline:
+            self.pipeline.popleft()  # The newest, whose body this was.
+        elif self.reading is BODY:
+            self._give_up_request(refusal)
+            return
+        self.reading = DISCARDING
+        last = self.pipeline[0][0] if self.pipeline else self.running
+        if last is None or last.response_complete:
+            self._answer(refusal)
+        else:
+            last.keep_alive = False
+            self.deadline = NEVER
+
+    def _give_up_request(self, refusal: Refusal) -> None:
+        """The application has the head of a request whose rest does not come or is not acceptable."""
+        self.reading = DISCARDING
+        has_started = self.cycle.response_started
+        self._tell_gone()
+        if has_started:
+            self.transport.close()
+        else:
+            self._answer(refusal)
+
+    def _answer(self, refusal: Refusal) -> None:
+        self.bytes_in = 0
+        self.deadline = self.loop.time() + self.limits.linger_s
+        self.flow.resume_reading()
+        self.transport.write(refusal.response)
+        self.transport.write_eof()
+
+    def _discard(self, size: int) -> None:
+        self.bytes_in += size
+        if self.bytes_in > self.limits.linger_bytes:
+            self.transport.abort()
+
+    def _tell_gone(self) -> None:
+        cycle = self.running
+        if cycle is None or cycle.response_complete:
+            return
+        cycle.disconnected = True
+        cycle.message_event.set()
+        client_gone: Callable[[], None] | None = cast(dict[str, Any], cycle.scope).get("tollgate.client_gone")
+        if client_gone is not None:
+            client_gone()
+
+
+class EdgeServer(Server):
+    """uvicorn's server, with one timer for the deadlines of all connections, and a stop that lets cut requests settle.
+
+    Signals are the owner's business: it sets `should_exit`, and `grace_s` to 0 when there is no time.
+    """
+
+    def __init__(self, config: Config, *, grace_s: float, on_sweep: Callable[[], None] | None = None) -> None:
+        """`on_sweep` is called every `SWEEP_S` seconds, as long as the event loop turns."""
+        super().__init__(config)
+        self.grace_s = grace_s
+        self._on_sweep = on_sweep
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._sweep(asyncio.get_running_loop())
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_later(SWEEP_S, self._sweep, loop)
+        if self._on_sweep is not None:
+            self._on_sweep()
+        now = loop.time()
+        for connection in list(self.server_state.connections):
+            cast(EdgeProtocol, connection).look_at_deadlines(now)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, let live requests end for `grace_s`, cancel the rest and let them settle, then the lifespan."""
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._drain(lambda: self.grace_s)
+        for task in list(self.server_state.tasks):
+            task.cancel("the server stops")
+        await self._drain(lambda: SETTLE_S)
+        await self.lifespan.shutdown()
+
+    async def _drain(self, seconds: Callable[[], float]) -> None:
+        """`seconds` is asked each time: a second signal may cut the wait short."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while self.server_state.tasks or self.server_state.connections:
+            if loop.time() - began >= seconds():
+                return
+            await asyncio.sleep(DRAIN_POLL_S)
