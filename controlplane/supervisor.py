@@ -44,7 +44,10 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """`prepare` runs before every start and may raise `processes.StartFailed`; `is_ready` must answer within a second or so."""
+    """`prepare` runs before every start and may raise `processes.StartFailed`; `is_ready` must answer within a second or so.
+
+    What `ends` is not started again.
+    """
 
     name: str
     argv: Sequence[str]
@@ -53,6 +56,7 @@ class Program:
     grace_s: float = 10.0
     prepare: Callable[[], None] = _nothing
     is_ready: Callable[[], bool] = _always
+    ends: bool = False
 
 
 @dataclass
@@ -80,6 +84,7 @@ class Supervisor:
         self._handlers: dict[signal.Signals, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def __enter__(self) -> "Supervisor":
+        self._log_directory.mkdir(mode=0o700, exist_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # As `nohup` leaves SIGHUP.
                 self._handlers[number] = signal.signal(number, self._request_stop)
@@ -169,6 +174,8 @@ class Supervisor:
             )
 
     def _revive(self, child: _Child) -> None:
+        if child.program.ends:
+            return
         now = time.monotonic()
         if child.restart_at is None and child.process.poll() is not None:
             processes.kill_group(child.process)  # What it started must not meet what its successor starts.

@@ -148,7 +148,7 @@ class Installation:
         if self.options.is_demo:
             argv += ["--demo", str(self.demo_file), "--admin-url", self.admin_url, "--gateway-url", self.gateway_url]
             argv += ["--simulator-url", simulator_url]
-        return Program(name="prepare", argv=argv, environ=self.control_plane | self.provider_keys)
+        return Program(name="prepare", argv=argv, environ=self.control_plane | self.provider_keys, ends=True)
 
     def _admin(self) -> Program:
         port = self.options.admin_port
