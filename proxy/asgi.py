@@ -18,6 +18,7 @@ from proxy.errors import Unavailable
 from proxy.gateway import Gateway
 from proxy.journal import Journal
 from proxy.live import LiveRequests
+from proxy.logs import configure
 from proxy.metrics import Counts, WorkerStatus, decode_status, render
 from proxy.receive import Receive, Scope, Send
 from proxy.wire.http1 import UpstreamPool
@@ -132,4 +133,5 @@ class Application:
         await send({"type": "lifespan.shutdown.complete"})
 
 
+configure()
 application = Application(Config.from_environment(os.environ))
