@@ -1,0 +1,443 @@
+"""The two clients of Redis against a real one, and against servers that misbehave on purpose."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+import redis
+
+from proxy.wire.redis import Address, RedisPipeline, RedisReplyError, RedisSubscriber, RedisUnavailable
+
+PASSWORD = "a-password-that-must-never-show"
+COUNT_TEXT = "return redis.call('INCRBY', 'count', ARGV[1])"
+ECHO_TEXT = "return {'ok', ARGV[1]}"
+
+
+Connect = Callable[..., Awaitable[RedisPipeline]]
+
+
+@pytest.fixture
+async def connect() -> AsyncIterator[Connect]:
+    """Call with a URL and options of the pipeline to get it ready."""
+    pipelines: list[RedisPipeline] = []
+
+    async def start(url: str, *scripts: str, **options: Any) -> RedisPipeline:
+        pipeline = RedisPipeline(url, **options)
+        for text in scripts:
+            pipeline.register_script(text)
+        pipelines.append(pipeline)
+        pipeline.start()
+        await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+        return pipeline
+
+    yield start
+    for pipeline in pipelines:
+        await pipeline.close()
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_replies_come_back_to_whoever_asked(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url)
+    replies = await asyncio.gather(*(pipeline.call("ECHO", str(i)) for i in range(5_000)))
+    assert replies == [str(i).encode() for i in range(5_000)]
+
+
+async def test_replies_stay_as_redis_sent_them(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url)
+    assert await pipeline.call("SET", b"name", "ä") == b"OK"
+    assert await pipeline.call(b"GET", "name") == "ä".encode()
+    assert await pipeline.call("GET", "nothing") is None
+    assert await pipeline.call("INCRBY", "number", 41) == 41
+    assert await pipeline.call("MGET", "name", "nothing") == ["ä".encode(), None]
+
+
+async def test_an_error_of_the_server_is_raised_and_shifts_nothing(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url)
+    answers = await asyncio.gather(
+        pipeline.call("ECHO", "a"), pipeline.call("NONSENSE"), pipeline.call("ECHO", "b"), return_exceptions=True
+    )
+    assert answers[0] == b"a"
+    assert isinstance(answers[1], RedisReplyError)
+    assert answers[2] == b"b"
+
+
+async def test_a_cancelled_caller_never_shifts_the_replies(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url, ECHO_TEXT)
+    sha1 = pipeline.register_script(ECHO_TEXT)
+    seeded = random.Random(7)
+    answered = 0
+
+    async def ask(number: int) -> None:
+        nonlocal answered
+        text = b"%d" % number
+        if number % 2:
+            assert await pipeline.call("ECHO", text) == text
+        else:
+            assert await pipeline.script(sha1, text) == [b"ok", text]
+        answered += 1
+
+    for round_number in range(40):
+        tasks = [asyncio.create_task(ask(round_number * 100 + i)) for i in range(100)]
+        for _ in range(seeded.randrange(3)):
+            await asyncio.sleep(0)
+        for task in seeded.sample(tasks, 50):
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert result is None or isinstance(result, asyncio.CancelledError)
+    assert answered >= 2_000
+    assert await pipeline.call("ECHO", "still in step") == b"still in step"
+
+
+async def test_commands_of_one_tick_leave_in_one_write(connect: Connect) -> None:
+    writes: list[bytes] = []
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            writes.append(data)
+            self.transport.write(b"+OK\r\n" * data.count(b"PING"))
+
+    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+    async with server:
+        pipeline = await connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        await asyncio.gather(*(pipeline.call("PING") for _ in range(100)))
+        await pipeline.close()
+    assert len(writes) == 1
+
+
+async def test_scripts_are_loaded_before_anything_else(redis_server: Any, connect: Connect) -> None:
+    pipeline = await connect(redis_server.url, ECHO_TEXT)
+    sha1 = pipeline.register_script(ECHO_TEXT)
+    assert await pipeline.call("SCRIPT", "EXISTS", sha1) == [1]
+    assert await pipeline.script(sha1, b"\x00binary\r\n") == [b"ok", b"\x00binary\r\n"]
+
+
+async def test_forgotten_scripts_are_run_once_all_the_same(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url, COUNT_TEXT)
+    sha1 = pipeline.register_script(COUNT_TEXT)
+    await pipeline.call("SCRIPT", "FLUSH")
+    assert await asyncio.gather(*(pipeline.script(sha1, b"1") for _ in range(5))) == [1, 2, 3, 4, 5]
+    assert await pipeline.call("SCRIPT", "EXISTS", sha1) == [1]
+
+
+async def test_a_forgotten_script_of_a_cancelled_caller_is_run_too(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url, COUNT_TEXT)
+    sha1 = pipeline.register_script(COUNT_TEXT)
+    await pipeline.call("SCRIPT", "FLUSH")
+    future = pipeline.script(sha1, b"1")
+    future.cancel()
+    await pipeline.call("PING")
+    assert await pipeline.call("GET", "count") == b"1"
+
+
+async def test_nothing_is_queued_while_redis_is_away(redis_server: Any, connect: Connect) -> None:
+    pipeline = await connect(redis_server.url, COUNT_TEXT)
+    losses: list[float] = []
+    pipeline.on_loss = lambda: losses.append(time.monotonic())
+    redis_server.kill()
+    await until(lambda: not pipeline.is_ready)
+    started_at_s = time.perf_counter()
+    with pytest.raises(RedisUnavailable):
+        pipeline.call("PING")
+    with pytest.raises(RedisUnavailable):
+        pipeline.script(pipeline.register_script(COUNT_TEXT), b"1")
+    assert time.perf_counter() - started_at_s < 0.01
+    await until(lambda: len(losses) == 1)
+    redis_server.start()
+    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    assert await pipeline.call("GET", "count") is None
+    assert len(losses) == 1
+
+
+async def test_whoever_waits_when_redis_dies_is_told(redis_server: Any, connect: Connect) -> None:
+    pipeline = await connect(redis_server.url, timeout_s=30)
+    pending = [pipeline.call("BLPOP", "nothing", 0), pipeline.call("PING")]
+    await asyncio.sleep(0.05)
+    redis_server.kill()
+    async with asyncio.timeout(1):
+        answers = await asyncio.gather(*pending, return_exceptions=True)
+    assert all(isinstance(answer, RedisUnavailable) for answer in answers)
+
+
+async def test_a_silent_redis_is_left_within_a_tenth_of_the_timeout(redis_server: Any, connect: Connect) -> None:
+    pipeline = await connect(redis_server.url, COUNT_TEXT, timeout_s=0.2)
+    sha1 = pipeline.register_script(COUNT_TEXT)
+    redis_server.pause()
+    started_at_s = time.perf_counter()
+    with pytest.raises(RedisUnavailable):
+        await pipeline.script(sha1, b"1")
+    assert 0.19 < time.perf_counter() - started_at_s < 0.25
+    assert not pipeline.is_ready
+    redis_server.resume()
+    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    assert await pipeline.call("ECHO", "in step") == b"in step"
+
+
+async def test_a_steady_flow_of_replies_does_not_hide_one_that_is_late(connect: Connect) -> None:
+    """The second command of each pair is answered one pair late, and later and later: sooner or later that is too late."""
+
+    class Server(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            self.transport.write(b"+OK\r\n" * (data.count(b"PING") // 2))
+
+    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+    async with server:
+        pipeline = await connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        started_at_s = time.perf_counter()
+        futures = []
+        while pipeline.is_ready:
+            futures += [pipeline.call("PING"), pipeline.call("PING")]
+            await asyncio.sleep(0.01)
+        assert time.perf_counter() - started_at_s < 0.6
+        await asyncio.gather(*futures, return_exceptions=True)
+        await pipeline.close()
+
+
+async def test_a_pause_of_our_own_process_is_not_held_against_redis(redis_url: str, connect: Connect) -> None:
+    pipeline = await connect(redis_url, timeout_s=0.1)
+    for _ in range(3):
+        await asyncio.sleep(0.15)
+        reply = pipeline.call("ECHO", "a")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(0.4)
+        assert await reply == b"a"
+    assert pipeline.is_ready
+
+
+async def test_until_the_hook_is_done_redis_is_the_hooks_alone(redis_url: str) -> None:
+    pipeline = RedisPipeline(redis_url)
+    may_finish = asyncio.Event()
+    seen: list[Any] = []
+
+    async def bring_up_to_date(given: RedisPipeline) -> None:
+        seen.append((given.is_ready, await given.call("ECHO", "hook")))
+        await may_finish.wait()
+
+    pipeline.on_connect = bring_up_to_date
+    pipeline.start()
+    await until(lambda: bool(seen))
+    assert seen == [(False, b"hook")]
+    with pytest.raises(RedisUnavailable):
+        pipeline.call("PING")
+    may_finish.set()
+    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    assert await pipeline.call("PING") == b"PONG"
+    await pipeline.close()
+
+
+@pytest.mark.parametrize("mistake", [KeyError("a mistake of ours"), RedisUnavailable("lost"), RedisReplyError("no")])
+async def test_a_hook_that_fails_is_run_again_on_another_connection(
+    redis_url: str, mistake: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = RedisPipeline(redis_url)
+    runs = 0
+
+    async def fail_twice(_given: RedisPipeline) -> None:
+        nonlocal runs
+        runs += 1
+        if runs <= 2:
+            raise mistake
+
+    pipeline.on_connect = fail_twice
+    pipeline.start()
+    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    assert runs == 3
+    assert any(record.levelno >= logging.WARNING for record in caplog.records)
+    await pipeline.close()
+
+
+async def test_a_redis_that_dies_under_the_hook_is_tried_again(redis_server: Any) -> None:
+    pipeline = RedisPipeline(redis_server.url, timeout_s=30)
+    is_in_hook = asyncio.Event()
+    runs = 0
+
+    async def wait_long(given: RedisPipeline) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            is_in_hook.set()
+            await given.call("BLPOP", "nothing", 0)
+
+    pipeline.on_connect = wait_long
+    pipeline.start()
+    await asyncio.wait_for(is_in_hook.wait(), 5)
+    redis_server.kill()
+    await asyncio.sleep(0.1)
+    assert not pipeline.is_ready
+    redis_server.start()
+    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    assert runs == 2
+    await pipeline.close()
+
+
+async def test_it_comes_back_within_a_second_of_redis(redis_server: Any, connect: Connect) -> None:
+    pipeline = await connect(redis_server.url)
+    redis_server.kill()
+    await asyncio.sleep(2)
+    redis_server.start()
+    started_at_s = time.perf_counter()
+    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    assert time.perf_counter() - started_at_s < 1
+
+
+async def test_user_password_and_database_of_the_url_are_used(redis_server: Any, connect: Connect) -> None:
+    with redis.Redis.from_url(redis_server.url) as admin:
+        admin.acl_setuser("worker", enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=["+@all"])
+        pipeline = await connect(f"unix://worker:{PASSWORD}@{redis_server.url.removeprefix('unix://')}?db=3")
+        assert await pipeline.call("ACL", "WHOAMI") == b"worker"
+        await pipeline.call("SET", "here", 1)
+        assert admin.exists("here") == 0
+        admin.select(3)
+        assert admin.exists("here") == 1
+
+
+async def test_a_wrong_password_is_no_connection_and_is_not_logged(
+    redis_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = f"unix://nobody:{PASSWORD}@{redis_server.url.removeprefix('unix://')}"
+    pipeline, subscriber = RedisPipeline(url), RedisSubscriber(url, ["news"], lambda _channel, _body: None)
+    pipeline.start()
+    subscriber.start()
+    await until(lambda: len([record for record in caplog.records if "WRONGPASS" in record.getMessage()]) == 2)
+    assert not pipeline.is_ready
+    assert not subscriber.is_ready
+    assert PASSWORD not in caplog.text
+    await pipeline.close()
+    await subscriber.close()
+
+
+async def test_closing_tells_those_who_wait_and_leaves_nothing_behind(redis_url: str, connect: Connect) -> None:
+    tasks_before = asyncio.all_tasks()
+    pipeline = await connect(redis_url, timeout_s=30)
+    pending = pipeline.call("BLPOP", "nothing", 0)
+    await asyncio.sleep(0.02)
+    await pipeline.close()
+    await pipeline.close()
+    with pytest.raises(RedisUnavailable):
+        await pending
+    with pytest.raises(RedisUnavailable):
+        pipeline.call("PING")
+    assert asyncio.all_tasks() == tasks_before
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+ONE\r\n+TOO MANY\r\n", b"*99999999999\r\n"]
+)
+async def test_what_is_not_redis_is_left(nonsense: bytes, connect: Connect) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if await reader.read(100):
+            writer.write(nonsense)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        pipeline = await connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        pending = [pipeline.call("PING")]
+        await asyncio.wait(pending, timeout=1)
+        await until(lambda: pending[0].done() and not pipeline.is_ready)
+        await pipeline.close()
+
+
+async def test_a_message_reaches_the_subscriber(redis_url: str) -> None:
+    messages: list[tuple[bytes, bytes]] = []
+    subscriber = RedisSubscriber(redis_url, ["news", "weather"], lambda channel, body: messages.append((channel, body)))
+    subscriber.start()
+    await asyncio.wait_for(subscriber.wait_until_ready(), 5)
+    with redis.Redis.from_url(redis_url) as publisher:
+        assert publisher.publish("news", b"\x00\r\n") == 1
+        assert publisher.publish("weather", "rain") == 1
+        assert publisher.publish("gossip", "…") == 0
+    await until(lambda: len(messages) == 2)
+    assert messages == [(b"news", b"\x00\r\n"), (b"weather", b"rain")]
+    await subscriber.close()
+
+
+async def test_the_subscriber_comes_back_and_says_so(redis_server: Any) -> None:
+    messages: list[bytes] = []
+    connects = 0
+
+    async def count_connects() -> None:
+        nonlocal connects
+        connects += 1
+
+    subscriber = RedisSubscriber(redis_server.url, ["news"], lambda _, body: messages.append(body), count_connects)
+    subscriber.start()
+    await until(lambda: connects == 1)
+    redis_server.kill()
+    await until(lambda: not subscriber.is_ready)
+    redis_server.start()
+    await until(lambda: subscriber.is_ready)
+    assert connects == 2
+    with redis.Redis.from_url(redis_server.url) as publisher:
+        assert publisher.publish("news", "again") == 1
+    await until(lambda: messages == [b"again"])
+    await subscriber.close()
+
+
+async def test_a_subscriber_that_hears_nothing_at_all_leaves(redis_server: Any) -> None:
+    subscriber = RedisSubscriber(redis_server.url, ["news"], lambda _channel, _body: None, ping_every_s=0.05)
+    subscriber.start()
+    await asyncio.wait_for(subscriber.wait_until_ready(), 5)
+    await asyncio.sleep(0.5)
+    assert subscriber.is_ready
+    redis_server.pause()
+    await until(lambda: not subscriber.is_ready, timeout_s=0.5)
+    redis_server.resume()
+    await until(lambda: subscriber.is_ready)
+    await subscriber.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://redis.example", Address(host="redis.example")),
+        ("redis://h:7000/2", Address(host="h", port=7000, database=2)),
+        ("redis://:p%40ss@h", Address(host="h", password="p@ss")),
+        ("redis://user:pass@[::1]:6380/0", Address(host="::1", port=6380, username="user", password="pass")),
+        ("rediss://h?ssl_cert_reqs=required", Address(host="h", is_tls=True)),
+        ("rediss://h/?ssl_ca_certs=/ca.pem&db=4", Address(host="h", is_tls=True, ca_path="/ca.pem", database=4)),
+        ("unix:///run/redis.sock?db=1", Address(path="/run/redis.sock", database=1)),
+        ("unix://user:pass@/run/a%20b", Address(path="/run/a b", username="user", password="pass")),
+    ],
+)
+def test_a_url_is_read_whole(url: str, expected: Address) -> None:
+    assert Address.parse(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"http://:{PASSWORD}@h",
+        f"redis://:{PASSWORD}@/0",
+        f"redis://:{PASSWORD}@h/one",
+        f"redis://:{PASSWORD}@h:99999",
+        f"rediss://:{PASSWORD}@h?ssl_cert_reqs=none",
+        f"redis://:{PASSWORD}@h?socket_timeout=1",
+        f"unix://:{PASSWORD}@",
+        "",
+    ],
+)
+def test_a_url_that_means_nothing_is_refused_without_quoting_it(url: str) -> None:
+    with pytest.raises(ValueError) as refusal:
+        Address.parse(url)
+    assert PASSWORD not in str(refusal.value)
+
+
+def test_an_address_does_not_show_its_password() -> None:
+    assert PASSWORD not in repr(Address.parse(f"redis://user:{PASSWORD}@h"))
