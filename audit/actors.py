@@ -38,8 +38,7 @@ def client_ip(request: HttpRequest) -> str | None:
     whatever stands left of them was written by the client.
     """
     forwarded = [part.strip() for part in request.headers.get("X-Forwarded-For", "").split(",") if part.strip()]
-    trusted = settings.TRUSTED_PROXIES
+    trusted: int = settings.TRUSTED_PROXIES
     if trusted and len(forwarded) >= trusted:
         return forwarded[-trusted]
-    address = str(request.META.get("REMOTE_ADDR", ""))
-    return address or None
+    return str(request.META.get("REMOTE_ADDR", "")) or None

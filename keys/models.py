@@ -4,13 +4,15 @@ from collections.abc import Collection
 from typing import Any, ClassVar, Self
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import OpClass
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models.functions import Upper
 from django.utils import timezone
 
 from audit.ids import uuid7
 from audit.models import Versioned
-from audit.querysets import READERS, SharedQuerySet, TeamQuerySet
+from audit.querysets import READERS, VIEWER, SharedQuerySet, TeamQuerySet
 from keys.kills import KillFlag, kill_field
 from teams.models import Project, name_validator, validate_tags
 
@@ -110,7 +112,7 @@ class VirtualKey(Versioned):
         ordering = ["-id"]
         indexes = [
             models.Index(fields=["project", "-id"], name="keys_virtualkey_project"),
-            models.Index(fields=["name"], name="keys_virtualkey_name", opclasses=["varchar_pattern_ops"]),
+            models.Index(OpClass(Upper("name"), "text_pattern_ops"), name="keys_virtualkey_name"),
             models.Index(fields=["hint"], name="keys_virtualkey_hint"),
             models.Index(fields=["digest"], name="keys_virtualkey_digest_prefix", opclasses=["varchar_pattern_ops"]),
             models.Index(
@@ -148,19 +150,21 @@ class KillSwitchQuerySet(models.QuerySet["KillSwitch"]):
         return self.filter(lifted_at__isnull=True)
 
     def for_user(self, viewer: Any, roles: Collection[str] = READERS) -> Self:
-        """Those that stop everybody, and those of the viewer's teams, projects and keys."""
+        """Those of the viewer's teams, projects and keys; to look at, also those that stop everybody."""
         if not viewer.is_active:
             return self.none()
         if viewer.sees_all_teams:
             return self.all()
         teams = [str(team) for team in viewer.team_ids(roles)]
         projects = Project.objects.filter(team_id__in=teams)
-        mine = models.Q(scope="team", target__in=teams)
-        mine |= models.Q(scope="project", target__in=[str(pk) for pk in projects.values_list("pk", flat=True)])
-        keyed = list(self.filter(scope="key").values_list("target", flat=True))
-        visible = VirtualKey.objects.filter(pk__in=keyed, project__in=projects).values_list("pk", flat=True)
-        mine |= models.Q(scope="key", target__in=[str(pk) for pk in visible])
-        return self.filter(mine | models.Q(scope__in=["global", "model", "provider"]))
+        halted_keys = list(self.filter(scope="key").values_list("target", flat=True))
+        own_keys = VirtualKey.objects.filter(pk__in=halted_keys, project__in=projects)
+        visible = models.Q(scope="team", target__in=teams)
+        visible |= models.Q(scope="project", target__in=[str(pk) for pk in projects.values_list("pk", flat=True)])
+        visible |= models.Q(scope="key", target__in=[str(pk) for pk in own_keys.values_list("pk", flat=True)])
+        if VIEWER in roles:
+            visible |= models.Q(scope__in=["global", "model", "provider"])
+        return self.filter(visible)
 
 
 class KillSwitch(models.Model):

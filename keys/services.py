@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -18,12 +19,13 @@ from django.utils import timezone
 from audit import services as audit
 from audit.actors import Actor
 from audit.ids import uuid7
+from audit.querysets import WRITERS
 from keys import redis as flags
 from keys.kills import KillFlag, Scope, kill_field
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import API_TOKEN_PREFIX, mint
 from keys.vault import MasterKey, Secret, open_sealed, parse_master_keys, rewrap, seal
-from teams.models import ApiToken, Project, ServiceAccount
+from teams.models import ApiToken, Project, ServiceAccount, Team
 
 FINGERPRINT_LENGTH = 4
 CREDENTIAL_LENGTH_MIN = 8
@@ -184,11 +186,15 @@ def master_keys() -> tuple[MasterKey, ...]:
 _parsed_master_keys = functools.lru_cache(maxsize=2)(parse_master_keys)
 
 
+def check_credential(secret: str) -> None:
+    """Raises ValidationError when this can be no provider's secret: a slip of the clipboard."""
+    if len(secret) < CREDENTIAL_LENGTH_MIN or not secret.isascii() or not secret.isprintable() or " " in secret:
+        raise ValidationError("A credential is 8 or more printable characters without blanks, as the provider gave it.")
+
+
 def _sealed(credential: UpstreamCredential, secret: str) -> tuple[str, str]:
     """The sealed text and the fingerprint of `secret`."""
-    secret = secret.strip()
-    if len(secret) < CREDENTIAL_LENGTH_MIN or not secret.isascii() or not secret.isprintable():
-        raise ValidationError({"secret": "A credential is 8 or more printable characters, as the provider gave it."})
+    check_credential(secret)
     return seal(secret, str(credential.pk), master_keys()), secret[-FINGERPRINT_LENGTH:]
 
 
@@ -204,7 +210,7 @@ def throw_kill_switch(scope: Scope, target: str = "", *, reason: str, actor: Act
     flag = KillFlag(
         kill_switch_id=str(uuid7()),
         scope=scope,
-        target=_checked_target(scope, target),
+        target=checked_target(scope, target),
         reason=_require_reason(reason),
         thrown_at_s=time.time(),
     )
@@ -215,6 +221,14 @@ def throw_kill_switch(scope: Scope, target: str = "", *, reason: str, actor: Act
     except (OperationalError, InterfaceError):
         flags.leave_unrecorded(client, "throw", flag, dataclasses.asdict(actor), reason)
         return _switch(flag, actor)
+
+
+def may_halt(viewer: Any, scope: str, target: str) -> bool:
+    """Whether this user or service account may throw (and lift) such a switch: in its own teams, or as who sees all."""
+    if viewer.sees_all_teams:
+        return True
+    rows = {"team": Team.objects, "project": Project.objects, "key": VirtualKey.objects}.get(scope)
+    return rows is not None and rows.for_user(viewer, WRITERS).filter(pk=target).exists()
 
 
 def lift_kill_switch(kill_switch: KillSwitch, *, reason: str, actor: Actor) -> None:
@@ -283,6 +297,20 @@ def record_unrecorded_kills() -> int:
     return recorded
 
 
+def checked_target(scope: str, target: str) -> str:
+    """The target as the data path spells it: a flag that is spelled otherwise would stop nothing."""
+    target = target.strip()
+    try:
+        if scope in SCOPES_BY_ID:
+            target = str(uuid.UUID(target))
+        kill_field(scope, target)
+    except ValueError as error:
+        raise ValidationError({"target": f"A kill switch of scope {scope} names an id of that {scope}."}) from error
+    if scope == "global" and target:
+        raise ValidationError({"target": "The global kill switch has no target."})
+    return target
+
+
 def _one_at_a_time(flag: KillFlag) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [f"kill:{flag.field}"])
@@ -297,20 +325,6 @@ def _switch(flag: KillFlag, actor: Actor) -> KillSwitch:
         thrown_by=actor.name[:200],
         thrown_at=datetime.fromtimestamp(flag.thrown_at_s, UTC),
     )
-
-
-def _checked_target(scope: str, target: str) -> str:
-    """The target as the data path spells it: a flag that is spelled otherwise would stop nothing."""
-    target = target.strip()
-    try:
-        if scope in SCOPES_BY_ID:
-            target = str(uuid.UUID(target))
-        kill_field(scope, target)
-    except ValueError as error:
-        raise ValidationError({"target": f"A kill switch of scope {scope} names an id of that {scope}."}) from error
-    if scope == "global" and target:
-        raise ValidationError({"target": "The global kill switch has no target."})
-    return target
 
 
 def _require_reason(reason: str) -> str:

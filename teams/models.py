@@ -221,6 +221,11 @@ class ServiceAccount(models.Model):
     def __str__(self) -> str:
         return self.name
 
+    def clean(self) -> None:
+        beyond = sorted(scopes.BEYOND_A_TEAM.intersection(self.scopes))
+        if self.team_id is not None and beyond:
+            raise ValidationError({"scopes": f"These reach beyond one team: {', '.join(beyond)}."})
+
     @property
     def sees_all_teams(self) -> bool:
         return self.is_active and self.team_id is None

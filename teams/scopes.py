@@ -3,3 +3,6 @@
 RESOURCES = ("teams", "keys", "credentials", "kill_switches", "routing", "budgets", "usage", "audit")
 
 SCOPES: tuple[str, ...] = tuple(f"{resource}:{verb}" for resource in RESOURCES for verb in ("read", "write"))
+
+# What these concern belongs to no team, so an account of one team does not get them.
+BEYOND_A_TEAM = frozenset({"credentials:read", "credentials:write", "routing:write", "audit:read", "audit:write"})

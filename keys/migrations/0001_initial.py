@@ -2,8 +2,10 @@
 
 import audit.ids
 import django.contrib.postgres.fields
+import django.contrib.postgres.indexes
 import django.core.validators
 import django.db.models.deletion
+import django.db.models.functions.text
 import django.utils.timezone
 import teams.models
 from django.db import migrations, models
@@ -84,7 +86,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'ordering': ['-id'],
-                'indexes': [models.Index(fields=['project', '-id'], name='keys_virtualkey_project'), models.Index(fields=['name'], name='keys_virtualkey_name', opclasses=['varchar_pattern_ops']), models.Index(fields=['hint'], name='keys_virtualkey_hint'), models.Index(fields=['digest'], name='keys_virtualkey_digest_prefix', opclasses=['varchar_pattern_ops']), models.Index(condition=models.Q(('expires_at__isnull', False), ('revoked_at__isnull', True)), fields=['expires_at'], name='keys_virtualkey_expiry')],
+                'indexes': [models.Index(fields=['project', '-id'], name='keys_virtualkey_project'), models.Index(django.contrib.postgres.indexes.OpClass(django.db.models.functions.text.Upper('name'), 'text_pattern_ops'), name='keys_virtualkey_name'), models.Index(fields=['hint'], name='keys_virtualkey_hint'), models.Index(fields=['digest'], name='keys_virtualkey_digest_prefix', opclasses=['varchar_pattern_ops']), models.Index(condition=models.Q(('expires_at__isnull', False), ('revoked_at__isnull', True)), fields=['expires_at'], name='keys_virtualkey_expiry')],
             },
         ),
     ]

@@ -1,0 +1,419 @@
+"""What every admin page here has in common: writes through the audited services, rows bounded by what the viewer may see, a
+reason for what hurts, counts that do not count, and a history per object.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from django import forms
+from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import display_for_field, label_for_field, lookup_field, unquote
+from django.core.exceptions import EmptyResultSet, PermissionDenied, ValidationError
+from django.core.paginator import Paginator
+from django.db import models, transaction
+from django.db.models.deletion import ProtectedError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils.functional import cached_property
+from django.utils.text import capfirst
+from unfold.admin import ModelAdmin, TabularInline
+from unfold.decorators import action, display
+from unfold.enums import ActionVariant
+from unfold.widgets import UnfoldAdminCheckboxSelectMultiple, UnfoldAdminTextareaWidget
+
+from audit import services
+from audit.actors import Actor
+from audit.models import AuditEntry
+from audit.querysets import READERS, WRITERS
+
+EXACT_COUNT_MAX = 10_000
+EXPORT_CHUNK_ROWS = 2_000
+HISTORY_ENTRIES_MAX = 200
+REASON_LENGTH_MAX = 2_000
+
+Perform = Callable[[Any, Actor, str], object]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+class ReasonField(forms.CharField):
+    def __init__(self, *, required: bool = False) -> None:
+        super().__init__(
+            required=required,
+            max_length=REASON_LENGTH_MAX,
+            widget=UnfoldAdminTextareaWidget(attrs={"rows": 2}),
+            help_text="Goes on record with the change." if required else "Optional; goes on record with the change.",
+        )
+
+
+class ReasonForm(forms.ModelForm):  # type: ignore[type-arg]
+    """The form of an ordinary change: its fields, and why."""
+
+    reason = ReasonField()
+
+
+class ConfirmForm(forms.Form):
+    """The form of a change that hurts: only why."""
+
+    reason = ReasonField(required=True)
+
+
+def button(
+    description: str, *, icon: str, permissions: Sequence[str] = ("change",), hurts: bool = False
+) -> Callable[[Method], Method]:
+    """A button of one object's page, for the names in `actions_detail`: a method `(self, request, object_id)`."""
+    variant = ActionVariant.DANGER if hurts else ActionVariant.DEFAULT
+    decorator: Callable[[Method], Method] = action(
+        description=description, icon=icon, permissions=permissions, variant=variant
+    )
+    return decorator
+
+
+def coloured(description: str, colours: Mapping[str, str]) -> Callable[[Method], Method]:
+    """A column of words, each in the colour (success, info, warning, danger) that `colours` gives it."""
+    decorator: Callable[[Method], Method] = display(description=description, label=dict(colours))
+    return decorator
+
+
+def choices_field(choices: Sequence[str], *, required: bool = False) -> forms.MultipleChoiceField:
+    """Several of a closed list of words, for an array column."""
+    return forms.MultipleChoiceField(
+        choices=[(choice, choice) for choice in choices],
+        required=required,
+        widget=UnfoldAdminCheckboxSelectMultiple,
+    )
+
+
+class EstimatingPaginator(Paginator):  # type: ignore[type-arg]
+    """Takes the planner's estimate for the number of rows where it is large: `count(*)` would read every one of them."""
+
+    @cached_property
+    def count(self) -> int:
+        if not isinstance(self.object_list, models.QuerySet):
+            return len(self.object_list)
+        estimate = estimated_count(self.object_list)
+        return estimate if estimate > EXACT_COUNT_MAX else self.object_list.count()
+
+
+def estimated_count(queryset: models.QuerySet[Any]) -> int:
+    """How many rows PostgreSQL expects, from its statistics; no row is read."""
+    try:
+        plan = queryset.order_by().explain(format="json")
+    except EmptyResultSet:
+        return 0
+    return int(json.loads(plan)[0]["Plan"]["Plan Rows"])
+
+
+class ScopedFields:
+    """Form fields that offer, and take, only what the user may write to."""
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        _bound(db_field, request, kwargs)
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)  # type: ignore[misc]
+
+
+class TollgateInline(ScopedFields, TabularInline):  # type: ignore[misc]
+    """Rows of a whole, edited with it; written by the whole's `TollgateAdmin`."""
+
+    extra = 0
+    tab = True
+
+
+class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
+    """Base of every page. Subclasses declare, and override `perform_*` where the model has services of its own."""
+
+    form: type[forms.ModelForm] = ReasonForm  # type: ignore[type-arg]
+    paginator = EstimatingPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+    compressed_fields = True
+    warn_unsaved_form = True
+    object_history_template = "admin/tollgate/history.html"
+    actions: Sequence[Any] = ("export_csv", "delete_selected")
+
+    # What is seen, and what may be done
+
+    def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
+        return self.scoped(request, READERS)
+
+    def scoped(self, request: HttpRequest, roles: Collection[str]) -> models.QuerySet[Any]:
+        """Rows that the user sees (`READERS`) or may change (`WRITERS`)."""
+        queryset: models.QuerySet[Any] = self.model._default_manager.all()
+        return queryset.for_user(request.user, roles).order_by(*self.get_ordering(request))  # type: ignore[attr-defined,no-any-return]
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_change_permission(request) and self._may_write(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request) and self._may_write(request, obj)
+
+    def _may_write(self, request: HttpRequest, obj: Any) -> bool:
+        """`obj` is a row, the id of one, or None for "any at all"."""
+        if obj is None:
+            return True
+        return self.scoped(request, WRITERS).filter(pk=getattr(obj, "pk", obj)).exists()
+
+    # Writing
+
+    def perform_create(self, obj: Any, form: Any, actor: Actor, reason: str) -> None:
+        services.create(obj, actor=actor, reason=reason)
+
+    def perform_change(self, obj: Any, values: dict[str, Any], form: Any, actor: Actor, reason: str) -> None:
+        services.change(obj, actor=actor, reason=reason, values=values)
+
+    def perform_remove(self, obj: Any, actor: Actor, reason: str) -> None:
+        services.remove(obj, actor=actor, reason=reason)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        actor, reason = Actor.from_request(request), form.cleaned_data.get("reason", "")
+        if not change:
+            self.perform_create(obj, form, actor, reason)
+            return
+        columns = {field.name for field in self.model._meta.concrete_fields}
+        values = {name: getattr(obj, name) for name in form.changed_data if name in columns}
+        self.perform_change(obj, values, form, actor, reason)
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Iterable[Any], change: bool) -> None:
+        actor, reason = Actor.from_request(request), form.cleaned_data.get("reason", "")
+        for field in self.model._meta.many_to_many:
+            if field.name in form.cleaned_data:
+                chosen = form.cleaned_data[field.name]
+                services.change_related(form.instance, field.name, chosen, actor=actor, reason=reason)
+        for formset in formsets:
+            self._save_rows(formset, actor, reason)
+
+    def _save_rows(self, formset: Any, actor: Actor, reason: str) -> None:
+        formset.save(commit=False)
+        for row in formset.deleted_objects:
+            services.remove(row, actor=actor, reason=reason)
+        for row, changed in formset.changed_objects:
+            values = {name: getattr(row, name) for name in changed}
+            services.change(row, actor=actor, reason=reason, values=values)
+        for row in formset.new_objects:
+            services.create(row, actor=actor, reason=reason)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        if "reason" not in self.form.base_fields or not self._may_save(request, obj):
+            return fieldsets
+        named = [name for _, options in fieldsets for name in options["fields"]]
+        return fieldsets if "reason" in named else [*fieldsets, ("Why", {"fields": ["reason"]})]
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        fields = super().get_fields(request, obj)
+        return fields if self._may_save(request, obj) else [name for name in fields if name != "reason"]
+
+    def _may_save(self, request: HttpRequest, obj: Any) -> bool:
+        return self.has_add_permission(request) if obj is None else self.has_change_permission(request, obj)
+
+    # The audit entries are the log.
+
+    def log_addition(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_change(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def log_deletions(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def history_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        obj = self.get_object(request, unquote(object_id))
+        if obj is None or not self.has_view_permission(request, obj):
+            raise PermissionDenied
+        entries = list(AuditEntry.objects.about(obj)[:HISTORY_ENTRIES_MAX])
+        context = self._page_context(request, f"History of {obj}") | {
+            "object": obj,
+            "entries": [(entry, differences(entry)) for entry in entries],
+            "entries_max": HISTORY_ENTRIES_MAX,
+        }
+        return TemplateResponse(request, self.object_history_template, context | (extra_context or {}))
+
+    # Deeds that ask why
+
+    def confirm(
+        self,
+        request: HttpRequest,
+        objects: models.QuerySet[Any],
+        *,
+        verb: str,
+        warning: str,
+        perform: Perform,
+        action_name: str = "",
+    ) -> HttpResponse | None:
+        """Ask for a reason on a page of its own, then `perform(obj, actor, reason)` on all of `objects` or on none.
+
+        None once that is done. `action_name` is that of the list action, empty for a button of one object's page.
+        """
+        rows = list(objects.filter(pk__in=self.scoped(request, WRITERS).order_by().values("pk")))
+        if len(rows) != objects.count():
+            raise PermissionDenied
+        form = ConfirmForm(request.POST if "confirmed" in request.POST else None)
+        if form.is_valid():
+            try:
+                with transaction.atomic():
+                    for row in rows:
+                        perform(row, Actor.from_request(request), form.cleaned_data["reason"])
+            except ValidationError as error:
+                form.add_error(None, error.messages)
+            except ProtectedError as error:
+                form.add_error(None, _in_use(error))
+            else:
+                self.message_user(request, f"{verb}: {_named(rows)}.", messages.SUCCESS)
+                return None
+        context = self._page_context(request, f"{verb}: {_named(rows)}") | {
+            "form": form,
+            "rows": rows,
+            "verb": verb,
+            "warning": warning,
+            "action_name": action_name,
+            "select_across": request.POST.get("select_across", "0"),
+            "checkbox_name": ACTION_CHECKBOX_NAME,
+            "cancel_url": reverse(self._url_name("changelist")),
+        }
+        return TemplateResponse(request, "admin/tollgate/confirm.html", context)
+
+    def confirm_one(
+        self, request: HttpRequest, object_id: str, *, verb: str, warning: str, perform: Perform
+    ) -> HttpResponse:
+        """`confirm` for a button of one object's page; comes back to that page."""
+        one = self.get_queryset(request).filter(pk=object_id)
+        if not one.exists():
+            raise PermissionDenied
+        answer = self.confirm(request, one, verb=verb, warning=warning, perform=perform)
+        return answer or HttpResponseRedirect(reverse(self._url_name("change"), args=[object_id]))
+
+    @admin.action(description="Delete selected…", permissions=["delete"])
+    def delete_selected(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> HttpResponse | None:
+        return self.confirm(
+            request,
+            queryset,
+            verb="Delete",
+            warning="They are gone for good; what they were stays in the audit.",
+            perform=self.perform_remove,
+            action_name="delete_selected",
+        )
+
+    def delete_view(self, request: HttpRequest, object_id: str, extra_context: Any = None) -> HttpResponse:
+        one = self.get_queryset(request).filter(pk=unquote(object_id))
+        obj = one.first()
+        if obj is None or not self.has_delete_permission(request, obj):
+            raise PermissionDenied
+        answer = self.confirm(
+            request,
+            one,
+            verb="Delete",
+            warning="It is gone for good; what it was stays in the audit.",
+            perform=self.perform_remove,
+        )
+        return answer or HttpResponseRedirect(reverse(self._url_name("changelist")))
+
+    # Taking it away
+
+    @admin.action(description="Export as CSV", permissions=["view"])
+    def export_csv(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> StreamingHttpResponse:
+        columns = [name for name in self.get_list_display(request) if name != "action_checkbox"]
+        with transaction.atomic():
+            services.record(
+                Actor.from_request(request),
+                "export",
+                object_type=self.model._meta.label_lower,
+                object_name=f"{self.opts.verbose_name_plural}: {request.META.get('QUERY_STRING', '') or 'all'}",
+            )
+        lines = csv.writer(_Echo())
+        rows = queryset.iterator(chunk_size=EXPORT_CHUNK_ROWS)
+        header = [str(label_for_field(name, self.model, model_admin=self)) for name in columns]
+        content = _csv_lines(lines, header, ([self._cell(row, name) for name in columns] for row in rows))
+        response = StreamingHttpResponse(content, content_type="text/csv; charset=utf-8")
+        response["Content-Disposition"] = f'attachment; filename="{self.opts.model_name}.csv"'
+        response["Cache-Control"] = "no-store"
+        return response
+
+    def _cell(self, row: Any, name: str) -> str:
+        field, _, value = lookup_field(name, row, self)
+        if isinstance(value, datetime):
+            return value.isoformat()
+        if field is None or isinstance(field, models.ForeignKey) or isinstance(value, list | dict):
+            return _inert("" if value is None else str(value))
+        return _inert(
+            str(display_for_field(value, field, "")) if field.choices else "" if value is None else str(value)
+        )
+
+    # Parts
+
+    def _page_context(self, request: HttpRequest, title: str) -> dict[str, Any]:
+        return {**self.admin_site.each_context(request), "title": title, "opts": self.opts, "model_admin": self}
+
+    def _url_name(self, page: str) -> str:
+        return f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+
+class ReadOnlyAdmin(TollgateAdmin):
+    """Rows that nobody writes here."""
+
+    actions = ("export_csv",)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+def differences(entry: AuditEntry) -> list[tuple[str, str, str]]:
+    """Column, before, after; of the columns that differ."""
+    before, after = entry.before or {}, entry.after or {}
+    names = sorted({*before, *after})
+    return [
+        (name, _shown(before.get(name)), _shown(after.get(name)))
+        for name in names
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == "":
+        return "(empty)"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _bound(db_field: Any, request: HttpRequest, kwargs: dict[str, Any]) -> None:
+    manager = db_field.remote_field.model._default_manager
+    if "queryset" not in kwargs and hasattr(manager.all(), "for_user"):
+        kwargs["queryset"] = manager.all().for_user(request.user, WRITERS)
+
+
+def _named(rows: Sequence[Any]) -> str:
+    return str(rows[0]) if len(rows) == 1 else f"{len(rows)} {rows[0]._meta.verbose_name_plural}"
+
+
+def _in_use(error: ProtectedError) -> str:
+    users = [f"{capfirst(user._meta.verbose_name)} {user}" for user in list(error.protected_objects)[:10]]
+    return f"Still in use by: {', '.join(users)}."
+
+
+def _inert(text: str) -> str:
+    """A cell that a spreadsheet does not run as a formula."""
+    is_formula = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not text.lstrip("-").replace(".", "", 1).isdigit()
+    return f"'{text}" if is_formula else text
+
+
+class _Echo:
+    """A file that gives back what is written to it."""
+
+    def write(self, line: str) -> str:
+        return line
+
+
+def _csv_lines(writer: Any, header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
+    yield writer.writerow(header)
+    for row in rows:
+        yield writer.writerow(row)
