@@ -272,14 +272,7 @@ class Admission:
     async def take_over(self, orphan: Orphan) -> int:
         """Finish what a dead worker of this host left: its settles, then its open holds. Returns its last sequence number.
         Raises `Unavailable` half way; doing it again does no harm."""
-        open_attempts: dict[str, Dispatched] = {}
-        settles: list[Settled] = []
-        for entry in orphan.entries():
-            if isinstance(entry, Dispatched):
-                open_attempts[entry.attempt_id] = entry
-            else:
-                open_attempts.pop(entry.attempt_id, None)
-                settles.append(entry)
+        open_attempts, settles = await asyncio.to_thread(_sort_out, orphan)
         applied = await call(self._redis, b"HGET", gate.APPLIED, orphan.worker)
         applied_seq = int(applied or 0)
         for entry in open_attempts.values():
@@ -377,6 +370,19 @@ class Admission:
             case _:
                 self._is_in_step = False
                 return Unavailable("the gate is being rebuilt")
+
+
+def _sort_out(orphan: Orphan) -> tuple[dict[str, Dispatched], list[Settled]]:
+    """(attempts that were dispatched and never settled, settles in order). Blocks on the disk."""
+    open_attempts: dict[str, Dispatched] = {}
+    settles: list[Settled] = []
+    for entry in orphan.entries():
+        if isinstance(entry, Dispatched):
+            open_attempts[entry.attempt_id] = entry
+        else:
+            open_attempts.pop(entry.attempt_id, None)
+            settles.append(entry)
+    return open_attempts, settles
 
 
 def _event(described: Described, upstream: Upstream, attempt_number: int, now_s: float) -> UsageEvent:

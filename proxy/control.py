@@ -22,7 +22,7 @@ from proxy.ask import ask, call
 from proxy.authenticate import KeyCache
 from proxy.clock import Clock
 from proxy.errors import LeaseLost, Unavailable
-from proxy.journal import adopt
+from proxy.journal import Orphan, adopt
 from proxy.live import LiveRequests
 from proxy.metrics import Counts, WorkerStatus, encode_status
 from proxy.registry import OpenSealed, Registry
@@ -85,7 +85,8 @@ class Control:
         self._epoch = ""
         self.ingested_seq = 0
         self._started_at_s = time.time()
-        self._adopted_at_s = 0.0
+        self._looked_for_orphans_at_s = 0.0
+        self._adopted: list[tuple[Orphan, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Life
@@ -106,6 +107,8 @@ class Control:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for orphan, _ in self._adopted:
+            orphan.release()
 
     async def connected(self, _redis: RedisPipeline) -> None:
         """After each connect of the command connection: hear everything anew before anything is admitted."""
@@ -237,21 +240,24 @@ class Control:
         await self.beat()
         self._admission.journal.forget(self.ingested_seq)
         await asyncio.to_thread(self._admission.journal.sync)
-        if self._clock.monotonic_s() - self._adopted_at_s > ADOPT_INTERVAL_S and self._admission.is_in_step:
-            self._adopted_at_s = self._clock.monotonic_s()
+        if self._clock.monotonic_s() - self._looked_for_orphans_at_s > ADOPT_INTERVAL_S and self._admission.is_in_step:
+            self._looked_for_orphans_at_s = self._clock.monotonic_s()
             await self._adopt_orphans()
 
     async def _adopt_orphans(self) -> None:
+        """Finish what dead workers of this host left; their files go once PostgreSQL has what they hold."""
         journal = self._admission.journal
         for orphan in adopt(journal.directory, journal.worker):
             try:
-                last_seq = await self._admission.take_over(orphan)
-                ingested = await call(self._redis, b"HGET", gate.INGESTED, orphan.worker)
-                if isinstance(ingested, bytes) and int(ingested) >= last_seq:
-                    orphan.remove()
-            finally:
-                # What PostgreSQL does not have yet stays on disk, for the next round.
+                self._adopted.append((orphan, await self._admission.take_over(orphan)))
+            except Unavailable:
                 orphan.release()
+                raise
+        for orphan, last_seq in list(self._adopted):
+            ingested = await call(self._redis, b"HGET", gate.INGESTED, orphan.worker)
+            if int(ingested or 0) >= last_seq:
+                orphan.remove()
+                self._adopted.remove((orphan, last_seq))
 
     async def _check_lapse(self) -> None:
         if not self._admission.has_lease and len(self._live):
