@@ -10,11 +10,13 @@ import contextlib
 import fcntl
 import http.client
 import json
+import os
 import secrets
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,6 +65,16 @@ class Options:
             database_url=environ.get("DATABASE_URL", ""),
             redis_url=environ.get("REDIS_URL", ""),
         )
+
+
+def main() -> int:
+    """`manage.py up`: the exit status."""
+    try:
+        up(os.environ, partial(print, flush=True))
+    except StartFailed as error:
+        print(f"Tollgate does not start: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:

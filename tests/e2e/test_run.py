@@ -1,0 +1,198 @@
+"""`manage.py up` as a user meets it: what it prints works when pasted, it keeps its data, and leaves nothing behind."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import httpx
+import openai
+import psutil
+import pytest
+
+FACTS = {"admin_url", "username", "password", "api_token", "gateway_url", "virtual_key", "model", "team", "project"}
+
+
+def ask(facts):
+    with openai.OpenAI(base_url=facts["gateway_url"], api_key=facts["virtual_key"], max_retries=0) as client:
+        return client.chat.completions.create(model=facts["model"], messages=[{"role": "user", "content": "Say hello"}])
+
+
+def wait_until(condition, timeout_s=20.0):
+    deadline = time.monotonic() + timeout_s
+    while not (outcome := condition()):
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+    return outcome
+
+
+def answers(facts):
+    try:
+        return ask(facts).choices[0].message.content
+    except openai.APIError:
+        return None
+
+
+def assert_refused_in_one_line(tollgate, text):
+    done = tollgate.run()
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_demo_json_holds_the_facts_and_is_private(tollgate):
+    assert set(tollgate.facts) >= FACTS
+    assert all(tollgate.facts.values())
+    for name in ("demo.json", "secrets.json"):
+        assert stat.S_IMODE((tollgate.data_dir / name).stat().st_mode) == 0o600
+
+
+def test_the_printed_curl_works_when_pasted(tollgate):
+    command = re.search(r"^curl .*?^ +-d '.*?'$", tollgate.output, re.DOTALL | re.MULTILINE).group()
+    done = subprocess.run([*shlex.split(command), "--silent"], capture_output=True, text=True, timeout=20, check=True)
+    assert json.loads(done.stdout)["choices"][0]["message"]["content"]
+
+
+def test_the_printed_python_works_when_pasted(tollgate):
+    code = re.search(r"^from openai import OpenAI$.*?^print\(.*?\)$", tollgate.output, re.DOTALL | re.MULTILINE).group()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.strip()
+
+
+def test_a_stream_arrives_through_the_official_sdk(tollgate):
+    facts = tollgate.facts
+    with openai.OpenAI(base_url=facts["gateway_url"], api_key=facts["virtual_key"], max_retries=0) as client:
+        chunks = list(
+            client.chat.completions.create(
+                model=facts["model"], messages=[{"role": "user", "content": "Say hello"}], stream=True
+            )
+        )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+
+def test_the_administrator_can_sign_in(tollgate):
+    facts = tollgate.facts
+    with httpx.Client(follow_redirects=True) as client:
+        page = client.get(facts["admin_url"])
+        token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page.text).group(1)
+        form = {"username": facts["username"], "password": facts["password"], "csrfmiddlewaretoken": token}
+        page = client.post(page.url, data=form, headers={"referer": str(page.url)})
+        assert page.status_code == 200
+        assert "logout" in page.text.lower() or "log out" in page.text.lower()
+
+
+def test_secrets_are_in_no_log_and_on_no_command_line(tollgate):
+    secrets = [*json.loads((tollgate.data_dir / "secrets.json").read_text()).values()]
+    secrets += [tollgate.facts[name] for name in ("password", "api_token", "virtual_key")]
+    seen = tollgate.logs() + "".join(" ".join(process.cmdline()) for process in tollgate.processes())
+    assert not [secret for secret in secrets if secret in seen]
+
+
+def test_the_proxy_is_told_no_secret_but_those_it_needs(tollgate):
+    environ = tollgate.program("proxy").environ()
+    assert {"REDIS_URL", "TOLLGATE_VAULT_KEY"} <= set(environ)
+    assert not {"DATABASE_URL", "TOLLGATE_SECRET_KEY", "OPENAI_API_KEY"} & set(environ)
+
+
+@pytest.mark.parametrize(("name", "within_s"), [("proxy", 10), ("redis", 10), ("postgres", 10), ("admin", 10)])
+def test_a_program_that_is_killed_is_back_soon(tollgate, name, within_s):
+    killed = tollgate.program(name)
+    killed.kill()
+    wait_until(lambda: _runs_again(tollgate, name, killed.pid), within_s)
+    wait_until(lambda: answers(tollgate.facts), within_s)
+    wait_until(lambda: _status(f"{tollgate.admin_root}/admin/login/") == 200, within_s)
+
+
+def _runs_again(tollgate, name, earlier_pid):
+    try:
+        return tollgate.program(name).pid != earlier_pid
+    except (StopIteration, psutil.NoSuchProcess):
+        return False
+
+
+def _status(url):
+    try:
+        return httpx.get(url, timeout=2).status_code
+    except httpx.HTTPError:
+        return None
+
+
+def test_a_second_up_on_the_same_data_is_refused(tollgate, make_tollgate):
+    second = make_tollgate(TOLLGATE_DATA_DIR=str(tollgate.data_dir))
+    assert_refused_in_one_line(second, "another Tollgate runs in")
+
+
+def test_a_restart_keeps_data_and_key_and_leaves_no_process(make_tollgate):
+    tollgate = make_tollgate(TOLLGATE_PROXY_WORKERS="1")
+    tollgate.start()
+    facts = tollgate.facts
+    assert ask(facts).choices
+    started = tollgate.processes()
+    assert len(started) > 8
+    assert tollgate.stop(signal.SIGINT) == 0
+    assert [process for process in started if process.is_running()] == []
+
+    starting_at = time.monotonic()
+    tollgate.start()
+    assert time.monotonic() - starting_at < 10 * _slowness()
+    assert tollgate.facts == facts
+    assert ask(facts).choices
+
+    started = tollgate.processes()
+    tollgate.kill()
+    wait_until(lambda: not any(process.is_running() for process in started), timeout_s=40)
+    tollgate.start()
+    assert ask(facts).choices
+    assert tollgate.stop(signal.SIGTERM) == 0
+
+
+def _slowness():
+    """How much longer than alone things take here: other tests may run beside this one."""
+    return 3 if "PYTEST_XDIST_WORKER" in os.environ else 1
+
+
+def test_a_port_in_use_is_named(make_tollgate):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        assert_refused_in_one_line(make_tollgate(TOLLGATE_PROXY_PORT=port), f"port {port}")
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "eighty", "٨٠"])
+def test_a_port_that_is_none_is_named(make_tollgate, port):
+    assert_refused_in_one_line(make_tollgate(TOLLGATE_ADMIN_PORT=port), "TOLLGATE_ADMIN_PORT")
+
+
+def test_a_data_directory_that_is_not_writable_is_named(make_tollgate):
+    assert_refused_in_one_line(make_tollgate(TOLLGATE_DATA_DIR="/proc/tollgate"), "/proc/tollgate")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DATABASE_URL", "postgresql://user:hunter2@127.0.0.1:1/tollgate"),
+        ("DATABASE_URL", "mysql://user:hunter2@127.0.0.1/tollgate"),
+        ("DATABASE_URL", "postgresql://user:hunter2@ter@127.0.0.1/tollgate"),
+        ("REDIS_URL", "redis://:hunter2@127.0.0.1:1/0"),
+        ("REDIS_URL", "http://:hunter2@127.0.0.1/"),
+    ],
+)
+def test_a_wrong_url_is_named_and_its_password_is_not(make_tollgate, name, url):
+    tollgate = make_tollgate(**{name: url})
+    assert_refused_in_one_line(tollgate, name)
+    assert "hunter2" not in tollgate.run().stderr
+
+
+def test_a_provider_whose_key_is_in_the_environment_is_registered(make_tollgate):
+    tollgate = make_tollgate(OPENAI_API_KEY="sk-not-a-real-key-of-anybody", TOLLGATE_PROXY_WORKERS="1")
+    tollgate.start()
+    facts = tollgate.facts
+    with openai.OpenAI(base_url=facts["gateway_url"], api_key=facts["virtual_key"]) as client:
+        assert {"gpt-4o-mini", facts["model"]} <= {model.id for model in client.models.list()}
+    assert "sk-not-a-real-key-of-anybody" not in tollgate.logs()
