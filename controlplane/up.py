@@ -27,6 +27,7 @@ from controlplane import embedded
 from controlplane.private_file import write_private
 from controlplane.processes import StartFailed
 from controlplane.supervisor import Program, StopRequested, Supervisor
+from proxy.config import Config, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
@@ -34,7 +35,7 @@ CONNECT_TIMEOUT_S = 5
 PROBE_TIMEOUT_S = 1.0
 SERVERS_TIMEOUT_S = 30.0
 READY_TIMEOUT_S = 60.0
-PROXY_GRACE_S = 30.0  # A little longer than the proxy gives its live streams.
+SETTLE_S = 10.0  # For the proxy, after the grace of its live streams.
 ADMIN_PROCESSES = 2
 ADMIN_THREADS = 4
 CELERY_PROCESSES = 2
@@ -92,7 +93,7 @@ class Installation:
     """The programs of one Tollgate, and what each of them is told."""
 
     def __init__(self, options: Options, environ: Mapping[str, str]) -> None:
-        """Raises `StartFailed` when a URL of the environment leads nowhere."""
+        """Raises `StartFailed` on nonsense in the environment, and when a URL of it leads nowhere."""
         self.options = options
         self.servers: list[embedded.Server] = []
         self.redis_url = options.redis_url or self._embed(embedded.Redis(options.data_dir / "redis"))
@@ -114,6 +115,10 @@ class Installation:
             "REDIS_URL": self.redis_url,
             "TOLLGATE_VAULT_KEY": environ.get("TOLLGATE_VAULT_KEY") or kept["vault_key"],
         }
+        try:
+            self.proxy = Config.from_environment(self.data_path)
+        except ConfigError as error:
+            raise StartFailed(str(error)) from None
         self.control_plane = self.data_path | {
             "DATABASE_URL": self.database_url,
             "TOLLGATE_SECRET_KEY": environ.get("TOLLGATE_SECRET_KEY") or kept["secret_key"],
@@ -187,7 +192,7 @@ class Installation:
             name="proxy",
             argv=argv,
             environ=self.data_path,
-            grace_s=PROXY_GRACE_S,
+            grace_s=self.proxy.grace_s + SETTLE_S,
             is_ready=lambda: _answers(port, "/readyz"),
         )
 
