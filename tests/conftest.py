@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import django
 import pytest
 import redis
 
@@ -36,6 +37,7 @@ os.environ.update(
     TOLLGATE_SECRET_KEY="a secret key for tests, of no use anywhere else, and long enough",
     TOLLGATE_VAULT_KEY=base64.b64encode(b"a master key for the tests: 32 b").decode(),
 )
+django.setup()  # Test modules import models.
 
 
 def pytest_unconfigure() -> None:

@@ -1,0 +1,242 @@
+"""Objects for tests, made through no service: the plain rows, with what is not said filled in."""
+
+import datetime
+import secrets
+import uuid
+from decimal import Decimal
+
+import factory
+from django.utils import timezone
+from factory.django import DjangoModelFactory
+
+from audit.actors import Actor
+from audit.models import UsageRecord
+from budgets.models import Budget, Limit
+from keys.kills import KillFlag
+from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
+from keys.tokens import digest, hint
+from routing.models import AliasTarget, Deployment, ExchangeRate, Model, ModelAlias, Price, Provider
+from teams.models import ApiToken, Group, Membership, Project, ServiceAccount, Team, User
+
+ACTOR = Actor.system("test")
+
+
+class UserFactory(DjangoModelFactory):
+    class Meta:
+        model = User
+        skip_postgeneration_save = True
+
+    username = factory.Sequence(lambda n: f"user{n}")
+    email = factory.LazyAttribute(lambda user: f"{user.username}@example.com")
+    is_staff = True
+
+
+class GroupFactory(DjangoModelFactory):
+    class Meta:
+        model = Group
+
+    name = factory.Sequence(lambda n: f"group {n}")
+
+
+class TeamFactory(DjangoModelFactory):
+    class Meta:
+        model = Team
+
+    name = factory.Sequence(lambda n: f"Team {n}")
+    slug = factory.Sequence(lambda n: f"team-{n}")
+
+
+class MembershipFactory(DjangoModelFactory):
+    class Meta:
+        model = Membership
+
+    user = factory.SubFactory(UserFactory)
+    team = factory.SubFactory(TeamFactory)
+    role = "member"
+
+
+class ProjectFactory(DjangoModelFactory):
+    class Meta:
+        model = Project
+
+    team = factory.SubFactory(TeamFactory)
+    name = factory.Sequence(lambda n: f"Project {n}")
+    slug = factory.Sequence(lambda n: f"project-{n}")
+
+
+class ServiceAccountFactory(DjangoModelFactory):
+    class Meta:
+        model = ServiceAccount
+
+    name = factory.Sequence(lambda n: f"account {n}")
+
+
+class ApiTokenFactory(DjangoModelFactory):
+    """Pass `secret` to know it."""
+
+    class Meta:
+        model = ApiToken
+
+    class Params:
+        secret = factory.LazyFunction(lambda: f"tgapi-{secrets.token_urlsafe(24)}")
+
+    service_account = factory.SubFactory(ServiceAccountFactory)
+    digest = factory.LazyAttribute(lambda token: digest(token.secret))
+    hint = factory.LazyAttribute(lambda token: hint(token.secret))
+
+
+class VirtualKeyFactory(DjangoModelFactory):
+    """Pass `secret` to know it."""
+
+    class Meta:
+        model = VirtualKey
+
+    class Params:
+        secret = factory.LazyFunction(lambda: f"tg-{secrets.token_urlsafe(24)}")
+
+    project = factory.SubFactory(ProjectFactory)
+    name = factory.Sequence(lambda n: f"key {n}")
+    digest = factory.LazyAttribute(lambda key: digest(key.secret))
+    hint = factory.LazyAttribute(lambda key: hint(key.secret))
+    aliases = factory.LazyFunction(lambda: ["*"])
+
+
+class CredentialPoolFactory(DjangoModelFactory):
+    class Meta:
+        model = CredentialPool
+
+    name = factory.Sequence(lambda n: f"pool {n}")
+    provider = "provider"
+
+
+class UpstreamCredentialFactory(DjangoModelFactory):
+    """Not really sealed: use `keys.services.add_credential` where it is to be opened."""
+
+    class Meta:
+        model = UpstreamCredential
+
+    pool = factory.SubFactory(CredentialPoolFactory)
+    name = factory.Sequence(lambda n: f"credential {n}")
+    sealed = "v1.none"
+    fingerprint = "1234"
+
+
+class KillSwitchFactory(DjangoModelFactory):
+    """On record only: no flag in Redis."""
+
+    class Meta:
+        model = KillSwitch
+
+    scope = "global"
+    reason = "a drill"
+    thrown_by = "test"
+
+
+class ProviderFactory(DjangoModelFactory):
+    class Meta:
+        model = Provider
+
+    slug = factory.Sequence(lambda n: f"provider-{n}")
+    name = factory.Sequence(lambda n: f"Provider {n}")
+    base_url = "https://api.example.com/v1"
+
+
+class ModelFactory(DjangoModelFactory):
+    class Meta:
+        model = Model
+
+    name = factory.Sequence(lambda n: f"model-{n}")
+
+
+class PriceFactory(DjangoModelFactory):
+    class Meta:
+        model = Price
+
+    model = factory.SubFactory(ModelFactory)
+    provider = factory.SubFactory(ProviderFactory)
+    input = Decimal("1")
+    cached_input = Decimal("0.5")
+    cache_write = Decimal("1.25")
+    output = Decimal("4")
+
+
+class ExchangeRateFactory(DjangoModelFactory):
+    class Meta:
+        model = ExchangeRate
+
+    currency = "EUR"
+    usd_per_unit = Decimal("1.1")
+
+
+class DeploymentFactory(DjangoModelFactory):
+    class Meta:
+        model = Deployment
+
+    name = factory.Sequence(lambda n: f"deployment-{n}")
+    model = factory.SubFactory(ModelFactory)
+    provider = factory.SubFactory(ProviderFactory)
+    upstream_model = "upstream"
+
+
+class ModelAliasFactory(DjangoModelFactory):
+    class Meta:
+        model = ModelAlias
+
+    name = factory.Sequence(lambda n: f"alias-{n}")
+
+
+class AliasTargetFactory(DjangoModelFactory):
+    class Meta:
+        model = AliasTarget
+
+    alias = factory.SubFactory(ModelAliasFactory)
+    deployment = factory.SubFactory(DeploymentFactory)
+
+
+class BudgetFactory(DjangoModelFactory):
+    """For a team, unless `scope` and its subject say otherwise."""
+
+    class Meta:
+        model = Budget
+
+    name = factory.Sequence(lambda n: f"budget {n}")
+    scope = "team"
+    team = factory.Maybe(factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None)
+    amount_usd = Decimal("100")
+
+
+class LimitFactory(DjangoModelFactory):
+    """For a team, unless `scope` and its subject say otherwise."""
+
+    class Meta:
+        model = Limit
+
+    scope = "team"
+    team = factory.Maybe(factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None)
+    metric = "requests"
+    amount = 60
+
+
+class UsageRecordFactory(DjangoModelFactory):
+    class Meta:
+        model = UsageRecord
+
+    attempt_id = factory.LazyFunction(uuid.uuid4)
+    request_id = factory.LazyFunction(uuid.uuid4)
+    admitted_at = factory.LazyFunction(lambda: timezone.now() - datetime.timedelta(seconds=1))
+    team_id = factory.LazyFunction(uuid.uuid4)
+    project_id = factory.LazyFunction(uuid.uuid4)
+    virtual_key_id = factory.LazyFunction(uuid.uuid4)
+    alias = "alias"
+    provider = "provider"
+    model = "model"
+    deployment = "deployment"
+    request_model = "alias"
+    status_code = 200
+    input_tokens = 10
+    output_tokens = 20
+    cost_usd = Decimal("0.000123456")
+
+
+def kill_flag(scope: str = "global", target: str = "", reason: str = "a drill") -> KillFlag:
+    return KillFlag(kill_switch_id=str(uuid.uuid4()), scope=scope, target=target, reason=reason, thrown_at_s=1.0)
