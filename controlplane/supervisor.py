@@ -63,6 +63,7 @@ class Program:
 class _Child:
     program: Program
     log: Path
+    log_start: int
     process: subprocess.Popen[bytes]
     started_at: float = field(default_factory=time.monotonic)
     deaths: int = 0
@@ -105,9 +106,7 @@ class Supervisor:
         finally:
             self._stop(program.name)
         if child.process.returncode != 0:
-            raise processes.StartFailed(
-                f"{program.name} failed: {_last_line(child.log)} (the whole story: {child.log})"
-            )
+            raise processes.StartFailed(f"{program.name} failed: {_last_words(child)} (the whole story: {child.log})")
 
     def start(self, *programs: Program) -> None:
         for program in programs:
@@ -123,7 +122,7 @@ class Supervisor:
             if child.deaths >= DEATHS_AT_START_MAX or time.monotonic() > deadline:
                 what = "does not run" if child.deaths else "is not ready"
                 raise processes.StartFailed(
-                    f"{child.program.name} {what}: {_last_line(child.log)} (the whole story: {child.log})"
+                    f"{child.program.name} {what}: {_last_words(child)} (the whole story: {child.log})"
                 )
             if child.process.poll() is None and child.program.is_ready():
                 waiting.pop(0)
@@ -161,8 +160,8 @@ class Supervisor:
     def _start(self, program: Program) -> _Child:
         log = self._log_directory / f"{program.name}.log"
         log.touch(mode=0o600)
-        offset = log.stat().st_size
-        child = _Child(program, log, self._launch(program, log), log_offset=offset)
+        log_start = log.stat().st_size
+        child = _Child(program, log, log_start, self._launch(program, log), log_offset=log_start)
         self._children[program.name] = child
         return child
 
@@ -210,6 +209,10 @@ def _how(status: int) -> str:
     return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+def _last_words(child: _Child) -> str:
+    """The last error it wrote since we started it, or else its last line."""
+    with child.log.open("rb") as log:
+        log.seek(child.log_start)
+        lines = log.read().strip().splitlines()
+    errors = [line for line in lines if ERROR_LINE.search(line)]
+    return (errors or lines or [b"it said nothing"])[-1].decode(errors="replace").strip()

@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import secrets
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -123,6 +124,7 @@ class Installation:
             "DATABASE_URL": self.database_url,
             "TOLLGATE_SECRET_KEY": environ.get("TOLLGATE_SECRET_KEY") or kept["secret_key"],
         }
+        self._supplied = {name: value for name, value in self.control_plane.items() if environ.get(name) != value}
         self.provider_keys = {name: environ[name] for name in PROVIDER_KEYS if environ.get(name)}
         self.demo_file = options.data_dir / "demo.json"
         self.admin_url = f"http://{HOST}:{options.admin_port}/admin/"
@@ -130,6 +132,9 @@ class Installation:
 
     def start(self, supervisor: Supervisor, say: Callable[[str], None]) -> None:
         """Start everything and wait until it is ready; they stop in the opposite order."""
+        # For other commands beside this one: set -a; . var/environment; set +a
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in sorted(self._supplied.items())]
+        write_private(self.options.data_dir / "environment", "".join(lines))
         for server in self.servers:
             supervisor.start(self._server(server))
         supervisor.wait_ready(SERVERS_TIMEOUT_S)
