@@ -114,6 +114,7 @@ class Admission:
         # Settles go straight to Redis only while everything before them is known to be there.
         self._is_in_step = False
         self._catching_up = asyncio.Lock()
+        self._outbox: list[Settled] = []
 
     @property
     def is_ready(self) -> bool:
@@ -202,8 +203,9 @@ class Admission:
         )
         entry = Settled(self.journal.seq + 1, attempt.attempt_id, argument)
         self.journal.settle(entry)
-        if self._is_in_step:
-            self._send(entry)
+        self._outbox.append(entry)
+        if len(self._outbox) == 1:
+            asyncio.get_running_loop().call_soon(self._flush)
         return event.cost_nanos
 
     def _settled_event(self, attempt: Attempt, outcome: Outcome) -> UsageEvent:
@@ -233,6 +235,15 @@ class Admission:
             else 0,
             kill_switch_id=outcome.kill_switch_id,
         )
+
+    def _flush(self) -> None:
+        """The settles of one turn of the event loop: to the journal in one write, and only then to Redis. The other way
+        round, a worker that dies in between would leave an attempt that looks as if it still ran."""
+        self.journal.flush()
+        entries, self._outbox = self._outbox, []
+        for entry in entries:
+            if self._is_in_step:
+                self._send(entry)
 
     def _send(self, entry: Settled) -> None:
         try:

@@ -1,5 +1,6 @@
 """The ASGI application of one worker: builds the parts on startup, takes them down in order on shutdown."""
 
+import asyncio
 import contextlib
 import os
 import secrets
@@ -86,6 +87,7 @@ class Worker:
     async def stop(self) -> None:
         """After the last request: wait for the settles on their way, then leave."""
         self.gateway.is_draining = True
+        await asyncio.sleep(0)  # The settles of this turn go out.
         with contextlib.suppress(Unavailable):
             await self.control.beat()
         await self.control.stop()

@@ -103,10 +103,8 @@ class Gateway:
         except GatewayError as error:
             await self._last_words(responder, error)
         except asyncio.CancelledError:
-            if live.cut_by is None:
-                raise
             task.uncancel()
-            await self._last_words(responder, live.cut_by)
+            await self._last_words(responder, live.cut_by or Unavailable("this worker is stopping"))
         except Exception:
             log.exception("request failed", request_id=request.request_id, path=request.path)
             await self._last_words(responder, GatewayError("the gateway failed; the request id names this failure"))

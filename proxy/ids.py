@@ -5,6 +5,7 @@ import time
 
 _VARIANT = 0b10 << 62
 
+
 def new_id() -> str:
     """A UUIDv7 (RFC 9562) as text: 48 bits of Unix milliseconds, 74 random bits."""
     # Unique, not secret: Python seeds this generator from the system in each process, also after a fork.

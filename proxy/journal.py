@@ -8,13 +8,14 @@ owner died in the middle of a write) ends the reading; all before it is whole.
 """
 
 import contextlib
+import errno
 import fcntl
 import heapq
 import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -65,19 +66,24 @@ class Journal:
 
     def dispatch(self, entry: Dispatched) -> None:
         """Before the first byte goes to a provider, and again when the hold grows."""
-        self._append(entry)
+        self._write([*self._unwritten, entry])
+        self._unwritten.clear()
         self._open_attempts[entry.attempt_id] = entry
 
     def settle(self, entry: Settled) -> None:
-        """Numbered and remembered even when the disk refuses it: what was spent cannot be refused any more."""
+        """Number and remember it: what was spent cannot be refused any more. `flush` puts it into the file."""
         assert entry.seq == self.seq + 1, "a worker's settles are numbered without a gap"
         self.seq = entry.seq
         self._open_attempts.pop(entry.attempt_id, None)
-        try:
-            self._append(entry)
-            self._segments[-1].last_seq = entry.seq
-        except JournalUnwritable:
-            self._unwritten.append(entry)
+        self._unwritten.append(entry)
+
+    def flush(self) -> None:
+        """Write the settles that are only remembered yet. Those that the disk refuses are tried again the next time."""
+        if not self._unwritten:
+            return
+        with contextlib.suppress(JournalUnwritable):
+            self._write(self._unwritten)
+            self._unwritten.clear()
 
     def open_attempts(self) -> list[Dispatched]:
         return list(self._open_attempts.values())
@@ -99,6 +105,7 @@ class Journal:
 
     def close(self, ingested_seq: int) -> None:
         """Let go of the files; those that PostgreSQL has whole are removed, the rest is for the next worker on the host."""
+        self.flush()
         for segment in self._segments:
             if segment.last_seq <= ingested_seq and not self._open_attempts:
                 segment.remove()
@@ -106,32 +113,19 @@ class Journal:
                 segment.close()
         self._segments.clear()
 
-    def _append(self, entry: Entry) -> None:
-        payload = _encode(entry)
-        frame = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+    def _write(self, entries: Sequence[Entry]) -> None:
+        frames = b"".join(map(_frame, entries))
         segment = self._segments[-1]
-        try:
-            written = os.write(segment.descriptor, frame)
-        except OSError as error:
-            raise JournalUnwritable(error.errno, "the journal cannot be written") from error
-        if written != len(frame):
-            # Cut the half frame off again, so that what follows it can be read.
-            with contextlib.suppress(OSError):
-                os.ftruncate(segment.descriptor, segment.size)
-            raise JournalUnwritable(28, "the journal's disk is full")
-        segment.size += written
+        segment.write(frames)
+        segment.last_seq = max((entry.seq for entry in entries if isinstance(entry, Settled)), default=segment.last_seq)
         if segment.size >= SEGMENT_BYTES_MAX:
             self._roll()
 
     def _roll(self) -> None:
         number = self._segments[-1].number + 1 if self._segments else 0
         self._segments.append(_Segment(self.directory / f"{self.worker}.{number}.log", number, self.seq))
-        for entry in self._open_attempts.values():
-            # What still runs moves along, so that the older segments can go.
-            payload = _encode(entry)
-            self._segments[-1].size += os.write(
-                self._segments[-1].descriptor, _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
-            )
+        # What still runs moves along, so that the older segments can go.
+        self._segments[-1].write(b"".join(map(_frame, self._open_attempts.values())))
 
 
 class _Segment:
@@ -142,6 +136,19 @@ class _Segment:
         self.size = 0
         self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
         fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+
+    def write(self, frames: bytes) -> None:
+        """All of it or nothing. Raises `JournalUnwritable`."""
+        try:
+            written = os.write(self.descriptor, frames)
+        except OSError as error:
+            raise JournalUnwritable(error.errno, "the journal cannot be written") from error
+        if written != len(frames):
+            # Cut the half frame off again, so that what follows it can be read.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self.descriptor, self.size)
+            raise JournalUnwritable(errno.ENOSPC, "the journal's disk is full")
+        self.size += written
 
     def close(self) -> None:
         os.close(self.descriptor)
@@ -199,6 +206,11 @@ def read(path: Path) -> Iterator[Entry]:
             return
         yield _decode(payload)
         offset += _HEAD.size + length
+
+
+def _frame(entry: Entry) -> bytes:
+    payload = _encode(entry)
+    return _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def _lock_all(worker: str, paths: list[Path]) -> Orphan | None:

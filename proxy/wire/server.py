@@ -19,7 +19,7 @@ from typing import Any, ClassVar, cast
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server, ServerState
 
 MIB = 1024 * 1024
@@ -119,6 +119,55 @@ class Reading(Enum):
 BETWEEN, HEAD, BODY, DISCARDING = Reading
 
 
+class EdgeCycle(RequestResponseCycle):
+    """uvicorn's exchange with another way to write: a whole answer is one write, and no header is looked at twice."""
+
+    _head = b""
+
+    async def send(self, message: Any) -> None:
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if not self.response_started:
+            self._start(message["status"], message["headers"])
+        else:
+            self._go_on(message["body"], message.get("more_body", False))
+
+    def _start(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
+        self.chunked_encoding = not any(name == b"content-length" for name, _ in headers)
+        if self.chunked_encoding:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        fields = b"".join(lines)
+        # What crosses from a provider must not bring a line of its own.
+        assert fields.count(b"\n") == fields.count(b"\r") == len(lines), "a line break in a header"
+        head = b"%b%b\r\n" % (STATUS_LINE[status_code], fields)
+        if self.chunked_encoding:
+            self.transport.write(head)
+        else:
+            self._head = head  # Goes with the body.
+
+    def _go_on(self, body: bytes, more_body: bool) -> None:
+        if self.chunked_encoding:
+            chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            self.transport.write(chunk if more_body else chunk + b"0\r\n\r\n")
+        else:
+            assert not more_body, "an answer of known length comes whole"
+            self.transport.write(self._head + body)
+        if more_body:
+            return
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
 class EdgeProtocol(HttpToolsProtocol):
     """One client connection. Its deadlines are plain numbers that `EdgeServer` looks at, so that a request costs no timer.
 
@@ -200,6 +249,8 @@ class EdgeProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._check_head()
         super().on_headers_complete()
+        # uvicorn has no say in which class it makes here; the exchange has not begun yet.
+        self.cycle.__class__ = EdgeCycle
         self.reading = BODY
         # The parser reports trailers as headers: they must not join a scope that the application already has.
         self.headers = []

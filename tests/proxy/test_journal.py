@@ -22,6 +22,7 @@ def _write_and_die(directory: Path, worker: str, settles: int) -> None:
         "journal = Journal(Path(sys.argv[1]), sys.argv[2]);"
         "journal.dispatch(Dispatched('open', b'restore'));"
         "[journal.settle(Settled(seq, f'attempt-{seq}', b'x')) for seq in range(1, int(sys.argv[3]) + 1)];"
+        "journal.flush();"
         "import os; os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program, str(directory), worker, str(settles)], check=False)
@@ -56,6 +57,7 @@ def test_a_segment_goes_when_postgresql_has_it_and_open_attempts_move_along(tmp_
     journal.dispatch(Dispatched("running", b"restore"))
     for seq in range(1, 31):
         journal.settle(_settled(seq))
+        journal.flush()
     assert len(list(tmp_path.glob("*.log"))) > 2
     journal.forget(30)
     (last,) = tmp_path.glob("*.log")
@@ -67,6 +69,7 @@ def test_a_segment_that_postgresql_lacks_stays(tmp_path, monkeypatch):
     journal = Journal(tmp_path, "alice")
     for seq in range(1, 31):
         journal.settle(_settled(seq))
+        journal.flush()
     journal.forget(10)
     assert [entry.seq for entry in journal.settled_after(10)] == list(range(11, 31))
 
@@ -75,6 +78,7 @@ def test_a_torn_tail_ends_the_reading_and_nothing_before_it_is_lost(tmp_path):
     journal = Journal(tmp_path, "alice")
     for seq in range(1, 4):
         journal.settle(_settled(seq))
+    journal.flush()
     (path,) = tmp_path.glob("*.log")
     whole = path.read_bytes()
     for cut in (1, 7, 50, 120):
@@ -107,10 +111,12 @@ def test_the_journal_of_a_dead_worker_is_adopted_once(tmp_path):
 def test_a_full_disk_refuses_dispatches_but_keeps_settles(tmp_path):
     journal = Journal(tmp_path, "alice")
     journal.settle(_settled(1))
+    journal.flush()
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, journal._segments[-1].descriptor)
     with pytest.raises(journal_module.JournalUnwritable):
         journal.dispatch(Dispatched("attempt-2", b"restore"))
     journal.settle(_settled(2))
+    journal.flush()
     assert [entry.seq for entry in journal.settled_after(0)] == [1, 2]
     os.close(full)
