@@ -137,7 +137,6 @@ def seed(facts_file: Path, addresses: Addresses, environ: Mapping[str, str]) -> 
     facts = {
         **addresses._asdict(),
         **access,
-        "username": USERNAME,
         "model": ALIAS,
         "team": project.team.name,
         "project": project.name,
@@ -165,10 +164,6 @@ def _create_organisation(simulator_url: str) -> None:
         budgets.create_budget(subject, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
     budgets.create_limit(research, Limit.Metric.CONCURRENCY, 2_000, actor=ACTOR, reason=REASON)
     budgets.create_limit(support, Limit.Metric.REQUESTS, 600, actor=ACTOR, reason=REASON)
-
-    user = teams.create_user(USERNAME, EMAIL, secrets.token_urlsafe(), actor=ACTOR, is_superuser=True, reason=REASON)
-    teams.set_member(user, research, "owner", actor=ACTOR, reason=REASON)
-    teams.create_service_account(SERVICE_ACCOUNT, actor=ACTOR, scopes=scopes.SCOPES, reason=REASON)
 
 
 def _create_project(
@@ -263,7 +258,7 @@ def _known_access(facts_file: Path) -> dict[str, str] | None:
     """What an earlier start gave, if this is the same database."""
     try:
         facts = json.loads(facts_file.read_text())
-        access = {name: str(facts[name]) for name in ("password", "api_token", "virtual_key")}
+        access = {name: str(facts[name]) for name in ("username", "password", "api_token", "virtual_key")}
     except (OSError, ValueError, KeyError):
         return None
     is_of_this_database = (
@@ -275,18 +270,24 @@ def _known_access(facts_file: Path) -> dict[str, str] | None:
 
 def _give_access() -> dict[str, str]:
     """A new password for the administrator, a new API token and a new virtual key."""
-    user = User.objects.get(username=USERNAME)
+    user = User.objects.filter(email=EMAIL).first() or teams.create_user(
+        USERNAME, EMAIL, secrets.token_urlsafe(), actor=ACTOR, is_superuser=True, reason=REASON
+    )
     password = secrets.token_urlsafe(12)
     teams.set_password(user, password, actor=ACTOR, reason=REASON)
-    account = ServiceAccount.objects.get(name=SERVICE_ACCOUNT)
+    account = ServiceAccount.objects.filter(name=SERVICE_ACCOUNT).first() or teams.create_service_account(
+        SERVICE_ACCOUNT, actor=ACTOR, scopes=scopes.SCOPES, reason=REASON
+    )
     token = keys.issue_api_token(account, actor=ACTOR, reason=REASON)
-    project = Project.objects.get(team__slug=TEAM, slug=PROJECT)
+    projects = Project.objects.order_by("id")
+    project = projects.filter(team__slug=TEAM, slug=PROJECT).first() or projects[0]
     issued = keys.issue_virtual_key(project, VIRTUAL_KEY, actor=ACTOR, aliases=["*"], reason=REASON)
     for window, amount_usd in ((Budget.Window.DAY, "50"), (Budget.Window.HOUR, "10")):
         name = f"{VIRTUAL_KEY} key by the {window}"
         budgets.create_budget(issued.virtual_key, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
     budgets.create_limit(issued.virtual_key, Limit.Metric.REQUESTS, 60_000, actor=ACTOR, reason=REASON)
     return {
+        "username": user.username,
         "password": password,
         "api_token": token.secret.reveal(),
         "virtual_key": issued.secret.reveal(),
