@@ -1,0 +1,424 @@
+"""Ingest: usage events from the Redis stream into the ledger and its roll-ups, each exactly once.
+
+Only the commit decides what is in. A crash before it leaves the stream as it was, a crash after it repeats entries that
+conflict with their own rows and change nothing. So no step needs to know how far an earlier run came.
+"""
+
+import logging
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+import msgspec
+import redis
+from django.db import DataError, IntegrityError, connection, transaction
+
+from audit.ids import uuid7
+from audit.models import UsageRecord
+from audit.records import State, Usage, UsageEvent, UsageSource, decode_event
+from budgets import gate
+from budgets.rollups import HourKey, HourSum, Rollups, TagKey, TagSum
+
+log = logging.getLogger(__name__)
+
+DEAD_LETTERS = "tg:usage:dead"
+BATCH_ENTRIES = 2_000
+RUN_S = 20.0
+EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
+NANO_DIGITS = 9
+
+Fields = dict[bytes, bytes]
+
+
+class Entry(NamedTuple):
+    """One stream entry, understood. `seq` is 0 where no settle of its worker stands behind it."""
+
+    entry_id: bytes
+    fields: Fields
+    worker: str
+    seq: int
+    attempt_id: UUID
+    event: UsageEvent
+
+
+class Refused(NamedTuple):
+    """One stream entry that cannot be in the ledger, and why."""
+
+    entry_id: bytes
+    fields: Fields
+    reason: str
+
+
+class Taken(Exception):
+    """Another process is ingesting."""
+
+
+def ingest(client: redis.Redis, *, run_s: float = RUN_S) -> int:
+    """Take in what is in the stream until it is empty or `run_s` have passed; how many entries left the stream.
+
+    Raises `Taken`, OperationalError or `redis.RedisError`, and has then lost and doubled nothing.
+    """
+    deadline_s = time.monotonic() + run_s
+    taken_in = 0
+    while batch := cast("list[tuple[bytes, Fields]]", client.xrange(gate.USAGE, count=BATCH_ENTRIES)):
+        _ingest_batch(client, batch)
+        taken_in += len(batch)
+        if time.monotonic() > deadline_s:
+            break
+    return taken_in
+
+
+def event_of(record: UsageRecord) -> UsageEvent:
+    """The event that a row of the ledger was made from."""
+    return UsageEvent(
+        attempt_id=str(record.attempt_id),
+        request_id=str(record.request_id),
+        attempt_number=record.attempt_number,
+        admitted_at_us=(record.admitted_at - EPOCH_START) // timedelta(microseconds=1),
+        team_id=str(record.team_id),
+        project_id=str(record.project_id),
+        virtual_key_id=str(record.virtual_key_id),
+        environment=record.environment,
+        alias=record.alias,
+        provider=record.provider,
+        model=record.model,
+        deployment=record.deployment,
+        operation=record.operation,
+        request_model=record.request_model,
+        response_model=record.response_model,
+        is_stream=record.is_stream,
+        state=cast(State, record.state),
+        status_code=record.status_code,
+        error_type=record.error_type,
+        finish_reason=record.finish_reason,
+        usage=Usage(
+            input_tokens=record.input_tokens,
+            cache_read_input_tokens=record.cache_read_input_tokens,
+            cache_write_input_tokens=record.cache_write_input_tokens,
+            output_tokens=record.output_tokens,
+            reasoning_tokens=record.reasoning_tokens,
+        ),
+        usage_source=cast(UsageSource, record.usage_source),
+        cost_nanos=_nanos(record.cost_usd),
+        held_nanos=_nanos(record.held_usd),
+        price_id=str(record.price_id or ""),
+        latency_ms=record.latency_ms,
+        first_token_ms=record.first_token_ms,
+        kill_switch_id=str(record.kill_switch_id or ""),
+        tags=record.tags,
+    )
+
+
+def _ingest_batch(client: redis.Redis, batch: Iterable[tuple[bytes, Fields]]) -> None:
+    entries: list[Entry] = []
+    refused: list[Refused] = []
+    for entry_id, fields in batch:
+        understood = _understand(entry_id, fields)
+        if isinstance(understood, Entry):
+            entries.append(understood)
+        else:
+            refused.append(understood)
+    watermarks: dict[str, int] = {}
+    refused += _store_what_fits(entries, watermarks)
+    with client.pipeline(transaction=True) as pipeline:
+        for dead in refused:
+            log.error("usage event %s is put aside in %s: %s", dead.entry_id.decode(), DEAD_LETTERS, dead.reason)
+            pipeline.xadd(DEAD_LETTERS, cast("dict[Any, Any]", dead.fields | {b"reason": dead.reason.encode()}))
+        if watermarks:
+            pipeline.hset(gate.INGESTED, mapping=cast(Any, watermarks))
+        pipeline.xdel(gate.USAGE, *(entry.entry_id for entry in entries), *(dead.entry_id for dead in refused))
+        pipeline.execute()
+
+
+def _understand(entry_id: bytes, fields: Fields) -> Entry | Refused:
+    try:
+        # PostgreSQL has no NUL in a text. Providers' words stand in some fields, and what was spent must not hang on them.
+        event = decode_event(fields[b"event"].replace(rb"\u0000", rb"\ufffd"))
+        if b"state" in fields:
+            # The worker died: the event is from before the call, and the hold is what it may have cost.
+            state, cost_nanos = msgspec.convert(fields[b"state"].decode(), State), int(fields[b"cost_nanos"])
+            event = msgspec.structs.replace(event, state=state, cost_nanos=cost_nanos, held_nanos=cost_nanos)
+        worker, seq = fields[b"worker"].decode(), int(fields[b"seq"])
+        return Entry(entry_id, fields, worker, seq, UUID(event.attempt_id), event)
+    except KeyError as error:
+        return Refused(entry_id, fields, f"field {error} is missing")
+    except ValueError as error:  # msgspec's errors are ValueErrors too.
+        return Refused(entry_id, fields, str(error))
+
+
+def _store_what_fits(entries: Sequence[Entry], watermarks: dict[str, int]) -> list[Refused]:
+    """Store all in one transaction; where the database refuses the whole, each half on its own, down to the culprit."""
+    if not entries:
+        return []
+    try:
+        watermarks.update(_store(entries))
+        return []
+    except (DataError, IntegrityError) as error:
+        if len(entries) == 1:
+            return [Refused(entries[0].entry_id, entries[0].fields, str(error).splitlines()[0])]
+        middle = len(entries) // 2
+        first_half = _store_what_fits(entries[:middle], watermarks)
+        return first_half + _store_what_fits(entries[middle:], watermarks)
+
+
+def _store(entries: Iterable[Entry]) -> dict[str, int]:
+    """One transaction: rows, roll-ups and watermarks; the watermarks. Raises `Taken`."""
+    outcomes, seqs = _fold(entries)
+    rollups = Rollups()
+    with transaction.atomic():
+        _lock()
+        inserted = _insert(outcomes.values())
+        for attempt_id in inserted:
+            rollups.add(outcomes[attempt_id])
+        known = outcomes.keys() - inserted
+        _resolve({attempt_id: outcomes[attempt_id] for attempt_id in known}, rollups)
+        _add_hours(rollups.hours)
+        _add_tags(rollups.tags)
+        return _advance(seqs)
+
+
+def _fold(entries: Iterable[Entry]) -> tuple[dict[UUID, UsageEvent], dict[str, int]]:
+    """What became of each attempt (suspense gives way to what resolves it), and each worker's last sequence number."""
+    outcomes: dict[UUID, UsageEvent] = {}
+    seqs: dict[str, int] = {}
+    for entry in entries:
+        earlier = outcomes.get(entry.attempt_id)
+        if earlier is None or earlier.state == "suspense":
+            outcomes[entry.attempt_id] = entry.event
+        if entry.seq > 0:
+            seqs[entry.worker] = max(entry.seq, seqs.get(entry.worker, 0))
+    return outcomes, seqs
+
+
+def _lock() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext('budgets.ingest'))")
+        if not cursor.fetchone()[0]:
+            raise Taken
+
+
+def _resolve(outcomes: Mapping[UUID, UsageEvent], rollups: Rollups) -> None:
+    """Give the rows in suspense their final state; rows in any other state stay as they are."""
+    final = {attempt_id: event for attempt_id, event in outcomes.items() if event.state != "suspense"}
+    if not final:
+        return
+    rows = UsageRecord.objects.filter(state=UsageRecord.State.SUSPENSE, attempt_id__in=list(final)).select_for_update()
+    in_suspense = {row.attempt_id: event_of(row) for row in rows.order_by("attempt_id")}
+    if not in_suspense:
+        return
+    with connection.cursor() as cursor:
+        cursor.execute(_RESOLVE, [_rows(final[attempt_id] for attempt_id in in_suspense)])
+    for attempt_id, before in in_suspense.items():
+        rollups.take_back(before)
+        rollups.add(final[attempt_id])
+
+
+# What is written where. Rows travel as one JSON text: one parameter, whatever their number.
+
+_EVENT_COLUMNS = {
+    "attempt_id": "uuid",
+    "request_id": "uuid",
+    "attempt_number": "smallint",
+    "admitted_at": "bigint",
+    "team_id": "uuid",
+    "project_id": "uuid",
+    "virtual_key_id": "uuid",
+    "environment": "text",
+    "alias": "text",
+    "provider": "text",
+    "model": "text",
+    "deployment": "text",
+    "operation": "text",
+    "request_model": "text",
+    "response_model": "text",
+    "is_stream": "boolean",
+    "state": "text",
+    "status_code": "smallint",
+    "error_type": "text",
+    "finish_reason": "text",
+    "input_tokens": "bigint",
+    "cache_read_input_tokens": "bigint",
+    "cache_write_input_tokens": "bigint",
+    "output_tokens": "bigint",
+    "reasoning_tokens": "bigint",
+    "usage_source": "text",
+    "cost_usd": "bigint",
+    "held_usd": "bigint",
+    "price_id": "uuid",
+    "latency_ms": "integer",
+    "first_token_ms": "integer",
+    "kill_switch_id": "uuid",
+    "tags": "jsonb",
+}
+_HOUR_COLUMNS = {
+    "id": "uuid",
+    "hour": "bigint",
+    "team_id": "uuid",
+    "project_id": "uuid",
+    "virtual_key_id": "uuid",
+    "alias": "text",
+    "model": "text",
+    "provider": "text",
+    "requests": "bigint",
+    "errors": "bigint",
+    "input_tokens": "bigint",
+    "output_tokens": "bigint",
+    "cached_tokens": "bigint",
+    "cost_usd": "bigint",
+    "latency_histogram": "bigint[]",
+    "first_token_histogram": "bigint[]",
+}
+_TAG_COLUMNS = {
+    "id": "uuid",
+    "hour": "bigint",
+    "team_id": "uuid",
+    "project_id": "uuid",
+    "tag_key": "text",
+    "tag_value": "text",
+    "requests": "bigint",
+    "tokens": "bigint",
+    "cost_usd": "bigint",
+}
+# An attempt's identity, and whose it is, stay as they were when it went into suspense.
+_RESOLVED_COLUMNS = (
+    "alias",
+    "provider",
+    "model",
+    "deployment",
+    "request_model",
+    "response_model",
+    "state",
+    "status_code",
+    "error_type",
+    "finish_reason",
+    "input_tokens",
+    "cache_read_input_tokens",
+    "cache_write_input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "usage_source",
+    "cost_usd",
+    "price_id",
+    "latency_ms",
+    "first_token_ms",
+    "kill_switch_id",
+    "split",
+)
+
+
+def _value(column: str) -> str:
+    """Moments travel as Unix microseconds, money as nano-USD: whole numbers, and so exact."""
+    if column in ("admitted_at", "hour"):
+        return f"timestamptz 'epoch' + new.{column} * interval '1 microsecond'"
+    return f"new.{column} * 0.000000001" if column in ("cost_usd", "held_usd") else f"new.{column}"
+
+
+def _insert_sql(table: str, columns: Mapping[str, str]) -> str:
+    names, values = ", ".join(columns), ", ".join(map(_value, columns))
+    return f"INSERT INTO {table} AS total ({names}) SELECT {values} FROM {_recordset(columns)}"  # noqa: S608
+
+
+def _recordset(columns: Mapping[str, str]) -> str:
+    types = ", ".join(f"{name} {column_type}" for name, column_type in columns.items())
+    return f"json_to_recordset(%s) AS new ({types})"
+
+
+def _added(*columns: str) -> str:
+    return ", ".join(f"{column} = total.{column} + excluded.{column}" for column in columns)
+
+
+def _added_up(*histograms: str) -> str:
+    return ", ".join(
+        f"{name} = (SELECT array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY position)"  # noqa: S608
+        f" FROM unnest(total.{name}, excluded.{name}) WITH ORDINALITY AS bucket (a, b, position))"
+        for name in histograms
+    )
+
+
+_INSERT = _insert_sql("audit_usagerecord", _EVENT_COLUMNS) + " ON CONFLICT DO NOTHING RETURNING attempt_id"
+_RESOLVE = (
+    f"UPDATE audit_usagerecord AS old SET {', '.join(f'{name} = {_value(name)}' for name in _RESOLVED_COLUMNS)},"  # noqa: S608
+    f" resolved_at = now() FROM {_recordset(_EVENT_COLUMNS)}"
+    f" WHERE old.attempt_id = new.attempt_id AND old.admitted_at = {_value('admitted_at')} AND old.state = 'suspense'"
+)
+_ADD_HOURS = (
+    _insert_sql("budgets_usagehour", _HOUR_COLUMNS)
+    + " ON CONFLICT (hour, team_id, project_id, virtual_key_id, alias, model, provider) DO UPDATE SET "
+    + _added("requests", "errors", "input_tokens", "output_tokens", "cached_tokens", "cost_usd")
+    + ", "
+    + _added_up("latency_histogram", "first_token_histogram")
+)
+_ADD_TAGS = (
+    _insert_sql("budgets_usagetaghour", _TAG_COLUMNS)
+    + " ON CONFLICT (hour, team_id, project_id, tag_key, tag_value) DO UPDATE SET "
+    + _added("requests", "tokens", "cost_usd")
+)
+_ADVANCE = (
+    "INSERT INTO budgets_ingestwatermark AS mark (worker, seq, updated_at)"
+    " SELECT worker, seq, now() FROM json_to_recordset(%s) AS new (worker text, seq bigint)"
+    " ON CONFLICT (worker) DO UPDATE SET seq = greatest(mark.seq, excluded.seq), updated_at = excluded.updated_at"
+    " RETURNING worker, seq"
+)
+
+
+def _insert(events: Iterable[UsageEvent]) -> set[UUID]:
+    """Insert those that are not there yet; their attempt ids."""
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT, [_rows(events)])
+        return {attempt_id for (attempt_id,) in cursor.fetchall()}
+
+
+def _add_hours(hours: Mapping[HourKey, HourSum]) -> None:
+    rows = [
+        (uuid7(), *key, *(getattr(total, name) for name in HourSum.__slots__))
+        for key, total in sorted(hours.items(), key=_by_key)
+    ]
+    _execute(_ADD_HOURS, _HOUR_COLUMNS, rows)
+
+
+def _add_tags(tags: Mapping[TagKey, TagSum]) -> None:
+    rows = [
+        (uuid7(), *key, *(getattr(total, name) for name in TagSum.__slots__))
+        for key, total in sorted(tags.items(), key=_by_key)
+    ]
+    _execute(_ADD_TAGS, _TAG_COLUMNS, rows)
+
+
+def _by_key(item: tuple[Any, Any]) -> Any:
+    return item[0]
+
+
+def _execute(sql: str, columns: Iterable[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.execute(sql, [_json([dict(zip(columns, row, strict=True)) for row in rows])])
+
+
+def _advance(seqs: Mapping[str, int]) -> dict[str, int]:
+    with connection.cursor() as cursor:
+        cursor.execute(_ADVANCE, [_json([{"worker": worker, "seq": seq} for worker, seq in sorted(seqs.items())])])
+        return dict(cursor.fetchall())
+
+
+def _rows(events: Iterable[UsageEvent]) -> str:
+    return _json([_row(event) for event in events])
+
+
+def _row(event: UsageEvent) -> dict[str, Any]:
+    row = msgspec.structs.asdict(event)
+    row |= msgspec.structs.asdict(row.pop("usage"))
+    row["admitted_at"] = row.pop("admitted_at_us")
+    row["cost_usd"], row["held_usd"] = row.pop("cost_nanos"), row.pop("held_nanos")
+    row["price_id"], row["kill_switch_id"] = event.price_id or None, event.kill_switch_id or None
+    return row
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _nanos(amount_usd: Decimal) -> int:
+    return int(amount_usd.scaleb(NANO_DIGITS))

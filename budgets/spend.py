@@ -1,0 +1,92 @@
+"""What the ledger says was spent in the budgets' windows: the counters of the gate, counted again. Reads PostgreSQL only."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import connection, models
+from django.db.models.functions import Coalesce
+
+from budgets import gate
+from budgets.models import Budget, Scope
+from budgets.windows import HOUR_S, window_bounds
+
+NANO_DIGITS = 9
+SUBJECT_COLUMNS = {Scope.TEAM: "team_id", Scope.PROJECT: "project_id", Scope.KEY: "virtual_key_id"}
+
+_SPENT = """
+SELECT subject, sum(cost_usd) FROM (
+    SELECT {subject} AS subject, cost_usd FROM budgets_usagehour
+        WHERE {subject} = ANY(%(subjects)s) AND hour >= %(first_hour)s AND hour < %(last_hour)s
+    UNION ALL
+    SELECT {subject} AS subject, cost_usd FROM audit_usagerecord
+        WHERE {subject} = ANY(%(subjects)s) AND cost_usd <> 0
+        AND (admitted_at >= %(start)s AND admitted_at < %(first_hour)s
+            OR admitted_at >= %(last_hour)s AND admitted_at < %(end)s)
+) AS part GROUP BY subject
+"""
+
+
+class Spent(NamedTuple):
+    """One counter: its key, what it is to hold, and the end of its window in Unix seconds."""
+
+    key: str
+    nanos: int
+    window_end_s: int
+
+
+class _Group(NamedTuple):
+    """Budgets whose spend one query answers: the same kind of subject in the same window."""
+
+    scope: str
+    start_s: int
+    end_s: int
+
+
+def with_time_zone(budgets: models.QuerySet[Budget]) -> models.QuerySet[Any]:
+    """The budgets with `time_zone`, their team's: it says where their windows begin."""
+    return budgets.annotate(
+        time_zone=Coalesce("team__time_zone", "project__team__time_zone", "virtual_key__project__team__time_zone")
+    )
+
+
+def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[Spent]:
+    """The counters of active budgets in the windows that `at_s` falls in, posted and suspense together, exact to the nano.
+
+    Whole hours come from the roll-ups, which are written with the ledger in one transaction; only the part of an hour that
+    a window begins or ends in is read from the ledger itself. Those with nothing spent are left out.
+    """
+    chosen = Budget.objects.all() if budgets is None else budgets
+    groups: defaultdict[_Group, dict[UUID, list[UUID]]] = defaultdict(lambda: defaultdict(list))
+    for budget in with_time_zone(chosen.filter(is_active=True)).iterator():
+        group = _Group(budget.scope, *window_bounds(budget.window, budget.time_zone, at_s))
+        subject = budget.team_id or budget.project_id or budget.virtual_key_id
+        groups[group][subject].append(budget.pk)
+    return [
+        Spent(gate.spend_key(str(budget_id), group.start_s), nanos, group.end_s)
+        for group, budget_ids in groups.items()
+        for subject, nanos in _spent_by_subject(group, budget_ids)
+        for budget_id in budget_ids[subject]
+        if nanos
+    ]
+
+
+def _spent_by_subject(group: _Group, subjects: Iterable[UUID]) -> list[tuple[UUID, int]]:
+    first_hour_s = min(-(-group.start_s // HOUR_S) * HOUR_S, group.end_s)
+    last_hour_s = max(group.end_s // HOUR_S * HOUR_S, first_hour_s)
+    parameters: dict[str, Any] = {
+        "subjects": list(subjects),
+        "start": _moment(group.start_s),
+        "first_hour": _moment(first_hour_s),
+        "last_hour": _moment(last_hour_s),
+        "end": _moment(group.end_s),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_SPENT.format(subject=SUBJECT_COLUMNS[Scope(group.scope)]), parameters)
+        return [(subject, int(cost_usd.scaleb(NANO_DIGITS))) for subject, cost_usd in cursor.fetchall()]
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

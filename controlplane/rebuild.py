@@ -1,0 +1,167 @@
+"""Rebuild: an empty Redis gets back what it held: configuration from the models, counters from the ledger, and the epoch last.
+
+Until the epoch is there nothing is admitted, settled or reaped, so nothing moves while it is counted. Holds of attempts
+that still run, and settles that PostgreSQL does not have, come back from the workers' journals afterwards.
+"""
+
+import logging
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, TypeVar, cast
+
+import msgspec
+import redis
+
+from audit.models import UsageRecord
+from audit.records import encode_event
+from budgets import gate, ledger
+from budgets.models import IngestWatermark
+from budgets.spend import spent
+from controlplane import compiler, publish
+from keys.kills import encode_flag
+from keys.models import KillSwitch
+from keys.redis import redis_client
+from proxy.snapshot import KeyRecord, encode
+
+log = logging.getLogger(__name__)
+
+KEYS_IN_PROGRESS = "tg:keys:rebuilding"
+COUNTERS = "tg:spend:*"
+# As the scripts have it: a counter outlives its window, for clocks that are behind and settles that come late.
+COUNTER_GRACE_S = 3_600
+FIELDS_PER_CALL = 5_000
+
+Item = TypeVar("Item")
+
+
+def rebuild_redis(*, force: bool = False) -> bool:
+    """Give Redis everything it holds, when its epoch is missing, or anyway; false when there was nothing to do.
+
+    Raises `redis.RedisError`, OperationalError, `publish.Superseded` or `redis.WatchError` (somebody else has rebuilt):
+    then the epoch is not ours, and the next second tries again.
+    """
+    client = redis_client()
+    if force:
+        client.delete(gate.EPOCH)
+    if client.exists(gate.EPOCH):
+        return False
+    started_at_s = time.monotonic()
+    # What is in the stream was spent and is counted in the ledger only; without an epoch nothing joins it.
+    _drain(client)
+    with publish.publication() as (number, now, notes):
+        if client.exists(gate.EPOCH):
+            return False  # Somebody else has rebuilt while we waited for our turn.
+        keys = _write_keys(client, number)
+        publish.write(client, number, compiler.compile_snapshot(number, now), {})
+        _raise_flags(client)
+        _write_watermarks(client)
+        _write_suspense(client)
+        counters = _write_counters(client)
+        publish.forget(notes)
+        with _still_without_epoch(client) as pipeline:
+            pipeline.set(gate.EPOCH, uuid.uuid4().hex)
+    elapsed_s = time.monotonic() - started_at_s
+    log.warning("Redis is rebuilt: %d virtual keys, %d counters, %.1f s", keys, counters, elapsed_s)
+    return True
+
+
+@contextmanager
+def _still_without_epoch(client: redis.Redis) -> Iterator["redis.client.Pipeline"]:
+    """Commands that happen together, and only while there is no epoch: a rebuilder that was held up changes nothing."""
+    with client.pipeline(transaction=True) as pipeline:
+        pipeline.watch(gate.EPOCH)  # type: ignore[no-untyped-call]
+        if pipeline.exists(gate.EPOCH):
+            raise redis.WatchError("Redis was rebuilt by somebody else")
+        pipeline.multi()
+        yield pipeline
+        pipeline.execute()
+
+
+def _drain(client: redis.Redis) -> None:
+    while client.xlen(gate.USAGE):
+        ledger.ingest(client)
+
+
+def _write_keys(client: redis.Redis, number: int) -> int:
+    """Every virtual key into a hash of its own, which then takes the place of the old one; how many."""
+    building = f"{KEYS_IN_PROGRESS}:{number}"
+    client.delete(building)
+    written = 0
+    for records in compiler.compile_all_keys():
+        client.hset(building, mapping=_encoded(records))
+        written += len(records)
+    with _still_without_epoch(client) as pipeline:
+        if written:
+            pipeline.rename(building, gate.KEYS)
+        else:
+            pipeline.delete(gate.KEYS)
+        pipeline.hincrby(gate.VERSIONS, "keys", 1)
+    return written
+
+
+def _encoded(records: Mapping[str, KeyRecord]) -> dict[Any, Any]:
+    return {digest: encode(record) for digest, record in records.items()}
+
+
+def _raise_flags(client: redis.Redis) -> None:
+    """The switches on record. A flag that is there stays: it may have been thrown while PostgreSQL was away."""
+    for kill_switch in KillSwitch.objects.active():
+        flag = kill_switch.flag
+        client.hsetnx(gate.KILLS, flag.field, cast(str, encode_flag(flag)))
+    client.hincrby(gate.VERSIONS, "kills", 1)
+
+
+def _write_watermarks(client: redis.Redis) -> None:
+    watermarks = dict(IngestWatermark.objects.values_list("worker", "seq"))
+    with _still_without_epoch(client) as pipeline:
+        for batch in _batches(watermarks.items()):
+            pipeline.hset(gate.APPLIED, mapping=cast(Any, dict(batch)))
+            pipeline.hset(gate.INGESTED, mapping=cast(Any, dict(batch)))
+
+
+def _write_suspense(client: redis.Redis) -> None:
+    """A worker that was taken for dead and settles after all finds what to correct."""
+    rows = UsageRecord.objects.filter(state=UsageRecord.State.SUSPENSE).order_by()
+    with _still_without_epoch(client) as pipeline:
+        pipeline.delete(gate.SUSPENSE)
+        for row in rows.iterator():
+            event = ledger.event_of(row)
+            hold = b"%d|" % event.cost_nanos + gate.hold_value((), (), encode_event(event))
+            pipeline.hset(gate.SUSPENSE, event.attempt_id, cast(str, hold))
+
+
+def _write_counters(client: redis.Redis) -> int:
+    """The spend counters of the windows of now: what the ledger says, and the holds that Redis still has; how many."""
+    held = _held(client)
+    now_s = client.time()[0]
+    counters = spent(now_s)
+    with _still_without_epoch(client) as pipeline:
+        for name in client.scan_iter(match=COUNTERS, count=FIELDS_PER_CALL):
+            pipeline.delete(name)
+        for key, nanos, window_end_s in counters:
+            pipeline.set(key, nanos, exat=window_end_s + COUNTER_GRACE_S)
+        for (key, window_end_s), nanos in held.items():
+            pipeline.incrby(key, nanos)
+            pipeline.expireat(key, window_end_s + COUNTER_GRACE_S)
+    return len(counters)
+
+
+def _held(client: redis.Redis) -> dict[tuple[str, int], int]:
+    """What running attempts hold, by counter and the end of its window. Nothing, after Redis was empty."""
+    held: defaultdict[tuple[str, int], int] = defaultdict(int)
+    for name in client.scan_iter(match=gate.holds_key("*"), count=FIELDS_PER_CALL):
+        for value in cast("list[bytes]", client.hvals(name)):
+            nanos, head, _ = value.split(b"|", 2)
+            for key, window_end_s in msgspec.json.decode(head)["budgets"]:
+                held[key, window_end_s] += int(nanos)
+    return held
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    remaining = iter(items)
+    while batch := list(islice(remaining, FIELDS_PER_CALL)):
+        yield batch
