@@ -12,7 +12,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import display_for_field, label_for_field, lookup_field, unquote
-from django.core.exceptions import EmptyResultSet, PermissionDenied, ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import models, transaction
 from django.db.models.deletion import ProtectedError
@@ -24,7 +24,7 @@ from django.utils.text import capfirst
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.enums import ActionVariant
-from unfold.widgets import UnfoldAdminCheckboxSelectMultiple, UnfoldAdminTextareaWidget
+from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
 
 from audit import services
 from audit.actors import Actor
@@ -84,7 +84,7 @@ def choices_field(choices: Sequence[str], *, required: bool = False) -> forms.Mu
     return forms.MultipleChoiceField(
         choices=[(choice, choice) for choice in choices],
         required=required,
-        widget=UnfoldAdminCheckboxSelectMultiple,
+        widget=UnfoldAdminCheckboxSelectMultipleWidget,
     )
 
 
@@ -101,11 +101,8 @@ class EstimatingPaginator(Paginator):  # type: ignore[type-arg]
 
 def estimated_count(queryset: models.QuerySet[Any]) -> int:
     """How many rows PostgreSQL expects, from its statistics; no row is read."""
-    try:
-        plan = queryset.order_by().explain(format="json")
-    except EmptyResultSet:
-        return 0
-    return int(json.loads(plan)[0]["Plan"]["Plan Rows"])
+    plan = queryset.order_by().explain(format="json")
+    return int(json.loads(plan)[0]["Plan"]["Plan Rows"]) if plan else 0  # No plan: Django knows that nothing can match.
 
 
 class ScopedFields:

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import django
 import pytest
+import pytest_django
 import redis
+from django.db import connection
 
 from controlplane import embedded, processes
 
@@ -115,6 +117,15 @@ def django_db_modify_db_settings(shared_postgres: RunningServer, shared_redis: R
 @pytest.fixture(scope="session")
 def django_db_keepdb() -> bool:
     return True  # The whole server is thrown away.
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: pytest_django.DjangoDbBlocker) -> None:
+    """Between tests that commit, tables are truncated: that refusal, and no other, is off in the test database."""
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute("SELECT tgrelid::regclass::text FROM pg_trigger WHERE tgname = 'append_only_truncate'")
+        for (table,) in cursor.fetchall():
+            cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER append_only_truncate")
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ def refused(statement, *parameters):
 
 def partitions():
     with connection.cursor() as cursor:
-        cursor.execute("SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_usagerecord'::regclass")
+        cursor.execute(
+            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_usagerecord'::regclass"
+        )
         return sorted(name for (name,) in cursor.fetchall())
 
 
@@ -122,7 +124,9 @@ def test_a_month_whose_rows_are_in_the_default_partition_stays_there():
 def test_a_query_of_one_month_reads_one_partition():
     services.ensure_partitions()
     start = timezone.now().replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    plan = UsageRecord.objects.filter(admitted_at__gte=start, admitted_at__lt=start + datetime.timedelta(days=20)).explain()
+    plan = UsageRecord.objects.filter(
+        admitted_at__gte=start, admitted_at__lt=start + datetime.timedelta(days=20)
+    ).explain()
     assert f"audit_usagerecord_{start:%Y_%m}" in plan
     assert plan.count(" on audit_usagerecord_") <= 2  # And the default one, where a statistic cannot rule it out.
 

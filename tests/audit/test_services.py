@@ -61,7 +61,7 @@ def test_every_write_counts_a_version_up():
 def test_a_removal_records_every_row_that_goes():
     target = factories.AliasTargetFactory()
     services.remove(target.alias, actor=ACTOR, reason="retired")
-    removed = AuditEntry.objects.filter(action="delete", after=None, reason="retired")
+    removed = AuditEntry.objects.filter(action="delete", after__isnull=True, reason="retired")
     assert {entry.object_type for entry in removed} == {"routing.modelalias", "routing.aliastarget"}
 
 
