@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server, ServerState
 
@@ -43,6 +45,22 @@ REPEATABLE = frozenset(
         b"tracestate", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto",
     }
 )  # fmt: skip
+
+# What clients usually send, as they spell it: most names need no look of their own.
+USUAL_NAMES = {
+    spelling: name
+    for name in (
+        b"accept", b"accept-encoding", b"accept-language", b"authorization", b"connection", b"content-length",
+        b"content-type", b"cookie", b"host", b"idempotency-key", b"openai-beta", b"openai-organization",
+        b"openai-project", b"traceparent", b"tracestate", b"transfer-encoding", b"user-agent", b"via",
+        b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip", b"x-request-id",
+        b"x-stainless-arch", b"x-stainless-async", b"x-stainless-lang", b"x-stainless-os",
+        b"x-stainless-package-version", b"x-stainless-raw-response", b"x-stainless-read-timeout",
+        b"x-stainless-retry-count", b"x-stainless-runtime", b"x-stainless-runtime-version", b"x-stainless-timeout",
+        b"x-tollgate-tags",
+    )
+    for spelling in (name, name.title())
+}  # fmt: skip
 
 
 class Refusal(Enum):
@@ -75,6 +93,11 @@ class Refusal(Enum):
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.response = head.encode() + body
+
+
+FAILURE_BODY = b'{"error": {"message": "the gateway failed", "type": "server_error", "param": null, "code": null}}'
+FAILURE_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(FAILURE_BODY))]
+ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
 class RequestRefused(Exception):
@@ -120,7 +143,10 @@ BETWEEN, HEAD, BODY, DISCARDING = Reading
 
 
 class EdgeCycle(RequestResponseCycle):
-    """uvicorn's exchange with another way to write: a whole answer is one write, and no header is looked at twice."""
+    """One exchange. Writes in its own way: a whole answer is one write, and no header is looked at twice.
+
+    The application sends `headers` and `body` with every message, and a body of known length in one piece.
+    """
 
     _head = b""
 
@@ -134,9 +160,12 @@ class EdgeCycle(RequestResponseCycle):
         else:
             self._go_on(message["body"], message.get("more_body", False))
 
+    async def send_500_response(self) -> None:
+        self.keep_alive = False
+        self._start(500, FAILURE_HEADERS)
+        self._go_on(FAILURE_BODY, False)
+
     def _start(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.response_started = True
-        self.waiting_for_100_continue = False
         lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
         self.chunked_encoding = not any(name == b"content-length" for name, _ in headers)
         if self.chunked_encoding:
@@ -146,6 +175,8 @@ class EdgeCycle(RequestResponseCycle):
         fields = b"".join(lines)
         # What crosses from a provider must not bring a line of its own.
         assert fields.count(b"\n") == fields.count(b"\r") == len(lines), "a line break in a header"
+        self.response_started = True
+        self.waiting_for_100_continue = False
         head = b"%b%b\r\n" % (STATUS_LINE[status_code], fields)
         if self.chunked_encoding:
             self.transport.write(head)
@@ -153,7 +184,9 @@ class EdgeCycle(RequestResponseCycle):
             self._head = head  # Goes with the body.
 
     def _go_on(self, body: bytes, more_body: bool) -> None:
-        if self.chunked_encoding:
+        if self.scope["method"] == "HEAD":
+            self.transport.write(self._head)
+        elif self.chunked_encoding:
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             self.transport.write(chunk if more_body else chunk + b"0\r\n\r\n")
         else:
@@ -237,37 +270,88 @@ class EdgeProtocol(HttpToolsProtocol):
         super().resume_writing()
         self.write_deadline = NEVER
 
-    # Called by the parser
+    # Called by the parser: in place of uvicorn's, which also look after HTTP/1.0, WebSockets and access logs.
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         self.reading = HEAD
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((USUAL_NAMES.get(name) or _clean_name(name), value))
 
     def on_headers_complete(self) -> None:
         self._check_head()
-        super().on_headers_complete()
-        # uvicorn has no say in which class it makes here; the exchange has not begun yet.
-        self.cycle.__class__ = EdgeCycle
+        newest, self.cycle = self.cycle, self._make_cycle()
+        if newest is None or newest.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
         self.reading = BODY
         # The parser reports trailers as headers: they must not join a scope that the application already has.
         self.headers = []
 
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
     def on_message_complete(self) -> None:
         if self.headers:
             raise RequestRefused(Refusal.TRAILERS)
-        super().on_message_complete()
         self.reading = self.awaited = BETWEEN
         self.bytes_done = self.bytes_in
-        self.deadline = self.loop.time() + self.limits.idle_s if self.cycle.response_complete else NEVER
+        if self.cycle.response_complete:
+            self.deadline = self.loop.time() + self.limits.idle_s
+            return
+        self.deadline = NEVER
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
+    def _make_cycle(self) -> EdgeCycle:
+        raw_path, _, query = self.url.partition(b"?")
+        path = raw_path.decode("ascii")
+        scope: Any = {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": "1.1",
+            "method": self.parser.get_method().decode("ascii"),
+            "scheme": self.scheme,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self.headers,
+            "client": self.client,
+            "server": self.server,
+        }
+        return EdgeCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=self.parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
 
     # Called by the application's side
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self.running = cycle
-        super()._start_asgi_task(cycle, app)
+        task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def on_response_complete(self) -> None:
         """In place of uvicorn's, which arms a timer for each response."""
@@ -339,8 +423,6 @@ class EdgeProtocol(HttpToolsProtocol):
             self._check_repeated()
         if HOST.fullmatch(fields.get(b"host", b"")) is None:
             raise RequestRefused(Refusal.HOST)
-        if b"_" in b"".join(fields):
-            raise RequestRefused(Refusal.HEADER_NAME)
         if b"upgrade" in fields or self.parser.should_upgrade():
             raise RequestRefused(Refusal.UPGRADE)
         if b"expect" in fields:
@@ -419,6 +501,12 @@ class EdgeProtocol(HttpToolsProtocol):
         client_gone: Callable[[], None] | None = cast(dict[str, Any], cycle.scope).get("tollgate.client_gone")
         if client_gone is not None:
             client_gone()
+
+
+def _clean_name(name: bytes) -> bytes:
+    if b"_" in name:
+        raise RequestRefused(Refusal.HEADER_NAME)
+    return name.lower()
 
 
 class EdgeServer(Server):
