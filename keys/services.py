@@ -207,6 +207,11 @@ def throw_kill_switch(scope: Scope, target: str = "", *, reason: str, actor: Act
     Thrown twice, it is the switch that is already in force. Where PostgreSQL is down the switch comes back unsaved, and
     what is to be recorded waits in Redis. Raises ValidationError, and `redis.RedisError` when it could not be thrown.
     """
+    return put_on_record(halt(scope, target, reason=reason), actor=actor)
+
+
+def halt(scope: Scope, target: str = "", *, reason: str) -> KillFlag:
+    """The first half of a throw, without PostgreSQL: the flag in force. Raises as `throw_kill_switch`."""
     flag = KillFlag(
         kill_switch_id=str(uuid7()),
         scope=scope,
@@ -214,12 +219,15 @@ def throw_kill_switch(scope: Scope, target: str = "", *, reason: str, actor: Act
         reason=_require_reason(reason),
         thrown_at_s=time.time(),
     )
-    client = flags.redis_client()
-    flag = flags.raise_flag(client, flag)
+    return flags.raise_flag(flags.redis_client(), flag)
+
+
+def put_on_record(flag: KillFlag, *, actor: Actor) -> KillSwitch:
+    """The second half: now, or from what is left in Redis as soon as PostgreSQL is back."""
     try:
         return record_kill(flag, actor=actor)
     except (OperationalError, InterfaceError):
-        flags.leave_unrecorded(client, "throw", flag, dataclasses.asdict(actor), reason)
+        flags.leave_unrecorded(flags.redis_client(), "throw", flag, dataclasses.asdict(actor), flag.reason)
         return _switch(flag, actor)
 
 
