@@ -1,25 +1,33 @@
-"""The demo organisation: made once in an empty database, through the same services as everything else.
+"""The demo organisation: made once in an empty database, through the same services as everything else, with some past usage.
 
 `seed` may run at every start. It never changes what somebody may have changed since; it only keeps the way to the
 simulator right, adds providers whose keys have appeared in the environment, and gives access where `demo.json` is lost.
 """
 
 import json
+import random
 import secrets
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import NamedTuple
 
+import redis
 from django.db import transaction
+from django.utils import timezone
 
 from audit import services as audit
 from audit.actors import Actor
+from audit.ids import uuid7
+from audit.records import Usage, UsageEvent, encode_event
+from budgets import gate, pricing
 from budgets import services as budgets
 from budgets.models import Budget, Limit
 from controlplane.private_file import write_private
 from keys import services as keys
 from keys.models import VirtualKey
+from keys.redis import redis_client
 from keys.tokens import digest
 from routing import services as routing
 from routing.models import Deployment, Model, ModelAlias, Operation, Provider
@@ -35,6 +43,9 @@ SERVICE_ACCOUNT = "demo"
 TEAM, PROJECT, VIRTUAL_KEY = "acme-research", "search", "demo"
 ALIAS = "demo"
 SIMULATOR = "simulator"
+CUSTOMERS = ("globex", "initech", "umbrella")
+PAST_HOURS = 14 * 24
+NANOS = 1_000_000_000
 
 FACTS = (
     "admin_url",
@@ -125,10 +136,11 @@ class Addresses(NamedTuple):
 def seed(facts_file: Path, addresses: Addresses, environ: Mapping[str, str]) -> None:
     """Make the organisation where there is none, and write how to reach it to `facts_file`."""
     with transaction.atomic():
-        if Provider.objects.filter(slug=SIMULATOR).exists():
-            _move_simulator(addresses.simulator_url)
-        else:
+        is_first = not Provider.objects.filter(slug=SIMULATOR).exists()
+        if is_first:
             _create_organisation(addresses.simulator_url)
+        else:
+            _move_simulator(addresses.simulator_url)
         for known in KNOWN_PROVIDERS:
             if environ.get(known.environment_variable):
                 _register(known, environ[known.environment_variable])
@@ -142,13 +154,15 @@ def seed(facts_file: Path, addresses: Addresses, environ: Mapping[str, str]) -> 
         "project": project.name,
     }
     write_private(facts_file, json.dumps({name: facts[name] for name in FACTS}, indent=2) + "\n")
+    if is_first:
+        _tell_past_usage(redis_client(), timezone.now())
 
 
 def _create_organisation(simulator_url: str) -> None:
     _create_simulator(simulator_url)
     research = teams.create_team("Acme Research", TEAM, actor=ACTOR, time_zone="Europe/Berlin", reason=REASON)
     search = _create_project(research, "Search", PROJECT, "prod", "R-100")
-    _create_project(research, "Summaries", "summaries", "staging", "R-100")
+    summaries = _create_project(research, "Summaries", "summaries", "staging", "R-100")
     service = teams.create_team("Acme Customer Service", "acme-customer-service", actor=ACTOR, reason=REASON)
     support = _create_project(service, "Support", "support", "prod", "C-200", required_tag_keys=["customer"])
 
@@ -164,6 +178,9 @@ def _create_organisation(simulator_url: str) -> None:
         budgets.create_budget(subject, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
     budgets.create_limit(research, Limit.Metric.CONCURRENCY, 2_000, actor=ACTOR, reason=REASON)
     budgets.create_limit(support, Limit.Metric.REQUESTS, 600, actor=ACTOR, reason=REASON)
+    # Their secrets are shown to nobody: these keys are those of the past usage.
+    for project in (search, summaries, support):
+        keys.issue_virtual_key(project, f"{project.slug}-application", actor=ACTOR, aliases=[ALIAS], reason=REASON)
 
 
 def _create_project(
@@ -292,3 +309,70 @@ def _give_access() -> dict[str, str]:
         "api_token": token.secret.reveal(),
         "virtual_key": issued.secret.reveal(),
     }
+
+
+def _tell_past_usage(client: redis.Redis, now: datetime) -> None:
+    """Put two weeks of usage into the stream, from where it goes the way of all usage."""
+    draw = random.Random(now.toordinal())  # noqa: S311 (scenery)
+    deployment = Deployment.objects.select_related("model").get(name="simulator-fast")
+    price = deployment.model.prices.get()
+    rates = pricing.Price(
+        price_id=str(price.pk),
+        input_nanos=int(price.input * NANOS),
+        output_nanos=int(price.output * NANOS),
+        cache_read_nanos=int(price.cached_input * NANOS),
+        cache_write_nanos=int(price.cache_write * NANOS),
+    )
+    with client.pipeline(transaction=False) as pipeline:
+        for virtual_key in VirtualKey.objects.filter(name__endswith="-application").select_related("project"):
+            for hours_ago in range(1, PAST_HOURS):
+                for _ in range(_requests_in(now - timedelta(hours=hours_ago), draw)):
+                    at = now - timedelta(hours=hours_ago, seconds=draw.randrange(3600))
+                    event = _past_event(virtual_key, deployment, rates, at, draw)
+                    pipeline.xadd(gate.USAGE, {"worker": "demo", "seq": 0, "event": encode_event(event)})
+        pipeline.execute()
+
+
+def _requests_in(hour: datetime, draw: random.Random) -> int:
+    """People work by day and on weekdays."""
+    is_work = 7 <= hour.hour < 19 and hour.weekday() < 5
+    return draw.randrange(4, 9) if is_work else draw.randrange(0, 2)
+
+
+def _past_event(
+    virtual_key: VirtualKey, deployment: Deployment, rates: pricing.Price, at: datetime, draw: random.Random
+) -> UsageEvent:
+    has_failed = draw.random() < 0.02
+    input_tokens = draw.randrange(400, 12_000)
+    usage = Usage(
+        input_tokens=input_tokens,
+        cache_read_input_tokens=draw.choice((0, input_tokens // 2)),
+        output_tokens=draw.randrange(80, 1_600),
+    )
+    latency_ms = int(draw.lognormvariate(6.8, 0.5))
+    project = virtual_key.project
+    return UsageEvent(
+        attempt_id=str(uuid7()),
+        request_id=str(uuid7()),
+        admitted_at_us=int(at.timestamp() * 1_000_000),
+        team_id=str(project.team_id),
+        project_id=str(project.pk),
+        virtual_key_id=str(virtual_key.pk),
+        environment=project.environment,
+        alias=ALIAS,
+        provider=SIMULATOR,
+        model=deployment.model.name,
+        deployment=deployment.name,
+        request_model=deployment.upstream_model,
+        response_model=deployment.upstream_model,
+        status_code=500 if has_failed else 200,
+        error_type="upstream_error" if has_failed else "",
+        finish_reason="" if has_failed else "stop",
+        usage=Usage() if has_failed else usage,
+        usage_source="none" if has_failed else "provider",
+        cost_nanos=0 if has_failed else pricing.cost_nanos(usage, rates),
+        price_id=rates.price_id,
+        latency_ms=latency_ms,
+        first_token_ms=latency_ms // 4,
+        tags={"feature": project.slug, "customer": draw.choice(CUSTOMERS), "demo": "true"},
+    )

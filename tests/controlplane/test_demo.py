@@ -4,9 +4,13 @@ import json
 import stat
 
 import pytest
+import redis
+from django.utils import timezone
 
 from audit import services as audit
 from audit.actors import Actor
+from audit.models import UsageRecord
+from budgets import ledger
 from controlplane.demo import FACTS, Addresses, seed
 from keys import services as keys
 from keys.models import UpstreamCredential, VirtualKey
@@ -21,7 +25,7 @@ SOMEBODY = Actor.system("somebody")
 
 
 @pytest.fixture
-def facts_file(tmp_path, shared_redis):
+def facts_file(tmp_path, redis_url):
     return tmp_path / "demo.json"
 
 
@@ -45,7 +49,7 @@ def test_a_second_start_makes_nothing_again(facts_file):
     first = seeded(facts_file)
     assert seeded(facts_file) == first
     assert Team.objects.count() == 2
-    assert VirtualKey.objects.count() == 1
+    assert VirtualKey.objects.count() == 4
 
 
 def test_what_people_changed_stays(facts_file):
@@ -53,11 +57,11 @@ def test_what_people_changed_stays(facts_file):
     user = User.objects.get(username=facts["username"])
     user.set_password("a password of one's own")
     user.save()
-    virtual_key = VirtualKey.objects.get()
+    virtual_key = VirtualKey.objects.get(digest=digest(facts["virtual_key"]))
     keys.revoke_virtual_key(virtual_key, actor=SOMEBODY, reason="it leaked")
     seeded(facts_file)
     assert User.objects.get(username=facts["username"]).check_password("a password of one's own")
-    assert VirtualKey.objects.get().revoked_at is not None
+    assert VirtualKey.objects.get(pk=virtual_key.pk).revoked_at is not None
 
 
 def test_a_lost_file_gives_access_anew(facts_file):
@@ -99,3 +103,15 @@ def test_access_can_be_given_after_the_organisation_was_changed(facts_file):
     audit.change(user, actor=SOMEBODY, values={"username": "root"})
     facts = seeded(facts_file)
     assert User.objects.get(username=facts["username"]).check_password(facts["password"])
+
+
+def test_past_usage_is_in_the_ledger_once_and_says_that_it_is_scenery(facts_file, redis_url):
+    seeded(facts_file)
+    seeded(facts_file)
+    with redis.Redis.from_url(redis_url) as client:
+        told = client.xlen("tg:usage")
+        assert ledger.ingest(client) == told
+    assert UsageRecord.objects.count() == told > 1_000
+    assert not UsageRecord.objects.exclude(tags__demo="true").exists()
+    assert UsageRecord.objects.filter(cost_usd__gt=0).exists()
+    assert not UsageRecord.objects.filter(admitted_at__gt=timezone.now()).exists()

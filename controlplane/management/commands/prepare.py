@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand
 
 from audit.services import ensure_partitions
 from controlplane.demo import Addresses, seed
+from controlplane.rebuild import rebuild_redis
 
 
 class Command(BaseCommand):
@@ -27,3 +28,4 @@ class Command(BaseCommand):
         ensure_partitions()
         if options["demo"] is not None:
             seed(options["demo"], Addresses(*(options[name] for name in Addresses._fields)), os.environ)
+        rebuild_redis()
