@@ -485,6 +485,7 @@ class _Connection(asyncio.Protocol):
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             reason = error.__context__ if isinstance(error.__context__, UpstreamProtocolError) else None
             self._end(reason or UpstreamProtocolError("the provider's answer is not valid HTTP/1.1"))
+            response._wake()  # It may have been complete before the nonsense began.
             return
         if response._is_complete:
             self._release()
