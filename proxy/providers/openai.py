@@ -17,6 +17,7 @@ RESPONSE_HEADERS = frozenset({b"content-type", b"retry-after", b"openai-processi
 
 _encode = msgspec.json.Encoder().encode
 _TRUE = msgspec.Raw(b"true")
+_NULL = msgspec.Raw(b"null")
 
 
 def authorization(secret: str) -> tuple[bytes, bytes]:
@@ -62,12 +63,12 @@ class _Usage(msgspec.Struct):
 class _Delta(msgspec.Struct):
     """Every field in which output can show. Raw, because some providers send arrays where others send text."""
 
-    content: msgspec.Raw | None = None
-    reasoning_content: msgspec.Raw | None = None
-    reasoning: msgspec.Raw | None = None
-    refusal: msgspec.Raw | None = None
-    tool_calls: msgspec.Raw | None = None
-    function_call: msgspec.Raw | None = None
+    content: msgspec.Raw = _NULL
+    reasoning_content: msgspec.Raw = _NULL
+    reasoning: msgspec.Raw = _NULL
+    refusal: msgspec.Raw = _NULL
+    tool_calls: msgspec.Raw = _NULL
+    function_call: msgspec.Raw = _NULL
 
     def visible_bytes(self) -> int:
         parts = (
@@ -78,7 +79,7 @@ class _Delta(msgspec.Struct):
             self.tool_calls,
             self.function_call,
         )
-        return sum(_visible_bytes(part) for part in parts if part is not None)
+        return sum(map(_visible_bytes, parts))
 
 
 class _Choice(msgspec.Struct):
@@ -86,13 +87,18 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+class _Groq(msgspec.Struct):
+    usage: _Usage | None = None
+
+
 class _Chunk(msgspec.Struct):
-    """A stream's chunk, and just as well a whole answer."""
+    """A stream's chunk, and just as well a whole answer. Groq says its usage twice, or only in its own corner."""
 
     model: str | None = None
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
-    error: msgspec.Raw | None = None
+    x_groq: _Groq | None = None
+    error: msgspec.Raw = _NULL
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -140,10 +146,11 @@ class StreamMeter:
             self.output_chunks += 1
             self.output_bytes += len(data)
             return False
-        if chunk.error is not None and bytes(chunk.error) != b"null":
+        if bytes(chunk.error) != b"null":
             self.has_error = True
-        if chunk.usage is not None:
-            self.usage = _usage_of(chunk.usage) or self.usage
+        usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
+        if usage is not None:
+            self.usage = _usage_of(usage) or self.usage
         if chunk.model:
             self.response_model = chunk.model
         if not chunk.choices:
