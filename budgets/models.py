@@ -126,15 +126,14 @@ class Limit(SubjectRule):
         return f"{self.amount:,} {Limit.Metric(self.metric).label}"
 
 
-class UsageHourQuerySet(TeamQuerySet["UsageHour"]):
+class UsageQuerySet(TeamQuerySet["Usage"]):
     pass
 
 
-class UsageHour(models.Model):
-    """The ledger summed up by hour (UTC), subject, alias, model and provider. Histograms count requests per bucket."""
+class Usage(models.Model):
+    """The ledger summed up by subject, alias, model and provider. Histograms count requests per bucket."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    hour = models.DateTimeField()
     team_id = models.UUIDField()
     project_id = models.UUIDField()
     virtual_key_id = models.UUIDField()
@@ -150,7 +149,16 @@ class UsageHour(models.Model):
     latency_histogram = ArrayField(models.BigIntegerField(), default=list)
     first_token_histogram = ArrayField(models.BigIntegerField(), default=list)
 
-    objects = UsageHourQuerySet.as_manager()
+    objects = UsageQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+
+class UsageHour(Usage):
+    """By the hour (UTC)."""
+
+    hour = models.DateTimeField()
 
     class Meta:
         ordering = ["-hour"]
@@ -171,15 +179,38 @@ class UsageHour(models.Model):
         return f"{self.hour:%Y-%m-%d %H:00} {self.model}"
 
 
-class UsageTagHourQuerySet(TeamQuerySet["UsageTagHour"]):
+class UsageDay(Usage):
+    """By the day (UTC): the sum of its hours. Triggers on `UsageHour` write it, and nobody else does."""
+
+    day = models.DateField()
+
+    class Meta:
+        ordering = ["-day"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["day", "team_id", "project_id", "virtual_key_id", "alias", "model", "provider"],
+                name="budgets_usageday_once",
+            )
+        ]
+        indexes = [
+            models.Index(fields=["team_id", "day"], name="budgets_usageday_team"),
+            models.Index(fields=["project_id", "day"], name="budgets_usageday_project"),
+            models.Index(fields=["virtual_key_id", "day"], name="budgets_usageday_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.model}"
+
+
+class UsageTagQuerySet(TeamQuerySet["UsageTag"]):
     pass
 
 
-class UsageTagHour(models.Model):
-    """The ledger summed up by hour (UTC), project and one tag. A record with three tags counts in three rows."""
+class UsageTag(models.Model):
+    """The ledger summed up by project and one tag. A record with three tags counts in three rows."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    hour = models.DateTimeField()
     team_id = models.UUIDField()
     project_id = models.UUIDField()
     tag_key = models.CharField()
@@ -188,7 +219,16 @@ class UsageTagHour(models.Model):
     tokens = models.BigIntegerField(default=0)
     cost_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0)
 
-    objects = UsageTagHourQuerySet.as_manager()
+    objects = UsageTagQuerySet.as_manager()
+
+    class Meta:
+        abstract = True
+
+
+class UsageTagHour(UsageTag):
+    """By the hour (UTC)."""
+
+    hour = models.DateTimeField()
 
     class Meta:
         ordering = ["-hour"]
@@ -202,6 +242,25 @@ class UsageTagHour(models.Model):
 
     def __str__(self) -> str:
         return f"{self.hour:%Y-%m-%d %H:00} {self.tag_key}={self.tag_value}"
+
+
+class UsageTagDay(UsageTag):
+    """By the day (UTC): the sum of its hours. Triggers on `UsageTagHour` write it, and nobody else does."""
+
+    day = models.DateField()
+
+    class Meta:
+        ordering = ["-day"]
+        default_permissions = ()
+        constraints = [
+            models.UniqueConstraint(
+                fields=["day", "team_id", "project_id", "tag_key", "tag_value"], name="budgets_usagetagday_once"
+            )
+        ]
+        indexes = [models.Index(fields=["tag_key", "day"], name="budgets_usagetagday_key")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.tag_key}={self.tag_value}"
 
 
 class IngestWatermark(models.Model):
