@@ -206,8 +206,8 @@ def _prices(now: datetime) -> dict[tuple[UUID, UUID], Price]:
     )
     in_force = (
         routing.Price.objects.filter(effective_from__lte=now)
-        .order_by("model", "provider", "-effective_from")
-        .distinct("model", "provider")
+        .order_by("model_id", "provider_id", "-effective_from")
+        .distinct("model_id", "provider_id")
         .select_related("provider")
     )
     prices = {}
