@@ -287,11 +287,12 @@ def _known_access(facts_file: Path) -> dict[str, str] | None:
 
 def _give_access() -> dict[str, str]:
     """A new password for the administrator, a new API token and a new virtual key."""
-    user = User.objects.filter(email=EMAIL).first() or teams.create_user(
-        USERNAME, EMAIL, secrets.token_urlsafe(), actor=ACTOR, is_superuser=True, reason=REASON
-    )
     password = secrets.token_urlsafe(12)
-    teams.set_password(user, password, actor=ACTOR, reason=REASON)
+    user = User.objects.filter(email=EMAIL).first()
+    if user is None:
+        user = teams.create_user(USERNAME, EMAIL, password, actor=ACTOR, is_superuser=True, reason=REASON)
+    else:
+        teams.set_password(user, password, actor=ACTOR, reason=REASON)
     account = ServiceAccount.objects.filter(name=SERVICE_ACCOUNT).first() or teams.create_service_account(
         SERVICE_ACCOUNT, actor=ACTOR, scopes=scopes.SCOPES, reason=REASON
     )
