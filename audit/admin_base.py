@@ -250,6 +250,9 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
         rows = list(objects.filter(pk__in=self.scoped(request, WRITERS).order_by().values("pk")))
         if len(rows) != objects.count():
             raise PermissionDenied
+        if not rows:
+            self.message_user(request, "There is nothing to do.", messages.WARNING)
+            return None
         form = ConfirmForm(request.POST if "confirmed" in request.POST else None)
         if form.is_valid():
             try:

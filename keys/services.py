@@ -5,7 +5,6 @@ Raise ValidationError when a field, a constraint or a missing reason refuses. A 
 
 import dataclasses
 import functools
-import time
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -217,7 +216,7 @@ def halt(scope: Scope, target: str = "", *, reason: str) -> KillFlag:
         scope=scope,
         target=checked_target(scope, target),
         reason=_require_reason(reason),
-        thrown_at_s=time.time(),
+        thrown_at_s=timezone.now().timestamp(),
     )
     return flags.raise_flag(flags.redis_client(), flag)
 

@@ -201,7 +201,9 @@ class BudgetFactory(DjangoModelFactory):
 
     name = factory.Sequence(lambda n: f"budget {n}")
     scope = "team"
-    team = factory.Maybe(factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None)
+    team = factory.Maybe(
+        factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None
+    )
     amount_usd = Decimal("100")
 
 
@@ -212,7 +214,9 @@ class LimitFactory(DjangoModelFactory):
         model = Limit
 
     scope = "team"
-    team = factory.Maybe(factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None)
+    team = factory.Maybe(
+        factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None
+    )
     metric = "requests"
     amount = 60
 
