@@ -3,8 +3,6 @@
 `manage.py` runs the checks by itself; `refuse_weak_settings` is for the processes that do not.
 """
 
-import base64
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +17,11 @@ TAG = "tollgate"
 SECRET_KEY_LENGTH_MIN = 50
 
 
-@register(TAG)
+def enable() -> None:
+    """Run with every `manage.py` command that runs checks."""
+    register(check_settings, TAG)
+
+
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     problems = [_vault_key()]
     if settings.DEMO:
@@ -49,7 +51,7 @@ def _secret_key() -> CheckMessage | None:
         problem = "The secret key can be guessed."
     else:
         return None
-    hint = f"Set TOLLGATE_SECRET_KEY to something random, such as {secrets.token_urlsafe(48)}"
+    hint = "Set TOLLGATE_SECRET_KEY to something random, as `openssl rand -base64 48` prints it."
     return Error(problem, hint=hint, id="tollgate.E002")
 
 
@@ -57,8 +59,7 @@ def _vault_key() -> CheckMessage | None:
     try:
         parse_master_keys(settings.TOLLGATE_VAULT_KEY)
     except VaultError as error:
-        example = base64.b64encode(secrets.token_bytes(32)).decode()
-        hint = f"Set TOLLGATE_VAULT_KEY to base64 of 32 random bytes, such as {example}, and keep a copy."
+        hint = "Set TOLLGATE_VAULT_KEY to what `openssl rand -base64 32` prints, and keep a copy of it."
         return Error(f"Provider credentials cannot be sealed: {error}.", hint=hint, id="tollgate.E003")
     return None
 
