@@ -292,7 +292,8 @@ def test_a_client_that_leaves_closes_the_upstream_and_pays_what_was_used(stack):
         stack.client(stack.control.issue_key()) as client,
         client.stream("POST", "/v1/chat/completions", json=body) as response,
     ):
-        next(response.iter_lines())
+        lines = response.iter_lines()  # Dropping it would close the response.
+        next(lines)
         time.sleep(0.3)
     (event,) = _events(stack, 1)
     assert event["error_type"] == "client_gone"
