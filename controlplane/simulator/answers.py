@@ -124,6 +124,10 @@ _PLAIN = _escaped(_PLAIN_TEXT)
 _WIDE = _escaped(_WIDE_TEXT)
 
 
+_CHUNK = b"chat.completion.chunk"
+_CUT_HERE = b"\0"  # JSON holds no such byte.
+
+
 class Completion:
     """A chat completion, whole or as the events of a stream. Calls the tool of that name where there is one."""
 
@@ -136,6 +140,9 @@ class Completion:
         self._call_id = call_id
         self._created_s = created_s
         self._model = _encode(model)
+        # All that the events of one stream have in common.
+        usage = b'"usage":null,' if says_usage else b""
+        self._before, self._after = (b"data: %b\n\n" % self._envelope(_CHUNK, _CUT_HERE, usage)).split(_CUT_HERE)
 
     def whole(self, choices: int, tokens: int, finish_reason: bytes, usage: bytes) -> bytes:
         """`usage` is JSON; empty to say nothing of it."""
@@ -180,7 +187,7 @@ class Completion:
         return self._event(index, b"{}", b'"%b"' % finish_reason)
 
     def usage_event(self, usage: bytes) -> bytes:
-        return b"data: %b\n\n" % self._envelope(b"chat.completion.chunk", b"", b'"usage":%b,' % usage)
+        return b"data: %b\n\n" % self._envelope(_CHUNK, b"", b'"usage":%b,' % usage)
 
     def _argument(self, position: int, is_last: bool) -> bytes:
         """One token of the arguments: together they are `{"words":"…"}`, however many there are."""
@@ -189,9 +196,13 @@ class Completion:
         return opened + word(position, is_wide=self._is_wide) + closed
 
     def _event(self, index: int, delta: bytes, finish_reason: bytes) -> bytes:
-        choice = b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}' % (index, delta, finish_reason)
-        said = b'"usage":null,' if self.says_usage else b""
-        return b"data: %b\n\n" % self._envelope(b"chat.completion.chunk", choice, said)
+        return b'%b{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}%b' % (
+            self._before,
+            index,
+            delta,
+            finish_reason,
+            self._after,
+        )
 
     def _envelope(self, kind: bytes, choices: bytes, usage: bytes) -> bytes:
         return (

@@ -73,7 +73,6 @@ class Fixed(NamedTuple):
 class Plan(NamedTuple):
     """What a model will say if nobody stops it. Tokens are per choice; `usage` is JSON, as the client is to be told."""
 
-    input_tokens: int
     cached_tokens: int
     choices: int
     reasoning_tokens: int
@@ -95,6 +94,7 @@ class Call:
         "fault",
         "fixed",
         "generated",
+        "input_tokens",
         "plan",
         "request",
         "sent",
@@ -107,6 +107,7 @@ class Call:
         self.attempt_id = attempt_id
         self.directives = Directives()
         self.request: ChatRequest | EmbeddingsRequest | None = None
+        self.input_tokens = 0
         # One of the two answers it.
         self.fixed: Fixed | None = None
         self.plan: Plan | None = None
@@ -123,10 +124,10 @@ class Call:
         if plan is None:
             return Bill()
         output_tokens = plan.output_tokens() if self.directives.runs_on else self.generated
-        return Bill(plan.input_tokens, plan.cached_tokens, output_tokens)
+        return Bill(self.input_tokens, plan.cached_tokens, output_tokens)
 
 
-def plan_chat(request: ChatRequest, directives: Directives) -> Plan:
+def plan_chat(request: ChatRequest, input_tokens: int, directives: Directives) -> Plan:
     """The output cap of the request holds for each choice, reasoning included."""
     cap = request.output_cap()
     wanted = directives.reasoning_tokens + directives.output_tokens
@@ -134,7 +135,6 @@ def plan_chat(request: ChatRequest, directives: Directives) -> Plan:
     reasoning = min(directives.reasoning_tokens, allowed)
     finish_reason = b"tool_calls" if directives.tool_call else b"stop"
     choices = request.n or 1
-    input_tokens = request.input_tokens()
     cached = min(directives.cached_tokens, input_tokens)
     factor = directives.usage_factor
     usage = answers.usage_json(
@@ -144,7 +144,6 @@ def plan_chat(request: ChatRequest, directives: Directives) -> Plan:
         reasoning_tokens=reasoning * choices,
     )
     return Plan(
-        input_tokens=input_tokens,
         cached_tokens=cached,
         choices=choices,
         reasoning_tokens=reasoning,
@@ -154,10 +153,9 @@ def plan_chat(request: ChatRequest, directives: Directives) -> Plan:
     )
 
 
-def plan_embeddings(request: EmbeddingsRequest, directives: Directives) -> Plan:
-    input_tokens = request.input_tokens()
+def plan_embeddings(input_tokens: int, directives: Directives) -> Plan:
     usage = answers.usage_json(round(input_tokens * directives.usage_factor), None)
-    return Plan(input_tokens, 0, 1, 0, 0, b"", usage)
+    return Plan(0, 1, 0, 0, b"", usage)
 
 
 def script(call: Call, created_s: int) -> Iterator[Step]:
@@ -283,7 +281,7 @@ def _stream(call: Call, request: ChatRequest, created_s: int) -> Iterator[Step]:
         frame, framing = bytes, answers.content_length(_SHORT_LENGTH)
     yield _head(call, answers.EVENTS + framing)
     strike_at = min(directives.after_tokens or 0, plan.choices * plan.visible_tokens)
-    for event in _events(call, plan, _completion(call, request, created_s)):
+    for event, tokens in _events(call, plan, _completion(call, request, created_s)):
         if isinstance(event, Until):
             yield event
             continue
@@ -292,42 +290,40 @@ def _stream(call: Call, request: ChatRequest, created_s: int) -> Iterator[Step]:
             if fault not in _PASSING_FAULTS:
                 return
             fault = None
-        call.sent += event.tokens
+        call.generated += tokens
+        call.sent += tokens
         if directives.split_utf8:
-            yield from _split(event.data, frame)
+            yield from _split(event, frame)
         else:
-            yield frame(event.data)
+            yield frame(event)
     if framing is answers.CHUNKED:
         yield answers.LAST_CHUNK
 
 
-class _Event(NamedTuple):
-    data: bytes
-    tokens: int = 0
-
-
-def _events(call: Call, plan: Plan, completion: answers.Completion) -> Iterator[_Event | Until]:
+def _events(call: Call, plan: Plan, completion: answers.Completion) -> Iterator[tuple[bytes | Until, int]]:
+    """Each event of the stream with the tokens that show in it, and the moments to wait for."""
     directives = call.directives
     if directives.first_token_ms:
-        yield Until(_first_token_s(directives))
+        yield Until(_first_token_s(directives)), 0
     choices = range(plan.choices)
     for index in choices:
-        yield _Event(completion.opening(index))
+        yield completion.opening(index), 0
     last = plan.visible_tokens - 1
     for position, moment in enumerate(_moments(plan, directives), -plan.reasoning_tokens):
         if moment is not None:
-            yield moment
-        call.generated += plan.choices
-        if position >= 0:
-            for index in choices:
-                yield _Event(completion.token(index, position, is_last=position == last), 1)
+            yield moment, 0
+        if position < 0:
+            call.generated += plan.choices
+            continue
+        for index in choices:
+            yield completion.token(index, position, is_last=position == last), 1
     for index in choices:
-        yield _Event(completion.closing(index, plan.finish_reason))
+        yield completion.closing(index, plan.finish_reason), 0
     if completion.says_usage and not directives.no_usage:
         call.usage = plan.usage
-        yield _Event(completion.usage_event(plan.usage))
+        yield completion.usage_event(plan.usage), 0
     if not directives.no_done:
-        yield _Event(answers.DONE)
+        yield answers.DONE, 0
 
 
 def _split(data: bytes, frame: Frame) -> Iterator[Step]:

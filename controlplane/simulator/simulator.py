@@ -92,7 +92,7 @@ class Simulator:
                 stream=isinstance(asked, ChatRequest) and bool(asked.stream),
                 key_digest=_key_digest(request.authorization),
                 body_bytes=len(request.body),
-                input_tokens=asked.input_tokens() if asked is not None else 0,
+                input_tokens=call.input_tokens,
             )
         )
         return call
@@ -171,16 +171,17 @@ class Simulator:
         else:
             call.request = _decode(_decode_embeddings, request.body)
         asked = call.request
+        call.input_tokens = asked.input_tokens()
         call.directives = directives = self._directives(asked, request.directives)
         if directives.error is not None:
             call.fault = "error"
             call.fixed = _error(directives, directives.error, request.authorization)
         elif isinstance(asked, EmbeddingsRequest):
-            call.plan = plan_embeddings(asked, directives)
+            call.plan = plan_embeddings(call.input_tokens, directives)
         elif directives.tool_call and not asked.tool_name():
             raise Refused(400, "tool_call needs a function among the tools of the request.", code="bad_directive")
         else:
-            call.plan = plan_chat(asked, directives)
+            call.plan = plan_chat(asked, call.input_tokens, directives)
 
     def _directives(self, asked: ChatRequest | EmbeddingsRequest, in_header: str) -> Directives:
         in_message = next(filter(None, map(find_in_message, asked.texts())), "")
