@@ -47,7 +47,7 @@ def test_each_weakness_has_its_id(settings, changes, ids):
 
 def test_a_process_that_runs_no_checks_refuses_all_the_same(settings):
     found(settings, TOLLGATE_VAULT_KEY="")
-    with pytest.raises(ImproperlyConfigured, match="tollgate.E003.*TOLLGATE_VAULT_KEY"):
+    with pytest.raises(ImproperlyConfigured, match=r"tollgate\.E003.*TOLLGATE_VAULT_KEY"):
         refuse_weak_settings()
 
 
