@@ -2,9 +2,8 @@
 reason for what hurts, counts that do not count, and a history per object.
 """
 
-import csv
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -28,6 +27,7 @@ from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminT
 
 from audit import services
 from audit.actors import Actor
+from audit.csv_export import csv_response
 from audit.models import AuditEntry
 from audit.querysets import READERS, WRITERS
 
@@ -325,24 +325,19 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
                 object_type=self.model._meta.label_lower,
                 object_name=f"{self.opts.verbose_name_plural}: {request.META.get('QUERY_STRING', '') or 'all'}",
             )
-        lines = csv.writer(_Echo())
         rows = queryset.iterator(chunk_size=EXPORT_CHUNK_ROWS)
         header = [str(label_for_field(name, self.model, model_admin=self)) for name in columns]
-        content = _csv_lines(lines, header, ([self._cell(row, name) for name in columns] for row in rows))
-        response = StreamingHttpResponse(content, content_type="text/csv; charset=utf-8")
-        response["Content-Disposition"] = f'attachment; filename="{self.opts.model_name}.csv"'
-        response["Cache-Control"] = "no-store"
-        return response
+        return csv_response(
+            str(self.opts.model_name), header, ([self._cell(row, name) for name in columns] for row in rows)
+        )
 
     def _cell(self, row: Any, name: str) -> str:
         field, _, value = lookup_field(name, row, self)
         if isinstance(value, datetime):
             return value.isoformat()
         if field is None or isinstance(field, models.ForeignKey) or isinstance(value, list | dict):
-            return _inert("" if value is None else str(value))
-        return _inert(
-            str(display_for_field(value, field, "")) if field.choices else "" if value is None else str(value)
-        )
+            return "" if value is None else str(value)
+        return str(display_for_field(value, field, "")) if field.choices else "" if value is None else str(value)
 
     # Parts
 
@@ -398,22 +393,3 @@ def _named(rows: Sequence[Any]) -> str:
 def _in_use(error: ProtectedError) -> str:
     users = [f"{capfirst(user._meta.verbose_name)} {user}" for user in list(error.protected_objects)[:10]]
     return f"Still in use by: {', '.join(users)}."
-
-
-def _inert(text: str) -> str:
-    """A cell that a spreadsheet does not run as a formula."""
-    is_formula = text[:1] in ("=", "+", "-", "@", "\t", "\r") and not text.lstrip("-").replace(".", "", 1).isdigit()
-    return f"'{text}" if is_formula else text
-
-
-class _Echo:
-    """A file that gives back what is written to it."""
-
-    def write(self, line: str) -> str:
-        return line
-
-
-def _csv_lines(writer: Any, header: list[str], rows: Iterable[list[str]]) -> Iterator[str]:
-    yield writer.writerow(header)
-    for row in rows:
-        yield writer.writerow(row)
