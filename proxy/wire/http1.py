@@ -22,6 +22,7 @@ import httptools
 
 CONNECTIONS_MAX = 2_000
 IDLE_LIFETIME_S = 15.0
+KEEP_ALIVE_MARGIN_S = 1
 HEAD_BYTES_MAX = 64 * 1024
 HEADERS_MAX = 200
 BUFFERED_BYTES_MAX = 256 * 1024
@@ -78,6 +79,7 @@ class ResponseClosed(UpstreamFailure):
 _PATH = re.compile(r"(?:/[A-Za-z0-9\-._~!$&'()*+,;=:@%]*)*")
 _TARGET = re.compile(rb"/[\x21-\x7e]*")
 _HEADER_NAME = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]+")
+_KEEP_ALIVE_TIMEOUT = re.compile(rb"timeout=(\d{1,9})")
 _METHODS = frozenset({b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"})
 # How a message ends, and where it goes, is decided here and by nobody else.
 _FRAMING_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
@@ -130,7 +132,8 @@ class Origin:
 class UpstreamPool:
     """The connections of one event loop; make it, use it and close it there.
 
-    `connections_max` is per scheme, host and port. A connection that was idle for `idle_lifetime_s` is not used again.
+    `connections_max` is per scheme, host and port. A connection that was idle for `idle_lifetime_s`, or for
+    as long as the provider said it would keep it, is not used again.
     `ssl_context` defaults to the system's certificate authorities.
     """
 
@@ -335,15 +338,15 @@ class _Site:
         self.name = origin.pool_name
         self.ssl_context = ssl_context
         self.busy: set[_Connection] = set()
-        # When each became idle, oldest first; the last one in is the first one out, so that the rest can age and go.
+        # Until when each may be used. The last one in is the first one out, so that the rest can age and go.
         self.idle: dict[_Connection, float] = {}
         self.connecting = 0
 
     def take_idle(self) -> "_Connection | None":
-        oldest = self.pool.loop.time() - self.pool.idle_lifetime_s
+        now = self.pool.loop.time()
         while self.idle:
-            connection, idle_since = self.idle.popitem()
-            if idle_since >= oldest and connection.is_open():
+            connection, usable_until = self.idle.popitem()
+            if now < usable_until and connection.is_open():
                 self.busy.add(connection)
                 return connection
             connection.abort()
@@ -351,7 +354,8 @@ class _Site:
 
     def put_idle(self, connection: "_Connection") -> None:
         self.busy.discard(connection)
-        self.idle[connection] = self.pool.loop.time()
+        lifetime_s = min(self.pool.idle_lifetime_s, connection.announced_lifetime_s)
+        self.idle[connection] = self.pool.loop.time() + lifetime_s
 
     def forget(self, connection: "_Connection") -> None:
         self.busy.discard(connection)
@@ -381,8 +385,7 @@ class _Site:
     def sweep(self, now: float) -> None:
         for connection in [c for c in self.busy if c.deadline < now]:
             connection.time_out()
-        oldest = now - self.pool.idle_lifetime_s
-        for connection in [c for c, idle_since in self.idle.items() if idle_since < oldest]:
+        for connection in [c for c, usable_until in self.idle.items() if usable_until < now]:
             connection.abort()
 
     def close(self) -> None:
@@ -399,6 +402,7 @@ class _Connection(asyncio.Protocol):
         "_response",
         "_transport",
         "_unproductive_bytes",
+        "announced_lifetime_s",
         "deadline",
         "is_lost",
         "site",
@@ -407,6 +411,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, site: _Site) -> None:
         self.site = site
         self.deadline = inf
+        self.announced_lifetime_s = inf
         self.is_lost = False
         self._parser = httptools.HttpResponseParser(self)
         self._response: UpstreamResponse | None = None
@@ -536,6 +541,8 @@ class _Connection(asyncio.Protocol):
         name = name.lower()
         if name == b"transfer-encoding" and value.lower() != b"chunked":
             raise UpstreamProtocolError("the provider's answer has a transfer coding other than chunked")
+        if name == b"keep-alive":
+            self.announced_lifetime_s = _announced_lifetime_s(value)
         response.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -597,6 +604,12 @@ def _check_header_name(name: bytes) -> None:
         raise ValueError("not a header name")
     if name.lower() in _OUR_HEADERS:
         raise ValueError(f"{name.decode()} is written by the client itself")
+
+
+def _announced_lifetime_s(keep_alive: bytes) -> float:
+    """What `Keep-Alive: timeout=5` promises, less a margin: a request must not cross the provider's goodbye."""
+    timeout = _KEEP_ALIVE_TIMEOUT.search(keep_alive)
+    return max(0, int(timeout[1]) - KEEP_ALIVE_MARGIN_S) if timeout else inf
 
 
 def _head_bytes(headers: Headers) -> int:

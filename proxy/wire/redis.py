@@ -28,6 +28,7 @@ UNANSWERED_PINGS_MAX = 3
 _TICKS_PER_TIMEOUT = 10
 _NOTHING = object()
 _NOSCRIPT = "NOSCRIPT"
+_READONLY = "READONLY"
 
 # Its stub knows tuples of one item only.
 _encode = cast("Callable[[tuple[bytes | str | int, ...]], bytes]", hiredis.pack_command)
@@ -177,7 +178,8 @@ class _Client:
                 connection.drop(str(error) or type(error).__name__)
             except Exception:
                 # The outermost loop of this task: a mistake in a hook must not leave the worker without Redis for good.
-                if connection.is_open:
+                if connection.is_open and not is_known_down:
+                    is_known_down = True
                     log.exception("%s: the connection could not be made ready", self.name)
             finally:
                 connection.drop("closed")
@@ -250,7 +252,8 @@ class RedisPipeline(_Client):
 
     async def _make_ready(self, connection: "_Connection") -> None:
         assert isinstance(connection, _CommandConnection)
-        greeting = [*self._address.greeting(), *(script.load_command for script in self._scripts.values())]
+        loads = (script.load_command for script in self._scripts.values())
+        greeting = [*self._address.greeting(), *loads, ("PING",)]
         replies = await asyncio.gather(*(self.call(*command) for command in greeting), return_exceptions=True)
         for reply in replies:
             if isinstance(reply, BaseException):
@@ -440,8 +443,11 @@ class _CommandConnection(_Connection):
             # cancelled: cancelling takes nothing back.
             self._pending.append((future, None, b""))
             self._write_soon(_encode((b"EVAL", script.text, b"0", argument)))
-        elif not future.done():
+            return
+        if not future.done():
             future.set_exception(error)
+        if _READONLY in str(error):
+            self.drop("the server has become a replica")  # Its name may lead to the new primary by now.
 
     def _tick(self) -> None:
         sent_by_tick = self._sent_by_tick

@@ -340,31 +340,6 @@ async def test_a_body_longer_than_its_reader_wants_is_left(pool: UpstreamPool, s
     assert (pool.busy_connections, pool.idle_connections) == (0, 0)
 
 
-async def test_a_slow_reader_slows_the_provider_down(pool: UpstreamPool, serve: Serve) -> None:
-    body = b"x" * 30_000_000
-    sent = 0
-
-    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal sent
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        for start in range(0, len(body), 100_000):
-            writer.write(body[start : start + 100_000])
-            await writer.drain()
-            sent += 100_000
-
-    response = await send(pool, (await serve(pour)).origin, idle_timeout_s=0.3)
-    await asyncio.sleep(1)
-    assert response._buffered_bytes <= 2 * BUFFERED_BYTES_MAX
-    assert sent < len(body) / 2
-    size = 0
-    while chunk := await response.next_chunk():
-        assert len(chunk) <= 2 * BUFFERED_BYTES_MAX
-        size += len(chunk)
-    assert size == len(body)
-    assert pool.idle_connections == 1
-
-
 # Answers that are none
 
 
@@ -387,6 +362,8 @@ async def test_a_slow_reader_slows_the_provider_down(pool: UpstreamPool, serve: 
         b"HTTP/1.1 200 OK\nContent-Length: 0\n\n",
         b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\0b\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: a\rb\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 201 + b"Content-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 66_000 + b"\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 3_000_000,
@@ -556,6 +533,21 @@ async def test_a_connection_too_old_is_not_used_even_before_it_is_swept(serve: S
         await asyncio.sleep(0.02)
     assert provider.connections == 3
     await pool.close()
+
+
+async def test_a_connection_is_left_before_the_provider_said_it_would_leave_it(
+    pool: UpstreamPool, serve: Serve
+) -> None:
+    provider = await serve(answering(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=2, max=100\r\n\r\n")))
+    for _ in range(2):
+        await exchange(pool, provider.origin)
+    assert provider.connections == 1
+    await asyncio.sleep(0.8)
+    assert pool.idle_connections == 1
+    await asyncio.sleep(0.4)
+    assert pool.idle_connections == 0
+    await exchange(pool, provider.origin)
+    assert provider.connections == 2
 
 
 async def test_prefixes_of_one_origin_share_connections(pool: UpstreamPool, serve: Serve) -> None:
@@ -851,6 +843,37 @@ async def test_a_body_over_tls_may_break_off_too(
     assert await response.next_chunk() == b"abc"
     with pytest.raises(UpstreamProtocolError):
         await response.next_chunk()
+    await pool.close()
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_a_slow_reader_slows_the_provider_down(
+    serve: Serve, server_context: ssl.SSLContext, certificate: Path, is_tls: bool
+) -> None:
+    pool = UpstreamPool(ssl_context=ssl.create_default_context(cafile=certificate))
+    body = b"x" * 30_000_000
+    sent = 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for start in range(0, len(body), 100_000):
+            writer.write(body[start : start + 100_000])
+            await writer.drain()
+            sent += 100_000
+        await reader.read()
+
+    response = await send(pool, (await serve(pour, server_context if is_tls else None)).origin, idle_timeout_s=0.3)
+    await asyncio.sleep(1)
+    assert response._buffered_bytes <= 2 * BUFFERED_BYTES_MAX
+    assert sent < len(body) / 2
+    size = 0
+    while chunk := await response.next_chunk():
+        assert len(chunk) <= 2 * BUFFERED_BYTES_MAX
+        size += len(chunk)
+    assert size == len(body)
+    assert pool.idle_connections == 1
     await pool.close()
 
 

@@ -1,6 +1,7 @@
 """The two clients of Redis against a real one, and against servers that misbehave on purpose."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
@@ -37,6 +38,30 @@ async def connect() -> AsyncIterator[Connect]:
     yield start
     for pipeline in pipelines:
         await pipeline.close()
+
+
+Scripted = Callable[[Callable[[bytes], bytes]], Awaitable[RedisPipeline]]
+
+
+@pytest.fixture
+async def scripted(connect: Connect) -> AsyncIterator[Scripted]:
+    """Call with a function from what was read to what is answered, to get a pipeline to a server that does so."""
+    servers: list[asyncio.Server] = []
+
+    async def start(answer: Callable[[bytes], bytes]) -> RedisPipeline:
+        class Server(asyncio.Protocol):
+            def connection_made(self, transport: Any) -> None:
+                self.transport = transport
+
+            def data_received(self, data: bytes) -> None:
+                self.transport.write(answer(data))
+
+        servers.append(await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0))
+        return await connect(f"redis://127.0.0.1:{servers[-1].sockets[0].getsockname()[1]}")
+
+    yield start
+    for server in servers:
+        server.close()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
@@ -97,23 +122,16 @@ async def test_a_cancelled_caller_never_shifts_the_replies(redis_url: str, conne
     assert await pipeline.call("ECHO", "still in step") == b"still in step"
 
 
-async def test_commands_of_one_tick_leave_in_one_write(connect: Connect) -> None:
+async def test_commands_of_one_tick_leave_in_one_write(scripted: Scripted) -> None:
     writes: list[bytes] = []
 
-    class Server(asyncio.Protocol):
-        def connection_made(self, transport: Any) -> None:
-            self.transport = transport
+    def answer(data: bytes) -> bytes:
+        writes.append(data)
+        return b"+PONG\r\n" * data.count(b"PING")
 
-        def data_received(self, data: bytes) -> None:
-            writes.append(data)
-            self.transport.write(b"+OK\r\n" * data.count(b"PING"))
-
-    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
-    async with server:
-        pipeline = await connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        await asyncio.gather(*(pipeline.call("PING") for _ in range(100)))
-        await pipeline.close()
-    assert len(writes) == 1
+    pipeline = await scripted(answer)
+    await asyncio.gather(*(pipeline.call("PING") for _ in range(100)))
+    assert len(writes) == 2, "one for the greeting, one for all the rest"
 
 
 async def test_scripts_are_loaded_before_anything_else(redis_server: Any, connect: Connect) -> None:
@@ -184,27 +202,17 @@ async def test_a_silent_redis_is_left_within_a_tenth_of_the_timeout(redis_server
     assert await pipeline.call("ECHO", "in step") == b"in step"
 
 
-async def test_a_steady_flow_of_replies_does_not_hide_one_that_is_late(connect: Connect) -> None:
-    """The second command of each pair is answered one pair late, and later and later: sooner or later that is too late."""
-
-    class Server(asyncio.Protocol):
-        def connection_made(self, transport: Any) -> None:
-            self.transport = transport
-
-        def data_received(self, data: bytes) -> None:
-            self.transport.write(b"+OK\r\n" * (data.count(b"PING") // 2))
-
-    server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
-    async with server:
-        pipeline = await connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        started_at_s = time.perf_counter()
-        futures = []
-        while pipeline.is_ready:
-            futures += [pipeline.call("PING"), pipeline.call("PING")]
-            await asyncio.sleep(0.01)
-        assert time.perf_counter() - started_at_s < 0.6
-        await asyncio.gather(*futures, return_exceptions=True)
-        await pipeline.close()
+async def test_a_steady_flow_of_replies_does_not_hide_one_that_is_late(scripted: Scripted) -> None:
+    # Of two commands one is answered, so each answer is later than the last: sooner or later that is too late.
+    pipeline = await scripted(lambda data: b"+PONG\r\n" * (1 if data.count(b"PING") == 1 else data.count(b"PING") // 2))
+    started_at_s = time.perf_counter()
+    futures = []
+    while pipeline.is_ready:
+        futures += [pipeline.call("PING"), pipeline.call("PING")]
+        await asyncio.sleep(0.01)
+    assert time.perf_counter() - started_at_s < 0.6
+    answers = await asyncio.gather(*futures, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {bytes, RedisUnavailable}
 
 
 async def test_a_pause_of_our_own_process_is_not_held_against_redis(redis_url: str, connect: Connect) -> None:
@@ -339,19 +347,25 @@ async def test_closing_tells_those_who_wait_and_leaves_nothing_behind(redis_url:
 @pytest.mark.parametrize(
     "nonsense", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"+ONE\r\n+TOO MANY\r\n", b"*99999999999\r\n"]
 )
-async def test_what_is_not_redis_is_left(nonsense: bytes, connect: Connect) -> None:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if await reader.read(100):
-            writer.write(nonsense)
-        await reader.read()
-        writer.close()
+async def test_what_is_not_redis_is_left(nonsense: bytes, scripted: Scripted) -> None:
+    pipeline = await scripted(lambda data: b"+PONG\r\n" if b"PING" in data else nonsense)
+    with contextlib.suppress(RedisUnavailable):
+        assert await pipeline.call("GET", "name") == b"ONE"
+    assert not pipeline.is_ready
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        pipeline = await connect(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        pending = [pipeline.call("PING")]
-        await asyncio.wait(pending, timeout=1)
-        await until(lambda: pending[0].done() and not pipeline.is_ready)
-        await pipeline.close()
+
+async def test_a_server_that_became_a_replica_is_left(redis_server: Any, connect: Connect) -> None:
+    pipeline = await connect(redis_server.url, COUNT_TEXT)
+    sha1 = pipeline.register_script(COUNT_TEXT)
+    with redis.Redis.from_url(redis_server.url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+        for ask in (lambda: pipeline.call("SET", "a", 1), lambda: pipeline.script(sha1, b"1")):
+            with pytest.raises(RedisReplyError):
+                await ask()
+            assert not pipeline.is_ready
+            await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+        admin.replicaof("NO", "ONE")
+    assert await pipeline.script(sha1, b"1") == 1
 
 
 async def test_a_message_reaches_the_subscriber(redis_url: str) -> None:
