@@ -24,7 +24,10 @@ from budgets.rollups import Rollups
 log = logging.getLogger(__name__)
 
 DEAD_LETTERS = "tg:usage:dead"
-BATCH_ENTRIES = 2_000
+# One transaction: the more, the more of them fall into the same row of a roll-up.
+BATCH_ENTRIES = 10_000
+# One command to Redis, which serves nobody else meanwhile: about a millisecond.
+CHUNK_ENTRIES = 1_000
 RUN_S = 20.0
 EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 NANO_DIGITS = 9
@@ -62,7 +65,7 @@ def ingest(client: redis.Redis, *, run_s: float = RUN_S) -> int:
     """
     deadline_s = time.monotonic() + run_s
     taken_in = 0
-    while batch := cast("list[tuple[bytes, Fields]]", client.xrange(gate.USAGE, count=BATCH_ENTRIES)):
+    while batch := _read(client):
         _ingest_batch(client, batch)
         taken_in += len(batch)
         if time.monotonic() > deadline_s:
@@ -111,24 +114,44 @@ def event_of(record: UsageRecord) -> UsageEvent:
     )
 
 
-def _ingest_batch(client: redis.Redis, batch: Iterable[tuple[bytes, Fields]]) -> None:
-    entries: list[Entry] = []
-    refused: list[Refused] = []
-    for entry_id, fields in batch:
-        understood = _understand(entry_id, fields)
-        if isinstance(understood, Entry):
-            entries.append(understood)
-        else:
-            refused.append(understood)
+def _read(client: redis.Redis) -> list[tuple[bytes, Fields]]:
+    """The oldest entries of the stream, one batch at most."""
+    batch: list[tuple[bytes, Fields]] = []
+    start = b"-"
+    while len(batch) < BATCH_ENTRIES:
+        chunk = cast(
+            "list[tuple[bytes, Fields]]", client.xrange(gate.USAGE, cast(str, start), "+", count=CHUNK_ENTRIES)
+        )
+        batch += chunk
+        if len(chunk) < CHUNK_ENTRIES:
+            break
+        start = b"(" + chunk[-1][0]
+    return batch
+
+
+def _ingest_batch(client: redis.Redis, batch: Sequence[tuple[bytes, Fields]]) -> None:
+    understood = [_understand(entry_id, fields) for entry_id, fields in batch]
+    refused = [item for item in understood if isinstance(item, Refused)]
     watermarks: dict[str, int] = {}
-    refused += _store_what_fits(entries, watermarks)
+    refused += _store_what_fits([item for item in understood if isinstance(item, Entry)], watermarks)
+    if refused:
+        _put_aside(client, refused)
+    entry_ids = [entry_id for entry_id, _ in batch]
+    with client.pipeline(transaction=False) as pipeline:
+        if watermarks:
+            pipeline.hset(gate.INGESTED, mapping=cast(Any, watermarks))
+        for start in range(0, len(entry_ids), CHUNK_ENTRIES):
+            pipeline.xdel(gate.USAGE, *entry_ids[start : start + CHUNK_ENTRIES])
+        pipeline.execute()
+
+
+def _put_aside(client: redis.Redis, refused: Iterable[Refused]) -> None:
+    """Out of the stream and into the dead letters in one step, as they came and with the reason."""
     with client.pipeline(transaction=True) as pipeline:
         for dead in refused:
             log.error("usage event %s is put aside in %s: %s", dead.entry_id.decode(), DEAD_LETTERS, dead.reason)
             pipeline.xadd(DEAD_LETTERS, cast("dict[Any, Any]", dead.fields | {b"reason": dead.reason.encode()}))
-        if watermarks:
-            pipeline.hset(gate.INGESTED, mapping=cast(Any, watermarks))
-        pipeline.xdel(gate.USAGE, *(entry.entry_id for entry in entries), *(dead.entry_id for dead in refused))
+            pipeline.xdel(gate.USAGE, dead.entry_id)
         pipeline.execute()
 
 

@@ -14,7 +14,6 @@ HOUR_US = 3_600_000_000
 
 # Upper bounds in milliseconds, each 2^(1/2) of the one before, from 1 ms to 17 minutes; the last bucket has none.
 HISTOGRAM_BOUNDS_MS: tuple[int, ...] = tuple(sorted({round(2 ** (step / 2)) for step in range(41)}))
-BUCKETS = len(HISTOGRAM_BOUNDS_MS) + 1
 
 
 class HourKey(NamedTuple):
@@ -47,8 +46,8 @@ class HourSum:
     output_tokens: int = 0
     cached_tokens: int = 0
     cost_nanos: int = 0
-    latency_histogram: list[int] = field(default_factory=lambda: [0] * BUCKETS)
-    first_token_histogram: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    latency_histogram: list[int] = field(default_factory=list)
+    first_token_histogram: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -95,14 +94,21 @@ class Rollups:
         total.cost_nanos += sign * event.cost_nanos
         # Nought was not measured: the attempt's worker died, or nothing was streamed.
         if event.latency_ms > 0:
-            total.latency_histogram[bisect_left(HISTOGRAM_BOUNDS_MS, event.latency_ms)] += sign
+            _count_in(total.latency_histogram, event.latency_ms, sign)
         if event.first_token_ms > 0:
-            total.first_token_histogram[bisect_left(HISTOGRAM_BOUNDS_MS, event.first_token_ms)] += sign
+            _count_in(total.first_token_histogram, event.first_token_ms, sign)
         for tag_key, tag_value in event.tags.items():
             tag = self.tags.setdefault(TagKey(hour_us, event.team_id, event.project_id, tag_key, tag_value), TagSum())
             tag.requests += sign
             tag.tokens += sign * (usage.input_tokens + usage.output_tokens)
             tag.cost_nanos += sign * event.cost_nanos
+
+
+def _count_in(histogram: list[int], milliseconds: int, sign: int) -> None:
+    """A histogram ends with its last bucket that was needed: most are short, and there are millions of them."""
+    bucket = bisect_left(HISTOGRAM_BOUNDS_MS, milliseconds)
+    histogram.extend([0] * (bucket + 1 - len(histogram)))
+    histogram[bucket] += sign
 
 
 def percentile_ms(histogram: Sequence[int], share: float) -> float | None:

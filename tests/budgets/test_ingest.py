@@ -178,6 +178,7 @@ def test_a_watermark_never_goes_back(client):
 
 def test_more_than_one_batch_is_taken_in_at_once(client, monkeypatch):
     monkeypatch.setattr(ledger, "BATCH_ENTRIES", 4)
+    monkeypatch.setattr(ledger, "CHUNK_ENTRIES", 2)
     worker = Worker(client)
     for _ in range(10):
         worker.settle(make_event(cost_nanos=3))
@@ -187,6 +188,7 @@ def test_more_than_one_batch_is_taken_in_at_once(client, monkeypatch):
 
 def test_a_long_stream_does_not_hold_the_process_for_ever(client, monkeypatch):
     monkeypatch.setattr(ledger, "BATCH_ENTRIES", 2)
+    monkeypatch.setattr(ledger, "CHUNK_ENTRIES", 2)
     worker = Worker(client)
     for _ in range(6):
         worker.settle(make_event())
