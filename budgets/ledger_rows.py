@@ -128,7 +128,7 @@ def _added(*columns: str) -> str:
 
 def _added_up(*histograms: str) -> str:
     return ", ".join(
-        f"{name} = (SELECT array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY position)"  # noqa: S608
+        f"{name} = (SELECT coalesce(array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY position), '{{}}')"  # noqa: S608
         f" FROM unnest(total.{name}, excluded.{name}) WITH ORDINALITY AS bucket (a, b, position))"
         for name in histograms
     )
