@@ -98,17 +98,18 @@ class Tollgate:
 
     def program(self, name: str) -> psutil.Process:
         """The process of one of its programs: proxy, admin, worker, beat, simulator, redis, postgres."""
+        # A program that names itself does so a moment after its start: either name will do.
         marks = {
-            "proxy": "proxy/gunicorn.conf.py",
-            "admin": "controlplane.wsgi",
-            "worker": " worker ",
-            "beat": " beat ",
-            "simulator": "controlplane.simulator",
-            "redis": "redis-server",
-            "postgres": "pginstall18/bin/postgres",
+            "proxy": ("proxy/gunicorn.conf.py", "tollgate-proxy"),
+            "admin": ("controlplane.wsgi",),
+            "worker": (" worker ",),
+            "beat": (" beat ",),
+            "simulator": ("controlplane.simulator",),
+            "redis": ("redis-server",),
+            "postgres": ("pginstall18/bin/postgres",),
         }
         direct = psutil.Process(self.process.pid).children()
-        return next(child for child in direct if marks[name] in " ".join([*child.cmdline(), ""]))
+        return next(c for c in direct if any(mark in " ".join([*c.cmdline(), ""]) for mark in marks[name]))
 
     def logs(self) -> str:
         files = sorted((self.data_dir / "logs").glob("*.log"))
