@@ -187,7 +187,7 @@ class UpstreamPool:
             self._sweeper = self.loop.call_later(SWEEP_EVERY_S, self._sweep)
         response = UpstreamResponse(connection, idle_timeout_s)
         connection.send(response, head, body)
-        await response.wait_for_head(first_byte_timeout_s)
+        await response._wait_for_head(first_byte_timeout_s)
         return response
 
     async def close(self) -> None:
@@ -250,13 +250,14 @@ class UpstreamResponse:
     async def next_chunk(self) -> bytes:
         """All the body bytes that are here, or the next to come; `b""` when the body has ended well.
 
-        Raises `UpstreamProtocolError` (after the last bytes that came) or `IdleTimedOut`.
+        Raises `UpstreamProtocolError` (after the last bytes that came), `IdleTimedOut`, or `ResponseClosed` when
+        somebody closed it with bytes unread.
         """
         while not self._chunks:
-            if self._is_complete:
-                return b""
             if self._failure is not None:
                 raise self._failure
+            if self._is_complete:
+                return b""
             await self._wait(self._idle_timeout_s)
         return self._take()
 
@@ -274,17 +275,20 @@ class UpstreamResponse:
 
     def close(self) -> None:
         """Be done with it. An answer not yet complete takes its connection along. Idempotent."""
+        closed = ResponseClosed("the response was closed before its end")
         if not self._is_complete:
-            self.fail(ResponseClosed("the response was closed before its end"))
+            self._fail(closed)
+        elif self._chunks:
+            self._failure = closed
         self._chunks.clear()
 
-    async def wait_for_head(self, timeout_s: float) -> None:
+    async def _wait_for_head(self, timeout_s: float) -> None:
         while not self.status:
             if self._failure is not None:
                 raise self._failure
             await self._wait(timeout_s)
 
-    def fail(self, failure: UpstreamFailure) -> None:
+    def _fail(self, failure: UpstreamFailure) -> None:
         """The first failure counts, and ends the connection; what came before it can still be read."""
         if self._is_complete or self._failure is not None:
             return
@@ -292,9 +296,9 @@ class UpstreamResponse:
         self._connection.abort()
         self._wake()
 
-    def time_out(self) -> None:
+    def _time_out(self) -> None:
         late = IdleTimedOut("the provider fell silent") if self.status else FirstByteTimedOut("no answer in time")
-        self.fail(late)
+        self._fail(late)
 
     async def _wait(self, timeout_s: float) -> None:
         assert self._waiter is None, "one task reads a response"
@@ -440,7 +444,7 @@ class _Connection(asyncio.Protocol):
 
     def time_out(self) -> None:
         if self._response is not None:
-            self._response.time_out()
+            self._response._time_out()
 
     def close(self) -> None:
         if self._response is not None:
@@ -467,7 +471,7 @@ class _Connection(asyncio.Protocol):
 
     def _end(self, failure: UpstreamProtocolError) -> None:
         if self._response is not None:
-            self._response.fail(failure)
+            self._response._fail(failure)
         self.abort()
 
     # asyncio.Protocol

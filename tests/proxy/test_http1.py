@@ -689,6 +689,14 @@ async def test_closing_a_response_wakes_its_reader(pool: UpstreamPool, serve: Se
     await asyncio.wait_for(provider.ended.wait(), 1)
 
 
+async def test_a_response_closed_before_it_was_read_does_not_look_ended(pool: UpstreamPool, serve: Serve) -> None:
+    response = await send(pool, (await serve(answering(OK))).origin)
+    response.close()
+    with pytest.raises(ResponseClosed):
+        await response.next_chunk()
+    assert pool.idle_connections == 1
+
+
 async def test_closing_a_response_that_is_unread_closes_its_connection(pool: UpstreamPool, serve: Serve) -> None:
     provider = await serve(answering(CHUNKED + b"3\r\nabc\r\n"))
     response = await send(pool, provider.origin)

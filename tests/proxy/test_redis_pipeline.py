@@ -195,7 +195,7 @@ async def test_a_silent_redis_is_left_within_a_tenth_of_the_timeout(redis_server
     started_at_s = time.perf_counter()
     with pytest.raises(RedisUnavailable):
         await pipeline.script(sha1, b"1")
-    assert 0.19 < time.perf_counter() - started_at_s < 0.25
+    assert 0.19 < time.perf_counter() - started_at_s < 0.35
     assert not pipeline.is_ready
     redis_server.resume()
     await asyncio.wait_for(pipeline.wait_until_ready(), 5)
