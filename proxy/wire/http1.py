@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-CONNECTIONS_MAX = 2_000
+CONNECTIONS_MAX = 10_000
 IDLE_LIFETIME_S = 15.0
 KEEP_ALIVE_MARGIN_S = 1
 HEAD_BYTES_MAX = 64 * 1024

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import logging
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -415,6 +417,26 @@ async def test_a_subscriber_that_hears_nothing_at_all_leaves(redis_server: Any) 
     redis_server.resume()
     await until(lambda: subscriber.is_ready)
     await subscriber.close()
+
+
+async def test_rediss_trusts_the_named_authority_and_nobody_else(
+    certificate: Path, server_context: ssl.SSLContext, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while b"PING" in await reader.read(100):
+            writer.write(b"+PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=server_context) as server:
+        url = f"rediss://localhost:{server.sockets[0].getsockname()[1]}"
+        stranger = RedisPipeline(url)
+        stranger.start()
+        await until(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)
+        assert not stranger.is_ready
+        await stranger.close()
+        pipeline = await connect(f"{url}?ssl_cert_reqs=required&ssl_ca_certs={certificate}")
+        assert await pipeline.call("PING") == b"PONG"
+        await pipeline.close()
 
 
 @pytest.mark.parametrize(
