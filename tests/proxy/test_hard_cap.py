@@ -1,0 +1,77 @@
+"""A hard cap is never passed: 200 clients at once on four workers, counted at the provider's side."""
+
+import asyncio
+import json
+from collections import Counter
+
+import httpx
+
+from proxy.dialects.openai import TEMPLATE_TOKENS
+from proxy.snapshot import Budget
+from tests.stack import PRICE, Stack, chat, wait_until
+
+CLIENTS = 200
+REQUESTS_EACH = 6
+CAP_NANOS = 12_000_000
+# A stream of 30 tokens that asked for up to 200; every fourth client asks without streaming.
+BODY = chat(content="[[simulate output_tokens=30]]", max_tokens=200)
+
+
+def _billed_nanos(stack: Stack, attempts: set[str]) -> int:
+    """What the provider would charge, by its own journal."""
+    bills = [
+        entry["billed"]
+        for entry in stack.simulator.entries()
+        if entry["event"] == "ended" and entry["attempt_id"] in attempts
+    ]
+    per_million = 1_000_000
+    return sum(
+        (bill["input_tokens"] * PRICE.input_nanos + bill["output_tokens"] * PRICE.output_nanos) // per_million
+        for bill in bills
+    )
+
+
+async def _client(url: str, secret: str, number: int, statuses: Counter[int]) -> None:
+    body = {**BODY, "stream": number % 4 != 0}
+    async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {secret}"}, timeout=60) as client:
+        for _ in range(REQUESTS_EACH):
+            response = await client.post("/v1/chat/completions", json=body)
+            statuses[response.status_code] += 1
+
+
+def test_two_hundred_clients_on_four_workers_spend_to_the_cap_and_not_past_it(make_stack):
+    stack = make_stack(workers=4)
+    hourly = {"window": "hour", "amount_nanos": CAP_NANOS}
+    budgets = [
+        Budget(budget_id=f"{scope}-{window}", name=f"{scope} {window}", scope=scope, **{**hourly, "window": window})
+        for scope in ("team", "project")
+        for window in ("hour", "day", "month")
+    ]
+    stack.wait_for_version(
+        stack.control.publish(team={"budgets": tuple(budgets[:3])}, project={"budgets": tuple(budgets[3:])})
+    )
+    secret = stack.control.issue_key(budgets=(Budget(budget_id="key-hour", name="key hour", scope="key", **hourly),))
+    statuses: Counter[int] = Counter()
+
+    async def drive() -> None:
+        await asyncio.gather(*(_client(stack.proxy.url, secret, number, statuses) for number in range(CLIENTS)))
+
+    asyncio.run(drive())
+    with stack.client(secret) as client:  # What the crowd could not hold at once, one client spends to the end.
+        while (response := client.post("/v1/chat/completions", json=BODY)).status_code == 200:
+            statuses[200] += 1
+    assert response.json()["error"]["code"] == "budget_exceeded"
+    assert set(statuses) == {200, 429}, statuses
+    assert statuses[200] > 0
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
+    events = stack.control.events()
+    assert len(events) == statuses[200]
+    cost = sum(event["cost_nanos"] for event in events)
+    counters = {budget.budget_id: stack.control.spent_nanos(budget.budget_id) for budget in budgets}
+    assert set(counters.values()) == {cost}, "every scope and window counts the same"
+    assert cost <= CAP_NANOS
+    billed = _billed_nanos(stack, {event["attempt_id"] for event in events})
+    assert billed == cost, json.dumps(counters)
+    # What is left is less than one request might have cost: bytes bound its input, its cap the output.
+    worst_nanos = (len(json.dumps(BODY)) + TEMPLATE_TOKENS) * 1_250 + 200 * 2_000
+    assert CAP_NANOS - cost < worst_nanos
