@@ -87,13 +87,14 @@ class Supervisor:
     def __enter__(self) -> "Supervisor":
         self._log_directory.mkdir(mode=0o700, exist_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # As `nohup` leaves SIGHUP.
+            # `nohup` leaves SIGHUP ignored, and means it; a shell does so with SIGINT for whatever it runs in the background.
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 self._handlers[number] = signal.signal(number, self._request_stop)
         return self
 
     def __exit__(self, *_: object) -> None:
         for name in reversed(list(self._children)):
-            self._stop(name)
+            self.stop(name)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -104,7 +105,7 @@ class Supervisor:
             while child.process.poll() is None:
                 self._tick()
         finally:
-            self._stop(program.name)
+            self.stop(program.name)
         if child.process.returncode != 0:
             raise processes.StartFailed(f"{program.name} failed: {_last_words(child)} (the whole story: {child.log})")
 
@@ -132,15 +133,20 @@ class Supervisor:
         while True:
             self._tick()
 
-    def _stop(self, name: str) -> None:
-        child = self._children.pop(name)
-        process = child.process
-        if process.poll() is None:
-            process.send_signal(child.program.stop_signal)
-        started_at = time.monotonic()
-        while process.poll() is None and time.monotonic() - started_at < self._patience_s(child.program):
+    def stop(self, *names: str) -> None:
+        """Stop these programs together, those of them that were started, and wait for their end."""
+        children = [self._children.pop(name) for name in names if name in self._children]
+        for child in children:
+            if child.process.poll() is None:
+                child.process.send_signal(child.program.stop_signal)
+        for child in children:
+            self._wait_for_end(child)
+
+    def _wait_for_end(self, child: _Child) -> None:
+        waiting_since = time.monotonic()
+        while child.process.poll() is None and time.monotonic() - waiting_since < self._patience_s(child.program):
             time.sleep(TICK_S)
-        processes.kill_group(process)
+        processes.kill_group(child.process)
         self._show_errors(child)
 
     def _patience_s(self, program: Program) -> float:

@@ -82,11 +82,17 @@ def main() -> int:
 def up(environ: Mapping[str, str], say: Callable[[str], None]) -> None:
     """Run until SIGINT or SIGTERM. Raises `StartFailed` when it cannot start."""
     options = Options.from_environment(environ)
+    _make_directory(options.data_dir)
+    os.umask(0o077)  # What we and our programs write in it is for our eyes only.
     with _only_one_in(options.data_dir):
         _check_ports(options)
-        with contextlib.suppress(StopRequested), Supervisor(options.data_dir / "logs", say) as supervisor:
-            Installation(options, environ).start(supervisor, say)
-            supervisor.watch()
+        with Supervisor(options.data_dir / "logs", say) as supervisor:
+            with contextlib.suppress(StopRequested):
+                Installation(options, environ).start(supervisor, say)
+                supervisor.watch()
+            # Live requests end while all that they need still runs. The databases stop last, by leaving.
+            supervisor.stop("proxy")
+            supervisor.stop("beat", "worker", "admin", "simulator")
         say("Stopped.")
 
 
@@ -131,7 +137,7 @@ class Installation:
         self.gateway_url = f"http://{HOST}:{options.proxy_port}/v1"
 
     def start(self, supervisor: Supervisor, say: Callable[[str], None]) -> None:
-        """Start everything and wait until it is ready; they stop in the opposite order."""
+        """Start everything and wait until it is ready."""
         # For other commands beside this one: set -a; . var/environment; set +a
         lines = [f"{name}={shlex.quote(value)}\n" for name, value in sorted(self._supplied.items())]
         write_private(self.options.data_dir / "environment", "".join(lines))
@@ -141,8 +147,10 @@ class Installation:
         simulator_port = _simulator_port(self.demo_file)
         if self.options.is_demo:
             supervisor.start(self._simulator(simulator_port))
+        # The proxy needs no database: it is on its way while the database is prepared.
+        supervisor.start(self._proxy())
         supervisor.run_once(self._prepare(f"http://{HOST}:{simulator_port}/v1"))
-        supervisor.start(self._admin(), self._worker(), self._beat(), self._proxy())
+        supervisor.start(self._admin(), self._worker(), self._beat())
         supervisor.wait_ready(READY_TIMEOUT_S)
         say(_welcome(json.loads(self.demo_file.read_text())) if self.options.is_demo else self._summary())
 
@@ -175,7 +183,15 @@ class Installation:
     def _admin(self) -> Program:
         port = self.options.admin_port
         argv = _python("gunicorn", "controlplane.wsgi:application", "--bind", f"{HOST}:{port}", "--no-control-socket")
-        argv += ["--worker-class", "gthread", "--workers", str(ADMIN_PROCESSES), "--threads", str(ADMIN_THREADS)]
+        argv += [
+            "--preload",
+            "--worker-class",
+            "gthread",
+            "--workers",
+            str(ADMIN_PROCESSES),
+            "--threads",
+            str(ADMIN_THREADS),
+        ]
         return Program(name="admin", argv=argv, environ=self.control_plane, is_ready=lambda: _answers(port, "/healthz"))
 
     def _worker(self) -> Program:
@@ -216,12 +232,18 @@ def _port(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def _make_directory(data_dir: Path) -> None:
+    try:
+        # Others may pass through: where we are root, PostgreSQL runs as somebody else.
+        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartFailed(f"the data directory {data_dir} cannot be made: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def _only_one_in(data_dir: Path) -> Iterator[None]:
     """Hold the data directory. The kernel lets go of it however this process ends."""
     try:
-        # Others may pass through, for PostgreSQL's own user; what is in it is closed to them.
-        data_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
         lock = (data_dir / "lock").open("a+")
     except OSError as error:
         raise StartFailed(f"the data directory {data_dir} is not writable: {error.strerror}") from None
