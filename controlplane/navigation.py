@@ -1,9 +1,10 @@
-"""The admin's sidebar, in the order in which finance and security ask: money, then stops, then who, then how."""
+"""The admin's sidebar: the red button first, then in the order in which finance and security ask."""
 
 from django.http import HttpRequest
 from django.urls import reverse_lazy
 
 SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
+    ("", [("Kill switch", "emergency_home", "kill-switch", "keys.view_killswitch")]),
     (
         "Spend",
         [
@@ -22,7 +23,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
     (
         "Control",
         [
-            ("Kill switches", "emergency_home", "admin:keys_killswitch_changelist", "keys.view_killswitch"),
+            ("Past kill switches", "history_toggle_off", "admin:keys_killswitch_changelist", "keys.view_killswitch"),
             ("Limits", "speed", "admin:budgets_limit_changelist", "budgets.view_limit"),
             ("Audit", "history", "admin:audit_auditentry_changelist", "audit.view_auditentry"),
         ],

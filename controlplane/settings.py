@@ -8,6 +8,7 @@ from pathlib import Path
 import environ
 from csp.constants import NONE, SELF, UNSAFE_INLINE
 from django.core.management.utils import get_random_secret_key
+from django.templatetags.static import static
 from django.urls import reverse_lazy
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -204,6 +205,8 @@ UNFOLD = {
     "SHOW_HISTORY": True,
     "SHOW_VIEW_ON_SITE": False,
     "SHOW_BACK_BUTTON": True,
+    "DASHBOARD_CALLBACK": "controlplane.views.dashboard",
+    "STYLES": [lambda request: static("tollgate/admin.css")],
     "SIDEBAR": {"show_search": True, "show_all_applications": False, "navigation": "controlplane.navigation.sidebar"},
 }
 
@@ -213,4 +216,6 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env.str("TOLLGATE_LOG_LEVEL", default="INFO")},
+    # Four tasks a second that say "sent", "received" and "succeeded" would bury what matters.
+    "loggers": {name: {"level": "WARNING"} for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace")},
 }

@@ -5,6 +5,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path, reverse_lazy
 from django.views.generic import RedirectView
 
+from controlplane import views
+
 
 def healthz(request: HttpRequest) -> HttpResponse:
     """The process answers; says nothing about PostgreSQL or Redis."""
@@ -14,5 +16,13 @@ def healthz(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("", RedirectView.as_view(url=reverse_lazy("admin:index"), permanent=False)),
     path("healthz", healthz),
+    path("admin/usage.csv", views.usage_csv, name="usage-csv"),
+    path("admin/kill-switch/", views.kill_page, name="kill-switch"),
+    path("admin/kill-switch/throw/", views.kill_throw, name="kill-switch-throw"),
+    path("admin/kill-switch/targets/", views.kill_targets, name="kill-switch-targets"),
+    path("admin/kill-switch/reach/", views.kill_reach, name="kill-switch-reach"),
+    path("admin/kill-switch/<uuid:kill_switch_id>/", views.kill_page, name="kill-switch-thrown"),
+    path("admin/kill-switch/<uuid:kill_switch_id>/acks/", views.kill_acks, name="kill-switch-acks"),
+    path("admin/kill-switch/<uuid:kill_switch_id>/lift/", views.kill_lift, name="kill-switch-lift"),
     path("admin/", admin.site.urls),
 ]
