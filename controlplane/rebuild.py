@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar, cast
 
-import msgspec
 import redis
 
 from audit.models import UsageRecord
@@ -155,9 +154,9 @@ def _held(client: redis.Redis) -> dict[tuple[str, int], int]:
     held: defaultdict[tuple[str, int], int] = defaultdict(int)
     for name in client.scan_iter(match=gate.holds_key("*"), count=FIELDS_PER_CALL):
         for value in cast("list[bytes]", client.hvals(name)):
-            nanos, head, _ = value.split(b"|", 2)
-            for key, window_end_s in msgspec.json.decode(head)["budgets"]:
-                held[key, window_end_s] += int(nanos)
+            nanos, counters = gate.decode_hold(value)
+            for counter in counters:
+                held[counter] += nanos
     return held
 
 
