@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from proxy.config import Config, ConfigError
+from proxy.worker import ProxyWorker
 
 # How long a worker may take, after the grace of its live requests, to settle those that were cut.
 SETTLE_S = 4
@@ -27,3 +28,8 @@ control_socket_disable = True
 # The heartbeat is a file's time; on a disk a stalled write would read as a hung worker.
 worker_tmp_dir = str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
 proc_name = "tollgate-proxy"
+
+
+def child_exit(server: object, worker: ProxyWorker) -> None:
+    """gunicorn calls this in the master when a worker is gone, however it went."""
+    worker.leave()

@@ -34,6 +34,8 @@ HEADER_FRAMING_BYTES = 4
 NEVER = float("inf")
 SWEEP_S = 0.5
 DRAIN_POLL_S = 0.02
+YIELD_S = 0.001
+ACCEPTED_AFTER_YIELD = 4
 # For requests that were cut at the end of the grace.
 SETTLE_S = 3.0
 
@@ -510,24 +512,84 @@ def _clean_name(name: bytes) -> bytes:
 
 
 class EdgeServer(Server):
-    """uvicorn's server, with one timer for the deadlines of all connections, and a stop that lets cut requests settle.
+    """uvicorn's server, with one timer for the deadlines of all connections, an eye on its siblings when it accepts one,
+    and a stop that lets cut requests settle.
 
     Signals are the owner's business: it sets `should_exit`, and `grace_s` to 0 when there is no time.
     """
 
-    def __init__(self, config: Config, *, grace_s: float, on_sweep: Callable[[], None] | None = None) -> None:
-        """`on_sweep` is called every `SWEEP_S` seconds, as long as the event loop turns."""
+    def __init__(
+        self,
+        config: Config,
+        *,
+        grace_s: float,
+        on_sweep: Callable[[], None] | None = None,
+        is_my_turn: Callable[[], bool] | None = None,
+    ) -> None:
+        """`on_sweep` is called every `SWEEP_S` seconds, as long as the event loop turns. `is_my_turn` is asked before a
+        connection is accepted from a socket that other processes accept from too."""
         super().__init__(config)
         self.grace_s = grace_s
         self._on_sweep = on_sweep
+        self._is_my_turn = is_my_turn
+        self._listeners: list[socket.socket] = []
+        self._arriving: set[asyncio.Task[Any]] = set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._sweep(asyncio.get_running_loop())
+        """Takes over the listening `sockets`: they are closed when it stops."""
+        await super().startup(sockets=[])
+        loop = asyncio.get_running_loop()
+        self._listeners = sockets or []
+        for listener in self._listeners:
+            listener.setblocking(False)
+            loop.add_reader(listener, self._knocked, loop, listener)
+        self._sweep(loop)
+
+    def connections(self) -> int:
+        return len(self.server_state.connections) + len(self._arriving)
+
+    def _knocked(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        """Every worker wakes for every connection. One that has its share lets the others go first, for a moment: should
+        they be stuck, it accepts all the same."""
+        if self._is_my_turn is None or self._is_my_turn():
+            self._accept(loop, listener)
+            return
+        loop.remove_reader(listener)
+        loop.call_later(YIELD_S, self._accept_waiting, loop, listener)
+
+    def _accept_waiting(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
+        if listener not in self._listeners:
+            return
+        loop.add_reader(listener, self._knocked, loop, listener)
+        for _ in range(ACCEPTED_AFTER_YIELD):
+            if not self._accept(loop, listener):
+                return
+
+    def _accept(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> bool:
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError:
+            # Out of file descriptors. The listener stays readable: asking again at once would only spin.
+            loop.remove_reader(listener)
+            loop.call_later(SWEEP_S, self._accept_waiting, loop, listener)
+            return False
+        connection.setblocking(False)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        task = loop.create_task(loop.connect_accepted_socket(self._make_protocol, connection))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+        return True
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(SWEEP_S, self._sweep, loop)
@@ -539,9 +601,9 @@ class EdgeServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept no more, let live requests end for `grace_s`, cancel the rest and let them settle, then the lifespan."""
-        for server in self.servers:
-            server.close()
-        for listener in sockets or []:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            asyncio.get_running_loop().remove_reader(listener)
             listener.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
