@@ -81,6 +81,10 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._refuse_connection(400)
+            return
+        # Out here, because the parser takes what is raised in a callback for a mistake of the client's.
+        if self._pending and self._call is None:
+            self._begin(self._pending.popleft())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._simulator.connections.discard(self)
@@ -136,9 +140,7 @@ class Connection(asyncio.Protocol):
             keeps_alive=self._parser.should_keep_alive(),
             arrived_s=self._loop.time(),
         )
-        if self._call is None:
-            self._begin(request)
-        elif len(self._pending) < PIPELINED_MAX:
+        if len(self._pending) < PIPELINED_MAX:
             self._pending.append(request)
         else:
             self._transport.abort()
