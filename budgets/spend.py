@@ -14,12 +14,17 @@ from budgets.models import Budget, Scope
 from budgets.windows import HOUR_S, window_bounds
 
 NANO_DIGITS = 9
+DAY_S = 24 * HOUR_S
 SUBJECT_COLUMNS = {Scope.TEAM: "team_id", Scope.PROJECT: "project_id", Scope.KEY: "virtual_key_id"}
 
 _SPENT = """
 SELECT subject, sum(cost_usd) FROM (
+    SELECT {subject} AS subject, cost_usd FROM budgets_usageday
+        WHERE {subject} = ANY(%(subjects)s) AND day >= %(first_date)s AND day < %(last_date)s
+    UNION ALL
     SELECT {subject} AS subject, cost_usd FROM budgets_usagehour
-        WHERE {subject} = ANY(%(subjects)s) AND hour >= %(first_hour)s AND hour < %(last_hour)s
+        WHERE {subject} = ANY(%(subjects)s)
+        AND (hour >= %(first_hour)s AND hour < %(first_day)s OR hour >= %(last_day)s AND hour < %(last_hour)s)
     UNION ALL
     SELECT {subject} AS subject, cost_usd FROM audit_usagerecord
         WHERE {subject} = ANY(%(subjects)s) AND cost_usd <> 0
@@ -55,8 +60,8 @@ def with_time_zone(budgets: models.QuerySet[Budget]) -> models.QuerySet[Any]:
 def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[Spent]:
     """The counters of active budgets in the windows that `at_s` falls in, posted and suspense together, exact to the nano.
 
-    Whole hours come from the roll-ups, which are written with the ledger in one transaction; only the part of an hour that
-    a window begins or ends in is read from the ledger itself. Those with nothing spent are left out.
+    Whole days (of UTC) and whole hours come from the roll-ups, which are written with the ledger in one transaction; only
+    the part of an hour that a window begins or ends in is read from the ledger itself. Those with nothing spent are left out.
     """
     chosen = Budget.objects.all() if budgets is None else budgets
     groups: defaultdict[_Group, dict[UUID, list[UUID]]] = defaultdict(lambda: defaultdict(list))
@@ -76,10 +81,16 @@ def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[S
 def _spent_by_subject(group: _Group, subjects: Iterable[UUID]) -> list[tuple[UUID, int]]:
     first_hour_s = min(-(-group.start_s // HOUR_S) * HOUR_S, group.end_s)
     last_hour_s = max(group.end_s // HOUR_S * HOUR_S, first_hour_s)
+    first_day_s = min(-(-first_hour_s // DAY_S) * DAY_S, last_hour_s)
+    last_day_s = max(last_hour_s // DAY_S * DAY_S, first_day_s)
     parameters: dict[str, Any] = {
         "subjects": list(subjects),
         "start": _moment(group.start_s),
+        "first_date": _moment(first_day_s).date(),
+        "last_date": _moment(last_day_s).date(),
         "first_hour": _moment(first_hour_s),
+        "first_day": _moment(first_day_s),
+        "last_day": _moment(last_day_s),
         "last_hour": _moment(last_hour_s),
         "end": _moment(group.end_s),
     }
