@@ -1,0 +1,567 @@
+"""The gate's scripts one by one over a real Redis, its wire format, and 200 clients at once against one hard budget."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import pytest
+import redis
+import redis.asyncio
+
+from audit.records import UsageEvent, decode_event, encode_event
+from budgets import gate
+
+WORKER = "worker-1"
+END_S = int(time.time()) + 3600
+CAP_NANOS = 1_000
+TEAM = gate.BudgetCounter(gate.spend_key("team", 0), CAP_NANOS, True, END_S)
+KEY = gate.BudgetCounter(gate.spend_key("key", 0), 10 * CAP_NANOS, True, END_S)
+SOFT = gate.BudgetCounter(gate.spend_key("soft", 0), 10, False, END_S)
+EVENT = b'{"attempt_id":"a"}'
+SLOT = gate.running_key("team", "t")
+
+
+class Gate:
+    """The gate as a worker speaks to it, one call at a time."""
+
+    def __init__(self, client: redis.Redis, worker: str = WORKER) -> None:
+        self.client = client
+        self.worker = worker
+
+    def ask(self, script: gate.Script, argument: bytes) -> list[object]:
+        return self.client.evalsha(script.sha1, 0, argument)
+
+    def beat(self, lease_ms: int = 60_000) -> gate.Beat:
+        argument = gate.encode_heartbeat(worker=self.worker, lease_ms=lease_ms, status=b'{"pid":1}')
+        return gate.decode_heartbeat(self.ask(gate.HEARTBEAT, argument))
+
+    def admit(
+        self,
+        attempt_id: str,
+        full: int,
+        tranche: int | None = None,
+        *,
+        budgets: Sequence[gate.BudgetCounter] = (TEAM, KEY),
+        limits: Sequence[gate.LimitCheck] = (),
+        kill_fields: Sequence[str] = ("global",),
+        event: bytes = EVENT,
+    ) -> object:
+        slots = [limit.key for limit in limits if limit.kind == "running"]
+        argument = gate.encode_admit(
+            worker=self.worker,
+            attempt_id=attempt_id,
+            kill_fields=kill_fields,
+            limits=limits,
+            budgets=budgets,
+            full_nanos=full,
+            tranche_nanos=full if tranche is None else tranche,
+            hold=gate.hold_value(budgets, slots, event),
+        )
+        return gate.decode_admit(self.ask(gate.ADMIT, argument))
+
+    def settle(
+        self,
+        seq: int,
+        attempt_id: str,
+        cost: int,
+        *,
+        budgets: Sequence[gate.BudgetCounter] = (TEAM, KEY),
+        slots: Sequence[str] = (),
+        tpm: Sequence[tuple[str, int, int]] = (),
+    ) -> object:
+        argument = gate.encode_settle(
+            worker=self.worker,
+            seq=seq,
+            attempt_id=attempt_id,
+            cost_nanos=cost,
+            budgets=budgets,
+            tpm=tpm,
+            running_keys=slots,
+            event=EVENT,
+        )
+        return gate.decode_settle(self.ask(gate.SETTLE, argument))
+
+    def reap(self, *, is_dead: bool = False, voided: Sequence[str] = ()) -> object:
+        argument = gate.encode_reap(worker=self.worker, is_dead=is_dead, void_attempt_ids=voided)
+        return gate.decode_reap(self.ask(gate.REAP, argument))
+
+    def spent(self, counter: gate.BudgetCounter = TEAM) -> int:
+        return int(self.client.get(counter.key) or 0)
+
+
+@pytest.fixture
+def ready(redis_url: str) -> Iterator[Gate]:
+    """A gate that is built, and a worker with its lease."""
+    with redis.Redis.from_url(redis_url) as client:
+        for script in gate.SCRIPTS:
+            assert client.script_load(script.text) == script.sha1
+        client.set(gate.EPOCH, "1")
+        asked = Gate(client)
+        asked.beat()
+        yield asked
+
+
+# Admit
+
+
+def test_admitting_within_the_cap_holds_the_money_in_every_budget(ready: Gate) -> None:
+    assert ready.admit("a", 600, budgets=(TEAM, KEY, SOFT)) == gate.Admitted(600, (), ())
+    assert [ready.spent(counter) for counter in (TEAM, KEY, SOFT)] == [600, 600, 600]
+
+
+def test_admitting_past_the_cap_is_refused(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert ready.admit("b", 401) == gate.OverBudget(0, 400)
+    assert ready.admit("b", 400) == gate.Admitted(400, (), ())
+    assert ready.admit("c", 1) == gate.OverBudget(0, 0)
+    assert ready.admit("d", 0) == gate.Admitted(0, (), ())
+
+
+def test_the_budget_that_refuses_is_named_by_its_position(ready: Gate) -> None:
+    assert ready.admit("a", 2_000, budgets=(SOFT, KEY, TEAM)) == gate.OverBudget(2, CAP_NANOS)
+    assert ready.client.keys("tg:spend:*") == []
+
+
+def test_a_tranche_is_held_where_the_whole_does_not_fit(ready: Gate) -> None:
+    assert ready.admit("a", 5_000, 300) == gate.Admitted(300, (), ())
+    assert ready.admit("b", 700, 300) == gate.Admitted(700, (), ())
+    assert ready.admit("c", 700, 300) == gate.OverBudget(0, 0)
+
+
+def test_a_soft_budget_counts_and_never_refuses(ready: Gate) -> None:
+    assert ready.admit("a", 5_000, budgets=(SOFT,)) == gate.Admitted(5_000, (), ())
+    assert ready.spent(SOFT) == 5_000
+
+
+def test_nothing_is_admitted_without_epoch_or_lease(ready: Gate) -> None:
+    ready.client.delete(gate.lease_key(WORKER))
+    assert ready.admit("a", 1) == gate.NotReady("no_lease")
+    ready.client.delete(gate.EPOCH)
+    assert ready.admit("a", 1) == gate.NotReady("no_epoch")
+    assert ready.client.keys("tg:holds:*") == []
+
+
+def test_a_kill_switch_halts_at_once_and_is_quoted(ready: Gate) -> None:
+    flag = '{"reason":"an incident — do not lift"}'.encode()
+    ready.client.hset(gate.KILLS, "team:t", flag)
+    assert ready.admit("a", 1, kill_fields=("global", "team:t")) == gate.Halted(flag)
+    assert ready.admit("b", 1, kill_fields=("global", "team:other")) == gate.Admitted(1, (), ())
+    ready.client.hdel(gate.KILLS, "team:t")
+    assert ready.admit("c", 1, kill_fields=("global", "team:t")) == gate.Admitted(1, (), ())
+
+
+def test_more_than_may_run_at_once_is_refused_until_one_ends(ready: Gate) -> None:
+    two_at_once = gate.LimitCheck("running", SLOT, 2, 1)
+    assert ready.admit("a", 1, limits=[two_at_once]) == gate.Admitted(1, (1,), (0,))
+    assert ready.admit("b", 1, limits=[two_at_once]) == gate.Admitted(1, (0,), (0,))
+    assert ready.admit("c", 1, limits=[two_at_once]) == gate.Limited(0, 0, 1000)
+    ready.settle(1, "a", 1, slots=[SLOT])
+    assert ready.admit("c", 1, limits=[two_at_once]) == gate.Admitted(1, (0,), (0,))
+
+
+def test_a_limit_that_refuses_leaves_the_others_untouched(ready: Gate) -> None:
+    requests = gate.LimitCheck("rpm", gate.rate_key("rpm", "team", "t"), 10, 1)
+    none_at_once = gate.LimitCheck("running", SLOT, 0, 1)
+    assert ready.admit("a", 1, limits=[requests, none_at_once]) == gate.Limited(1, 0, -1)
+    assert ready.client.keys("tg:limit:*") == []
+
+
+def test_over_budget_takes_nothing_from_the_limits(ready: Gate) -> None:
+    requests = gate.LimitCheck("rpm", gate.rate_key("rpm", "team", "t"), 10, 1)
+    assert ready.admit("a", 5_000, limits=[requests]) == gate.OverBudget(0, CAP_NANOS)
+    assert ready.client.keys("tg:limit:*") == []
+
+
+def test_a_counter_lives_an_hour_longer_than_its_window(ready: Gate) -> None:
+    ready.admit("a", 1)
+    ready.admit("b", 1)
+    ready.settle(1, "a", 5)
+    assert END_S + 3600 - time.time() - 5 < ready.client.ttl(TEAM.key) <= END_S + 3600 - time.time() + 1
+
+
+def test_settling_long_after_the_window_leaves_no_counter_behind(ready: Gate) -> None:
+    past = gate.BudgetCounter(gate.spend_key("team", 1), CAP_NANOS, True, 1_000_000_000)
+    assert ready.settle(1, "a", 50, budgets=[past]) == gate.Settled(0)
+    assert ready.client.keys("tg:spend:*") == []
+
+
+@pytest.mark.parametrize("cap_nanos", [2**53 - 1, 2**53, 2**53 + 1, 2**60 + 12_345, 2**62 - 1, 2**63 - 1])
+def test_a_cap_beyond_exact_numbers_is_never_passed(ready: Gate, cap_nanos: int) -> None:
+    counter = gate.BudgetCounter(gate.spend_key("huge", 0), cap_nanos, True, END_S)
+    margin = 0 if cap_nanos <= 2**53 else 8_192
+    for below in (*range(1, 40), 500, 513, 1_023, 1_025, 4_000, 4_095, 4_097, 5_000, 8_192):
+        ready.client.set(counter.key, cap_nanos - below)
+        for wanted in {1, below - 1, below, below + 1} - {0}:
+            answer = ready.admit(f"{below}-{wanted}", wanted, budgets=[counter])
+            assert int(ready.client.get(counter.key)) <= cap_nanos
+            if wanted <= below - margin:
+                assert isinstance(answer, gate.Admitted)
+            ready.client.set(counter.key, cap_nanos - below)
+
+
+def test_an_absurd_hold_fits_no_ordinary_budget(ready: Gate) -> None:
+    assert ready.admit("a", 10**40, 10**30) == gate.OverBudget(0, CAP_NANOS)
+    assert ready.admit("a", 10**40, 200) == gate.Admitted(200, (), ())
+    assert ready.admit("b", 10**40, budgets=[SOFT]) == gate.Admitted(2**53, (), ())
+    assert ready.spent(SOFT) == 2**53
+
+
+# Extend
+
+
+def extend(ready: Gate, attempt_id: str, add: int, kill_fields: Sequence[str] = ()) -> object:
+    argument = gate.encode_extend(
+        worker=WORKER, attempt_id=attempt_id, add_nanos=add, kill_fields=kill_fields, budgets=(TEAM, KEY)
+    )
+    return gate.decode_extend(ready.ask(gate.EXTEND, argument))
+
+
+def test_a_hold_grows_while_there_is_room(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert extend(ready, "a", 300) == gate.Extended(900)
+    assert extend(ready, "a", 101) == gate.OverBudget(0, 100)
+    assert extend(ready, "a", 100) == gate.Extended(1_000)
+    assert ready.spent() == 1_000
+
+
+def test_a_hold_grows_only_for_a_living_worker_that_has_it_and_is_not_halted(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert extend(ready, "unknown", 1) == gate.NotReady("no_hold")
+    ready.client.hset(gate.KILLS, "global", b"{}")
+    assert extend(ready, "a", 1, ["global"]) == gate.Halted(b"{}")
+    ready.client.delete(gate.lease_key(WORKER))
+    assert extend(ready, "a", 1, ["global"]) == gate.NotReady("no_lease")
+    ready.client.delete(gate.EPOCH)
+    assert extend(ready, "a", 1) == gate.NotReady("no_epoch")
+    assert ready.spent() == 600
+
+
+# Settle
+
+
+def test_settling_replaces_the_hold_by_the_cost_and_appends_the_event(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert ready.settle(1, "a", 250) == gate.Settled(600)
+    assert (ready.spent(TEAM), ready.spent(KEY)) == (250, 250)
+    assert ready.client.hlen(gate.holds_key(WORKER)) == 0
+    assert ready.client.xrange(gate.USAGE)[0][1] == {b"worker": WORKER.encode(), b"seq": b"1", b"event": EVENT}
+
+
+def test_settling_twice_changes_nothing(ready: Gate) -> None:
+    ready.admit("a", 600)
+    ready.settle(1, "a", 250)
+    assert ready.settle(1, "a", 250) == gate.Duplicate(1)
+    assert ready.spent() == 250
+    assert ready.client.xlen(gate.USAGE) == 1
+
+
+def test_settling_out_of_order_says_where_to_begin(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert ready.settle(3, "a", 250) == gate.Gap(0)
+    assert ready.spent() == 600
+
+
+def test_nothing_is_settled_while_redis_is_being_built(ready: Gate) -> None:
+    ready.client.delete(gate.EPOCH)
+    assert ready.settle(1, "a", 250) == gate.NotReady("no_epoch")
+    assert ready.client.xlen(gate.USAGE) == 0
+
+
+def test_a_cost_above_the_hold_is_posted_in_full(ready: Gate) -> None:
+    ready.admit("a", 900)
+    assert ready.settle(1, "a", 1_200) == gate.Settled(900)
+    assert ready.spent() == 1_200
+    assert ready.admit("b", 0) == gate.OverBudget(0, -200)
+
+
+def test_a_hold_lost_with_redis_is_settled_at_its_whole_cost_and_frees_no_slot(ready: Gate) -> None:
+    ready.admit("other", 10, limits=[gate.LimitCheck("running", SLOT, 5, 1)])
+    assert ready.settle(1, "lost", 250, slots=[SLOT]) == gate.Settled(0)
+    assert ready.spent() == 260
+    assert ready.client.get(SLOT) == b"1"
+
+
+def test_tokens_charged_and_not_used_are_given_back(ready: Gate) -> None:
+    tokens = gate.LimitCheck("tpm", gate.rate_key("tpm", "key", "k"), 1_000, 900)
+    ready.admit("a", 1, limits=[tokens])
+    assert isinstance(ready.admit("b", 1, limits=[tokens]), gate.Limited)
+    ready.settle(1, "a", 1, tpm=[(tokens.key, 1_000, 50 - 900)])
+    assert isinstance(ready.admit("b", 1, limits=[tokens]), gate.Admitted)
+
+
+# Restore and reap
+
+
+def restore(ready: Gate, attempt_id: str, held: int, slots: Sequence[str] = ()) -> object:
+    argument = gate.encode_restore(
+        worker=WORKER,
+        attempt_id=attempt_id,
+        held_nanos=held,
+        budgets=(TEAM, KEY),
+        running_keys=slots,
+        hold=gate.hold_value((TEAM, KEY), slots, EVENT),
+    )
+    return gate.decode_restore(ready.ask(gate.RESTORE, argument))
+
+
+def test_a_restored_hold_is_as_if_it_had_never_gone(ready: Gate) -> None:
+    ready.admit("a", 600, limits=[gate.LimitCheck("running", SLOT, 5, 1)])
+    before = ready.client.hgetall(gate.holds_key(WORKER))
+    assert restore(ready, "a", 600, [SLOT]) == gate.Present()
+    ready.client.delete(gate.holds_key(WORKER), TEAM.key, KEY.key, SLOT)
+    assert restore(ready, "a", 600, [SLOT]) == gate.Restored()
+    assert ready.client.hgetall(gate.holds_key(WORKER)) == before
+    assert (ready.spent(), ready.client.get(SLOT)) == (600, b"1")
+
+
+def test_a_hold_is_restored_even_past_the_cap(ready: Gate) -> None:
+    ready.admit("a", 900)
+    assert restore(ready, "b", 600) == gate.Restored()
+    assert ready.spent() == 1_500
+
+
+def test_nothing_is_restored_while_redis_is_being_built(ready: Gate) -> None:
+    ready.client.delete(gate.EPOCH)
+    assert restore(ready, "a", 600) == gate.NotReady("no_epoch")
+
+
+def test_the_living_are_not_reaped_and_a_lapsed_lease_is(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert ready.reap() == gate.Alive()
+    ready.beat(lease_ms=1)
+    time.sleep(0.01)
+    assert ready.reap() == gate.Reaped(1, 0)
+    assert ready.reap() == gate.Reaped(0, 0)
+
+
+def test_proof_of_death_does_not_wait_for_the_lease_and_ends_it(ready: Gate) -> None:
+    ready.admit("a", 600)
+    assert ready.reap(is_dead=True) == gate.Reaped(1, 0)
+    assert ready.admit("b", 1) == gate.NotReady("no_lease")
+    assert not ready.beat().lease_was_alive
+
+
+def test_reaping_posts_what_may_be_billed_and_gives_back_what_was_never_sent(ready: Gate) -> None:
+    event = encode_event(
+        UsageEvent(
+            attempt_id="a",
+            request_id="r",
+            admitted_at_us=1,
+            team_id="t",
+            project_id="p",
+            virtual_key_id="k",
+            alias="x|y",
+            provider="p",
+            model="m",
+            deployment="d",
+            request_model="m",
+        )
+    )
+    slot = gate.LimitCheck("running", SLOT, 5, 1)
+    ready.admit("dispatched", 600, limits=[slot], event=event)
+    ready.admit("never sent", 300, limits=[slot], event=event)
+    assert ready.reap(is_dead=True, voided=["never sent", "unknown"]) == gate.Reaped(1, 1)
+    assert ready.spent() == 600
+    assert ready.client.exists(SLOT, gate.holds_key(WORKER)) == 0
+    entries = [fields for _, fields in ready.client.xrange(gate.USAGE)]
+    assert {(entry[b"state"], entry[b"cost_nanos"], entry[b"seq"]) for entry in entries} == {
+        (b"suspense", b"600", b"0"),
+        (b"voided", b"0", b"0"),
+    }
+    assert all(decode_event(entry[b"event"]).alias == "x|y" for entry in entries)
+
+
+def test_a_late_settle_corrects_what_is_in_suspense(ready: Gate) -> None:
+    ready.admit("a", 600, limits=[gate.LimitCheck("running", SLOT, 5, 1)])
+    ready.reap(is_dead=True)
+    assert restore(ready, "a", 600) == gate.Present()
+    assert ready.settle(1, "a", 250, slots=[SLOT]) == gate.Settled(600)
+    assert ready.spent() == 250
+    assert ready.client.exists(gate.SUSPENSE, SLOT) == 0
+
+
+# Heartbeat
+
+
+def test_a_beat_tells_all_that_a_worker_must_know(ready: Gate) -> None:
+    ready.client.hset(gate.VERSIONS, mapping={"snapshot": 7, "keys": 8, "kills": 9})
+    ready.client.hset(gate.INGESTED, WORKER, 4)
+    ready.settle(1, "a", 1)
+    beat = ready.beat()
+    assert beat == gate.Beat(True, "1", beat.time_us, 7, 8, 9, 1, 4)
+    assert abs(beat.time_us / 1e6 - time.time()) < 5
+    assert ready.client.hget(gate.WORKERS, WORKER) == b'{"pid":1}'
+    assert 0 < ready.client.pttl(gate.lease_key(WORKER)) <= 60_000
+
+
+def test_the_first_beat_of_an_empty_redis(ready: Gate) -> None:
+    ready.client.flushall()
+    beat = ready.beat()
+    assert beat == gate.Beat(False, "", beat.time_us, 0, 0, 0, 0, 0)
+
+
+# The wire format
+
+
+def test_what_is_kept_with_a_hold() -> None:
+    strange = gate.BudgetCounter("tg:spend:a|b:0", 1, True, 5)
+    assert gate.hold_value([strange], [SLOT], EVENT) == (
+        b'{"budgets":["tg:spend:a\\u007cb:0"],"ends":[5],"running":["tg:running:team:t"]}|{"attempt_id":"a"}'
+    )
+    assert gate.hold_value([], [], EVENT) == b'{"budgets":[],"ends":[],"running":[]}|{"attempt_id":"a"}'
+
+
+def test_the_argument_of_a_settle_is_what_old_journals_hold() -> None:
+    """Journals outlive releases: changing these bytes needs a way to read the old ones."""
+    argument = gate.encode_settle(
+        worker="w",
+        seq=1,
+        attempt_id="a",
+        cost_nanos=2,
+        budgets=[gate.BudgetCounter("k", 3, True, 4)],
+        tpm=[("t", 5, -6)],
+        running_keys=["r"],
+        event=b"{}",
+    )
+    assert argument == b"\x9b\xa1w\x01\xa1a\x02\x91\xa1k\x91\x04\x91\xa1t\x91\x05\x91\xfa\x91\xa1r\xa2{}"
+
+
+def test_the_argument_of_a_restore_is_what_old_journals_hold() -> None:
+    argument = gate.encode_restore(
+        worker="w",
+        attempt_id="a",
+        held_nanos=2,
+        budgets=[gate.BudgetCounter("k", 3, True, 4)],
+        running_keys=["r"],
+        hold=b"{}|{}",
+    )
+    assert argument == b"\x97\xa1w\xa1a\x02\x91\xa1k\x91\x04\x91\xa1r\xa5{}|{}"
+
+
+def test_the_argument_of_an_admit_is_columns() -> None:
+    argument = gate.encode_admit(
+        worker="w",
+        attempt_id="a",
+        kill_fields=["global"],
+        limits=[gate.LimitCheck("rpm", "l", 60, 1)],
+        budgets=[TEAM, SOFT],
+        full_nanos=9,
+        tranche_nanos=8,
+        hold=b"{}|{}",
+    )
+    assert msgspec.msgpack.decode(argument) == [
+        "w", "a", ["global"],
+        ["rpm"], ["l"], [60], [1],
+        [TEAM.key, SOFT.key], [CAP_NANOS, 10], [True, False], [END_S, END_S],
+        9, 8, "{}|{}",
+    ]  # fmt: skip
+
+
+def test_an_answer_of_another_version_is_an_error() -> None:
+    for decode in (gate.decode_admit, gate.decode_extend, gate.decode_settle, gate.decode_restore, gate.decode_reap):
+        with pytest.raises(gate.UnknownAnswer):
+            decode([b"what"])
+    with pytest.raises(gate.UnknownAnswer):
+        gate.decode_heartbeat([b"what"])
+
+
+# All at once
+
+CLIENTS = 200
+WORKERS = 4
+CONNECTIONS = 32
+POT = gate.BudgetCounter(gate.spend_key("pot", 0), 10_000_000, True, END_S)
+FULL_NANOS = 100_000
+TRANCHE_NANOS = 1_000
+
+
+class Crowd:
+    """Clients of a few workers, at it until nothing more can be had."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        self.ask = client.evalsha
+        self.client = client
+        self.order = [asyncio.Lock() for _ in range(WORKERS)]
+        self.seqs = [0] * WORKERS
+        self.held = 0
+        self.posted = 0
+        self.refused = 0
+        self.largest = 0
+        self.dice = random.Random(2026)
+
+    async def spend_all(self, number: int) -> None:
+        turn = 0
+        while await self.request(number % WORKERS, f"{number}-{turn}"):
+            turn += 1
+
+    async def request(self, place: int, attempt_id: str) -> bool:
+        """Whether it makes sense to go on. What a request costs is not known before: it is extended tranche by tranche."""
+        admission = gate.encode_admit(
+            worker=f"w{place}",
+            attempt_id=attempt_id,
+            kill_fields=(),
+            limits=(),
+            budgets=[POT],
+            full_nanos=FULL_NANOS,
+            tranche_nanos=TRANCHE_NANOS,
+            hold=gate.hold_value([POT], [], EVENT),
+        )
+        answer = gate.decode_admit(await self.ask(gate.ADMIT.sha1, 0, admission))
+        if not isinstance(answer, gate.Admitted):
+            assert isinstance(answer, gate.OverBudget)
+            self.refused += 1
+            await asyncio.sleep(0.005)
+            return self.held > 0
+        self.held += 1
+        held, wanted = answer.held_nanos, self.dice.randrange(FULL_NANOS)
+        while held < wanted:
+            extension = gate.encode_extend(
+                worker=f"w{place}", attempt_id=attempt_id, add_nanos=TRANCHE_NANOS, kill_fields=(), budgets=[POT]
+            )
+            extended = gate.decode_extend(await self.ask(gate.EXTEND.sha1, 0, extension))
+            if not isinstance(extended, gate.Extended):
+                break
+            held = extended.held_nanos
+        await self.settle(place, attempt_id, min(held, wanted))
+        self.held -= 1
+        return True
+
+    async def settle(self, place: int, attempt_id: str, cost: int) -> None:
+        async with self.order[place]:
+            self.seqs[place] += 1
+            argument = gate.encode_settle(
+                worker=f"w{place}",
+                seq=self.seqs[place],
+                attempt_id=attempt_id,
+                cost_nanos=cost,
+                budgets=[POT],
+                tpm=(),
+                running_keys=(),
+                event=EVENT,
+            )
+            answer = gate.decode_settle(await self.ask(gate.SETTLE.sha1, 0, argument))
+            assert isinstance(answer, gate.Settled)
+            self.posted += cost
+
+    async def watch(self) -> None:
+        while self.held or not self.posted:
+            self.largest = max(self.largest, int(await self.client.get(POT.key) or 0))
+            await asyncio.sleep(0)
+
+
+async def test_two_hundred_clients_spend_a_hard_budget_to_its_end_and_never_pass_it(
+    ready: Gate, redis_url: str
+) -> None:
+    for place in range(WORKERS):
+        Gate(ready.client, f"w{place}").beat()
+    pool = redis.asyncio.BlockingConnectionPool.from_url(redis_url, max_connections=CONNECTIONS, timeout=None)
+    async with redis.asyncio.Redis.from_pool(pool) as client:
+        crowd = Crowd(client)
+        await asyncio.gather(crowd.watch(), *(crowd.spend_all(number) for number in range(CLIENTS)))
+    assert crowd.largest <= POT.cap_nanos
+    assert ready.spent(POT) == crowd.posted <= POT.cap_nanos
+    assert crowd.posted >= 0.97 * POT.cap_nanos
+    assert crowd.refused > 0
+    assert ready.client.xlen(gate.USAGE) == sum(crowd.seqs)
