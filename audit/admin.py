@@ -4,9 +4,10 @@ from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
-from unfold.contrib.filters.admin import ChoicesDropdownFilter, FieldTextFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import ChoicesDropdownFilter
 
 from audit.admin_base import ReadOnlyAdmin, differences
+from audit.filters import ExactFilter, PeriodFilter
 from audit.models import AuditEntry
 
 
@@ -14,12 +15,12 @@ from audit.models import AuditEntry
 class AuditEntryAdmin(ReadOnlyAdmin):
     list_display = ("at", "actor_name", "action", "object_type", "object_name", "reason", "ip")
     list_filter = (
-        ("at", RangeDateTimeFilter),
+        ("at", PeriodFilter),
         ("actor_kind", ChoicesDropdownFilter),
-        ("actor_name", FieldTextFilter),
-        ("action", FieldTextFilter),
-        ("object_type", FieldTextFilter),
-        ("object_id", FieldTextFilter),
+        ("actor_name", ExactFilter),
+        ("action", ExactFilter),
+        ("object_type", ExactFilter),
+        ("object_id", ExactFilter),
     )
     list_filter_submit = True
     ordering = ("-id",)

@@ -166,6 +166,20 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
     def perform_remove(self, obj: Any, actor: Actor, reason: str) -> None:
         services.remove(obj, actor=actor, reason=reason)
 
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        """What only the writing itself could find, such as somebody else's row in between, is said and nothing written."""
+        try:
+            response: HttpResponse = super().changeform_view(request, object_id, form_url, extra_context)
+        except ValidationError as error:
+            self.message_user(request, " ".join(error.messages), messages.ERROR)
+        except ProtectedError as error:
+            self.message_user(request, _in_use(error), messages.ERROR)
+        else:
+            return response
+        return HttpResponseRedirect(request.get_full_path())
+
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         actor, reason = Actor.from_request(request), form.cleaned_data.get("reason", "")
         if not change:

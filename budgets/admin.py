@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django import forms
 from django.contrib import admin
 from django.db.models import OuterRef, QuerySet, Subquery
 from django.http import HttpRequest
@@ -10,12 +9,11 @@ from unfold.contrib.filters.admin import (
     AutocompleteSelectFilter,
     ChoicesDropdownFilter,
     DropdownFilter,
-    FieldTextFilter,
-    RangeDateTimeFilter,
 )
 
 from audit.actors import Actor
 from audit.admin_base import ReadOnlyAdmin, ReasonForm, TollgateAdmin, coloured
+from audit.filters import ExactFilter, PeriodFilter
 from audit.models import UsageRecord
 from budgets import services
 from budgets.models import Budget, Limit, Scope
@@ -30,12 +28,15 @@ class SubjectForm(ReasonForm):
 
     def clean(self) -> Any:
         cleaned = super().clean() or {}
-        if self.instance._state.adding:
-            named = [scope for field, scope in SUBJECT_FIELDS.items() if cleaned.get(field) is not None]
-            if len(named) != 1:
-                raise forms.ValidationError("Name a team, or a project, or a virtual key: exactly one.")
+        named = [scope for field, scope in SUBJECT_FIELDS.items() if cleaned.get(field) is not None]
+        if self.instance._state.adding and len(named) == 1:
             self.instance.scope = named[0]
         return cleaned
+
+    def _get_validation_exclusions(self) -> set[str]:
+        # The scope is no field here, but it is set by now, so the constraints that name it can be checked.
+        excluded: set[str] = super()._get_validation_exclusions()  # type: ignore[misc]
+        return excluded - {"scope"} if self.instance.scope else excluded
 
 
 class SubjectRuleAdmin(TollgateAdmin):
@@ -125,17 +126,17 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         "latency_ms",
     )
     list_filter = (
-        ("admitted_at", RangeDateTimeFilter),
+        ("admitted_at", PeriodFilter),
         TeamFilter,
         ("state", ChoicesDropdownFilter),
-        ("model", FieldTextFilter),
-        ("provider", FieldTextFilter),
-        ("alias", FieldTextFilter),
-        ("error_type", FieldTextFilter),
-        ("project_id", FieldTextFilter),
-        ("virtual_key_id", FieldTextFilter),
-        ("request_id", FieldTextFilter),
-        ("kill_switch_id", FieldTextFilter),
+        ("model", ExactFilter),
+        ("provider", ExactFilter),
+        ("alias", ExactFilter),
+        ("error_type", ExactFilter),
+        ("project_id", ExactFilter),
+        ("virtual_key_id", ExactFilter),
+        ("request_id", ExactFilter),
+        ("kill_switch_id", ExactFilter),
     )
     list_filter_submit = True
     ordering = ("-admitted_at", "-attempt_id")

@@ -53,7 +53,7 @@ class SubjectRule(models.Model):
         given = {"team": self.team_id, "project": self.project_id, "virtual_key": self.virtual_key_id}
         wanted = "virtual_key" if self.scope == Scope.KEY else self.scope
         if [name for name, pk in given.items() if pk is not None] != [wanted]:
-            raise ValidationError("Name the one subject that the scope says, and no other.")
+            raise ValidationError("Name a team, or a project, or a virtual key: exactly one, the one of the scope.")
         if not self._state.adding:
             stored = type(self)._base_manager.get(pk=self.pk)
             # Its counter, and what was spent, belong to the subject.

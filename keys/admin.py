@@ -2,8 +2,10 @@
 
 from typing import Any
 
+import redis
 from django import forms
 from django.contrib import admin
+from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -22,6 +24,7 @@ from teams.models import ApiToken
 
 STATUS_COLOURS = {"active": "success", "paused": "warning", "expired": "info", "revoked": "danger"}
 DIGEST_LENGTH_MIN = 6
+REDIS_AWAY = "Redis does not answer, so nothing was changed. Without it no request is admitted either; try again."
 
 
 class IssuingAdmin(TollgateAdmin):
@@ -314,7 +317,10 @@ class KillSwitchAdmin(TollgateAdmin):
         if change:
             return
         actor = Actor.from_request(request)
-        thrown = services.throw_kill_switch(obj.scope, obj.target, reason=obj.reason, actor=actor)  # type: ignore[arg-type]
+        try:
+            thrown = services.throw_kill_switch(obj.scope, obj.target, reason=obj.reason, actor=actor)  # type: ignore[arg-type]
+        except redis.RedisError as error:
+            raise ValidationError(REDIS_AWAY) from error
         obj.pk = thrown.pk
 
     @admin.action(description="Lift selected…", permissions=["change"])
@@ -326,8 +332,15 @@ class KillSwitchAdmin(TollgateAdmin):
         return self.confirm_one(request, object_id, **LIFT)
 
 
+def _lift(kill_switch: KillSwitch, actor: Actor, reason: str) -> None:
+    try:
+        services.lift_kill_switch(kill_switch, actor=actor, reason=reason)
+    except redis.RedisError as error:
+        raise ValidationError(REDIS_AWAY) from error
+
+
 LIFT: dict[str, Any] = {
     "verb": "Lift",
     "warning": "The traffic it halted flows again at once.",
-    "perform": lambda kill_switch, actor, reason: services.lift_kill_switch(kill_switch, actor=actor, reason=reason),
+    "perform": _lift,
 }

@@ -4,9 +4,10 @@ from typing import Any
 
 from django.contrib import admin
 from django.http import HttpRequest
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
 from audit.admin_base import TollgateAdmin, TollgateInline, choices_field
+from audit.filters import PeriodFilter
 from routing.models import AliasTarget, Deployment, ExchangeRate, Model, ModelAlias, Operation, Price, Provider
 
 
@@ -80,7 +81,7 @@ class PriceAdmin(SupersededAdmin):
     list_filter = (
         ("model", AutocompleteSelectFilter),
         ("provider", AutocompleteSelectFilter),
-        ("effective_from", RangeDateTimeFilter),
+        ("effective_from", PeriodFilter),
     )
     list_filter_submit = True
     search_fields = ("model__name", "provider__name")

@@ -3,6 +3,7 @@
 import datetime
 
 import pytest
+import redis
 from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
@@ -317,6 +318,16 @@ def test_a_kill_of_nothing_is_refused_in_the_form(client, boss, redis_url):
     page = client.post(url("killswitch_add"), {"scope": "team", "target": "Research", "reason": "leak"})
     assert page.status_code == 200 and "names an id of that team" in page.content.decode()
     assert not flags.flags(flags.redis_client())
+
+
+def test_while_redis_is_away_a_kill_says_that_it_was_not_thrown(client, boss, monkeypatch):
+    monkeypatch.setattr(flags, "redis_client", lambda: redis.Redis.from_url("unix:///nowhere.sock"))
+    page = client.post(url("killswitch_add"), {"scope": "global", "target": "", "reason": "leak"}, follow=True)
+    assert "Redis does not answer" in page.content.decode() and not KillSwitch.objects.exists()
+    factories.KillSwitchFactory()
+    switch = KillSwitch.objects.get()
+    page = client.post(url("killswitch_lift", switch.pk), {"confirmed": "yes", "reason": "over"})
+    assert "Redis does not answer" in page.content.decode() and KillSwitch.objects.get().is_active
 
 
 def test_alice_halts_her_team_and_lifts_no_global_switch(client, alice, redis_url):

@@ -1,0 +1,99 @@
+"""Pages of models and prices: prices are added only, and the parts of an alias are recorded one by one."""
+
+import pytest
+from django.urls import reverse
+
+from audit.models import AuditEntry
+from routing.models import Model, ModelAlias, Price
+from tests import factories
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def boss(client):
+    user = factories.UserFactory(username="boss", is_superuser=True)
+    client.force_login(user)
+    return user
+
+
+def url(name, *args):
+    return reverse(f"admin:routing_{name}", args=args)
+
+
+def test_a_price_is_added_and_then_only_shown(client):
+    model, provider = factories.ModelFactory(), factories.ProviderFactory(currency="EUR")
+    form = {
+        "model": str(model.pk),
+        "provider": str(provider.pk),
+        "effective_from_0": "2026-11-01",
+        "effective_from_1": "00:00:00",
+        "input": "1.25",
+        "cached_input": "0.125",
+        "cache_write": "1.25",
+        "output": "10",
+        "per_request": "0",
+    }
+    page = client.post(url("price_add"), form | {"reason": "new contract"})
+    assert page.status_code == 302, page.context["adminform"].form.errors
+    price = Price.objects.get()
+    assert AuditEntry.objects.get().after["input"] == "1.25"
+    assert client.post(url("price_change", price.pk), form | {"input": "0"}).status_code == 403
+    assert client.get(url("price_delete", price.pk)).status_code == 403
+    assert "EUR" in client.get(url("price_changelist")).content.decode()
+
+
+def test_a_model_is_edited_without_its_name(client):
+    model = factories.ModelFactory(name="gpt")
+    form = {"operations": ["chat", "embeddings"], "context_window": "1000", "max_output_tokens": "10", "name": "other"}
+    page = client.post(url("model_change", model.pk), form)
+    assert page.status_code == 302, page.context["adminform"].form.errors
+    stored = Model.objects.get()
+    assert (stored.name, stored.operations, stored.is_active) == ("gpt", ["chat", "embeddings"], False)
+
+
+def test_an_alias_is_made_with_its_targets(client):
+    deployment = factories.DeploymentFactory()
+    form = {
+        "name": "fast",
+        "description": "",
+        "is_active": "on",
+        "targets-TOTAL_FORMS": 1,
+        "targets-INITIAL_FORMS": 0,
+        "targets-0-deployment": str(deployment.pk),
+        "targets-0-position": "0",
+        "targets-0-weight": "3",
+        "reason": "for everybody",
+    }
+    page = client.post(url("modelalias_add"), form)
+    assert page.status_code == 302, page.context["adminform"].form.errors
+    assert ModelAlias.objects.get().targets.get().weight == 3
+    assert set(AuditEntry.objects.values_list("object_type", "reason")) == {
+        ("routing.modelalias", "for everybody"),
+        ("routing.aliastarget", "for everybody"),
+    }
+
+
+def test_a_pool_of_another_provider_is_refused_in_the_form(client):
+    pool = factories.CredentialPoolFactory(provider="mistral")
+    model, provider = factories.ModelFactory(), factories.ProviderFactory(slug="openai")
+    form = {"name": "d", "model": str(model.pk), "provider": str(provider.pk), "upstream_model": "x"}
+    page = client.post(url("deployment_add"), form | {"pool": str(pool.pk), "is_active": "on"})
+    assert page.status_code == 200 and "belong to mistral" in page.content.decode()
+
+
+def test_a_url_with_a_password_is_refused_and_not_logged(client, caplog):
+    form = {
+        "name": "X",
+        "slug": "x",
+        "api": "openai",
+        "base_url": "https://user:canary@api.example.com",
+        "currency": "USD",
+        "output_cap_field": "max_tokens",
+        "connect_timeout_s": "5",
+        "first_byte_timeout_s": "120",
+        "idle_timeout_s": "60",
+    }
+    page = client.post(url("provider_add"), form)
+    assert page.status_code == 200 and page.context["adminform"].form.errors["base_url"]
+    assert "canary" not in caplog.text
