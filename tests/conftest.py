@@ -5,6 +5,7 @@ the end. Tests that hurt a server take one of their own: `redis_server`, `postgr
 """
 
 import base64
+import contextlib
 import os
 import shutil
 import signal
@@ -154,6 +155,26 @@ def redis_server(short_tmp_path: Path) -> Iterator[RunningServer]:
 def postgres_server(short_tmp_path: Path) -> Iterator[RunningServer]:
     """A PostgreSQL of the test's own; the same verbs as `redis_server`."""
     yield from _running(embedded.Postgres(short_tmp_path / "postgres", fsync="off"), short_tmp_path / "postgres")
+
+
+@pytest.fixture
+def postgres_away() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Within the context every connection this process makes to PostgreSQL is refused, as when the server is down."""
+
+    @contextlib.contextmanager
+    def away() -> Iterator[None]:
+        connection.close()
+        connection.close_pool()
+        present = connection.settings_dict["OPTIONS"]
+        nowhere = {name: value for name, value in present.items() if name != "pool"} | {"host": "/nowhere"}
+        connection.settings_dict["OPTIONS"] = nowhere
+        try:
+            yield
+        finally:
+            connection.close()
+            connection.settings_dict["OPTIONS"] = present
+
+    return away
 
 
 @pytest.fixture
