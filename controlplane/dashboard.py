@@ -6,7 +6,7 @@ tag is not known by model or key: the roll-ups by tag keep team and project.
 
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
@@ -41,6 +41,7 @@ class Dimension(NamedTuple):
 
     name: str
     title: str
+    titles: str
     column: str
     named: type[Model] | None = None
 
@@ -48,12 +49,12 @@ class Dimension(NamedTuple):
 DIMENSIONS = {
     dimension.name: dimension
     for dimension in (
-        Dimension("team", "Teams", "team_id", Team),
-        Dimension("project", "Projects", "project_id", Project),
-        Dimension("model", "Models", "model"),
-        Dimension("provider", "Providers", "provider"),
-        Dimension("alias", "Aliases", "alias"),
-        Dimension("key", "Virtual keys", "virtual_key_id", VirtualKey),
+        Dimension("team", "team", "teams", "team_id", Team),
+        Dimension("project", "project", "projects", "project_id", Project),
+        Dimension("model", "model", "models", "model"),
+        Dimension("provider", "provider", "providers", "provider"),
+        Dimension("alias", "alias", "aliases", "alias"),
+        Dimension("key", "virtual key", "virtual keys", "virtual_key_id", VirtualKey),
     )
 }
 
@@ -61,7 +62,8 @@ DIMENSIONS = {
 def dimension_of(name: str) -> Dimension:
     """`team` and the like, or `tag:` and a tag key. An unknown name is that of the teams."""
     if name.startswith(TAG_PREFIX) and len(name) > len(TAG_PREFIX):
-        return Dimension(name, f"{name.removeprefix(TAG_PREFIX).capitalize()}", "tag_value")
+        tag_key = name.removeprefix(TAG_PREFIX)
+        return Dimension(name, tag_key, "features" if name == FEATURE else f"values of {tag_key}", "tag_value")
     return DIMENSIONS.get(name, DIMENSIONS["team"])
 
 
@@ -403,12 +405,13 @@ def names_of(by: Dimension, values: Iterable[Any]) -> dict[Any, str]:
     values = list(values)
     if by.named is None:
         return {value: str(value) or "(none)" for value in values}
-    rows = by.named._default_manager.in_bulk(values)
-    return {value: str(rows.get(value, value)) for value in values}
+    rows = by.named._default_manager.select_related(*(["team"] if by.named is Project else [])).in_bulk(values)
+    return {value: _called(rows.get(value, value)) for value in values}
 
 
-def without_filters(question: Question, *names: str) -> Question:
-    return replace(question, **dict.fromkeys(names, ""))
+def _called(row: Any) -> str:
+    # Projects of different teams are often called the same.
+    return f"{row} ({row.team})" if isinstance(row, Project) else str(row)
 
 
 def _canonical_id(text: str) -> str:

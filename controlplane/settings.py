@@ -207,6 +207,9 @@ UNFOLD = {
     "SHOW_BACK_BUTTON": True,
     "DASHBOARD_CALLBACK": "controlplane.views.dashboard",
     "STYLES": [lambda request: static("tollgate/admin.css")],
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("tollgate/favicon.svg")},
+    ],
     "SIDEBAR": {"show_search": True, "show_all_applications": False, "navigation": "controlplane.navigation.sidebar"},
 }
 

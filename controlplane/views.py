@@ -131,7 +131,7 @@ def _chart(usage: Usage, breakdown: list[Row]) -> dict[str, Any]:
 def _tops(usage: Usage, breakdown: list[Row]) -> list[tuple[Dimension, list[Row], str]]:
     """The dearest of each dimension, with the query string that splits everything by it."""
     question = usage.question
-    names = ["team", "project"] if question.tag else ["team", "project", "model", FEATURE, "key"]
+    names = ["team", "project"] if question.tag else ["team", FEATURE, "project", "model", "key", "provider"]
     if any(getattr(question, name) for name in NOT_WITH_TAGS):
         names.remove(FEATURE)
     return [
@@ -150,14 +150,7 @@ def _groupings(usage: Usage) -> list[tuple[str, str, bool]]:
     names = ["team", "project"] if question.tag else list(DIMENSIONS)
     tag_keys = [question.tag.partition("=")[0]] if question.tag else usage.tag_keys()
     names += [f"{TAG_PREFIX}{key}" for key in tag_keys]
-    return [
-        (
-            dimension_of(name).title.removesuffix("s") if name in DIMENSIONS else dimension_of(name).title,
-            question.query(by=name),
-            name == question.by,
-        )
-        for name in names
-    ]
+    return [(dimension_of(name).title, question.query(by=name), name == question.by) for name in names]
 
 
 def _choices(request: HttpRequest, question: Question) -> list[tuple[str, str, list[tuple[str, str]]]]:

@@ -51,7 +51,10 @@ def share(fraction: float | None) -> str:
 @register.filter
 def change(fraction: float | None) -> str:
     """0.12 as +12 %."""
-    return UNKNOWN if fraction is None else f"{100 * float(fraction):+,.0f} %"
+    if fraction is None:
+        return UNKNOWN
+    percent = round(100 * float(fraction))
+    return f"{percent:+,} %" if percent else "±0 %"
 
 
 @register.filter

@@ -14,6 +14,8 @@
     const short = (value) => Intl.NumberFormat("en-US", { notation: "compact" }).format(value);
     const duration = (value) => (value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
 
+    const percent = (value) => `${(100 * value).toFixed(value && value < 0.1 ? 1 : 0)} %`;
+
     function labels(data) {
         const parts = {
             hour: { hour: "2-digit", minute: "2-digit", hour12: false },
@@ -63,8 +65,16 @@
         }));
         add("tg-spend", "bar", spend, options(money, { stacked: true, legend: false }));
         const requests = [{ label: "Requests", data: data.requests, borderColor: REQUESTS, backgroundColor: `${REQUESTS}22`, fill: true }];
-        if (data.errors) requests.push({ label: "Errors", data: data.errors, borderColor: ERRORS, backgroundColor: ERRORS });
-        add("tg-requests", "line", requests.map(asLine), options(short));
+        const chosen = options(short);
+        if (data.errors) {
+            // Errors are few beside requests: their share has a scale of its own.
+            const shares = data.errors.map((number, index) => (data.requests[index] ? number / data.requests[index] : null));
+            requests.push({ label: "Errors", data: shares, yAxisID: "share", borderColor: ERRORS, backgroundColor: ERRORS });
+            chosen.scales.share = { ...chosen.scales.y, position: "right", grid: { display: false }, suggestedMax: 0.05,
+                ticks: { ...chosen.scales.y.ticks, callback: percent } };
+            chosen.plugins.tooltip.callbacks.label = ({ dataset, raw }) => ` ${dataset.label}: ${(dataset.yAxisID ? percent : short)(raw)}`;
+        }
+        add("tg-requests", "line", requests.map(asLine), chosen);
         if (data.latency) {
             const lines = Object.entries(data.latency).map(([name, values]) => ({
                 label: name, data: values, borderColor: PERCENTILES[name], backgroundColor: PERCENTILES[name], spanGaps: true,
@@ -122,6 +132,8 @@
         });
     }
 
+    // A phone has no room for them before the figures.
+    if (matchMedia("(max-width: 640px)").matches) document.querySelector(".tg-more").open = false;
     colourDots();
     document.querySelectorAll("table[data-sortable]").forEach(makeSortable);
     sendOnChange(document.getElementById("tg-filters"));
