@@ -1,6 +1,7 @@
 """The edge over raw sockets: what is ambiguous is refused, what is slow is cut, and the worker serves on."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -109,8 +110,13 @@ class Gunicorn(Edge):
         except OSError:
             return set()
 
-    def log(self) -> str:
-        return self.process.log.read_text()
+    def who_answers(self, connections: int) -> Counter[int]:
+        """The worker of each of so many connections, all open at once."""
+        with contextlib.ExitStack() as stack:
+            opened = [stack.enter_context(self.connect()) for _ in range(connections)]
+            for connection in opened:
+                connection.sendall(request(b"/pid", b"Connection: close"))
+            return Counter(int(split_answers(read_to_end(connection))[0].body) for connection in opened)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
@@ -683,24 +689,14 @@ def test_a_worker_that_is_stuck_does_not_keep_the_others_from_accepting(make_wor
     os.kill(stuck, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        connections = [gunicorn.connect() for _ in range(100)]
-        for connection in connections:
-            connection.sendall(request(b"/pid", b"Connection: close"))
-        assert {split_answers(read_to_end(connection))[0].body for connection in connections} == {str(other).encode()}
+        assert gunicorn.who_answers(100) == {other: 100}
         assert time.monotonic() - began < 2
     finally:
         os.kill(stuck, signal.SIGCONT)
 
 
 def test_connections_spread_over_the_workers(make_workers):
-    gunicorn = make_workers(4)
-    connections = [gunicorn.connect() for _ in range(200)]
-    workers: Counter[bytes] = Counter()
-    for connection in connections:
-        connection.sendall(request(b"/pid", b"Connection: close"))
-    for connection in connections:
-        workers[split_answers(read_to_end(connection))[0].body] += 1
-        connection.close()
+    workers = make_workers(4).who_answers(200)
     assert len(workers) == 4
     assert min(workers.values()) >= 25, workers
 
