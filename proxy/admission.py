@@ -330,26 +330,16 @@ class Admission:
     # Talking to the gate
 
     async def _ask_for_hold(self, attempt: Attempt, argument: bytes) -> list[Any]:
-        """Ask, and when the client leaves in the meantime give back what may have been held."""
-        future = send(self._redis, gate.ADMIT, argument)
+        """When the answer is not known (Redis is lost, the client leaves) there may be a hold all the same: settling the
+        attempt as voided gives back whatever there is, since it reaches Redis after the question."""
         try:
-            return await asyncio.shield(future)
+            return await send(self._redis, gate.ADMIT, argument)
         except asyncio.CancelledError:
-            future.add_done_callback(lambda done: self._give_back(attempt, done))
+            self.settle(attempt, Outcome(may_have_been_billed=False, error_type="client_gone"))
             raise
         except RedisError as error:
-            # It may have been held all the same. Settling it as voided is right in both cases.
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))
             raise Unavailable("the gate did not answer") from error
-
-    def _give_back(self, attempt: Attempt, done: "asyncio.Future[list[Any]]") -> None:
-        was_refused = (
-            not done.cancelled()
-            and done.exception() is None
-            and not isinstance(gate.decode_admit(done.result()), gate.Admitted)
-        )
-        if not was_refused:
-            self.settle(attempt, Outcome(may_have_been_billed=False, error_type="client_gone"))
 
     def _journal_dispatch(self, attempt: Attempt, hold: bytes) -> None:
         restore = gate.encode_restore(

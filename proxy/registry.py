@@ -21,13 +21,14 @@ OpenSealed = Callable[[str, str], str]
 class Upstream:
     """One deployment, ready to be called. Credentials are used in turn."""
 
-    __slots__ = ("_headers", "_turn", "deployment", "kill_fields", "origin", "provider")
+    __slots__ = ("_headers", "_turn", "deployment", "deployment_header", "kill_fields", "origin", "provider")
 
     def __init__(self, deployment: Deployment, provider: Provider, headers: list[tuple[bytes, bytes]]) -> None:
         self.deployment = deployment
         self.provider = provider
         self.origin = Origin.parse(provider.base_url)
         self.kill_fields = (kill_field("model", deployment.model), kill_field("provider", provider.slug))
+        self.deployment_header = (b"x-tollgate-deployment", deployment.name.encode())
         self._headers = headers
         self._turn = 0
 

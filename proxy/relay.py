@@ -107,8 +107,11 @@ class Tranches:
 
 def _headers(response: http1.UpstreamResponse, attempt: Attempt) -> Headers:
     passing = [(n, v) for n, v in response.headers if n in openai.RESPONSE_HEADERS and n != b"content-type"]
-    deployment = (b"x-tollgate-deployment", attempt.upstream.deployment.name.encode())
-    return [*passing, deployment, *rate_limit_headers(attempt.rates, attempt.remaining, attempt.reset_ms)]
+    return [
+        *passing,
+        attempt.upstream.deployment_header,
+        *rate_limit_headers(attempt.rates, attempt.remaining, attempt.reset_ms),
+    ]
 
 
 def _usd(nanos: int) -> bytes:

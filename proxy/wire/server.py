@@ -65,6 +65,22 @@ USUAL_NAMES = {
 }  # fmt: skip
 
 
+def last_answer(status_code: int, error_type: str, code: str, message: str) -> bytes:
+    """A whole answer in OpenAI's error shape, after which the connection is closed."""
+    body = json.dumps({"error": {"message": message, "type": error_type, "param": None, "code": code}}).encode()
+    lines = [
+        f"HTTP/1.1 {status_code} {HTTPStatus(status_code).phrase}",
+        "content-type: application/json",
+        f"content-length: {len(body)}",
+        "connection: close",
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+FAILED = last_answer(500, "server_error", "gateway_error", "the gateway failed")
+STOPPING = last_answer(503, "server_error", "server_stopping", "this server stops: ask again, another one answers")
+
+
 class Refusal(Enum):
     """Why a request is refused: status, code, message."""
 
@@ -87,18 +103,9 @@ class Refusal(Enum):
     PIPELINE_FULL = 400, "pipeline_full", f"more than {PIPELINED_MAX} requests wait for an answer on this connection"
 
     def __init__(self, status_code: int, code: str, message: str) -> None:
-        self.status_code = status_code
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-        body = json.dumps({"error": error}).encode()
-        head = (
-            f"HTTP/1.1 {status_code} {HTTPStatus(status_code).phrase}\r\n"
-            f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        )
-        self.response = head.encode() + body
+        self.response = last_answer(status_code, "invalid_request_error", code, message)
 
 
-FAILURE_BODY = b'{"error": {"message": "the gateway failed", "type": "server_error", "param": null, "code": null}}'
-FAILURE_HEADERS = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(FAILURE_BODY))]
 ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -162,10 +169,30 @@ class EdgeCycle(RequestResponseCycle):
         else:
             self._go_on(message["body"], message.get("more_body", False))
 
-    async def send_500_response(self) -> None:
-        self.keep_alive = False
-        self._start(500, FAILURE_HEADERS)
-        self._go_on(FAILURE_BODY, False)
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        try:
+            await app(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            self._give_up(STOPPING)
+        except Exception:
+            self.logger.exception("the application failed")
+            self._give_up(FAILED)
+        else:
+            if not self.response_complete and not self.disconnected:
+                self.logger.error("the application left without a whole answer")
+                self._give_up(FAILED)
+        finally:
+            self.on_response = _nothing  # Parts the exchange from its connection, which refers to it.
+
+    def _give_up(self, answer: bytes) -> None:
+        if self.disconnected or self.response_complete:
+            return
+        if not self.response_started:
+            self.transport.write(answer)
+        self.response_complete = True
+        self.message_event.set()
+        self.transport.close()
+        self.on_response()
 
     def _start(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
         lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
@@ -503,6 +530,10 @@ class EdgeProtocol(HttpToolsProtocol):
         client_gone: Callable[[], None] | None = cast(dict[str, Any], cycle.scope).get("tollgate.client_gone")
         if client_gone is not None:
             client_gone()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _clean_name(name: bytes) -> bytes:
