@@ -99,5 +99,5 @@ def forget_unrecorded(client: redis.Redis, body: bytes) -> None:
 
 def _push(client: redis.Redis, kind: str, flag: KillFlag) -> None:
     version = client.hincrby(VERSIONS, "kills", 1)
-    message: dict[str, Any] = {"kind": kind, "version": version, "flag": flag}
+    message: dict[str, Any] = {"kind": kind, "version": version, "field": flag.field, "flag": flag}
     client.publish(PUSH, msgspec.json.encode(message))
