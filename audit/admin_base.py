@@ -11,6 +11,7 @@ from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import display_for_field, label_for_field, lookup_field, unquote
+from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import models, transaction
@@ -23,6 +24,7 @@ from django.utils.text import capfirst
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.enums import ActionVariant
+from unfold.views import ChangeList
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminTextareaWidget
 
 from audit import services
@@ -105,12 +107,25 @@ def estimated_count(queryset: models.QuerySet[Any]) -> int:
     return int(json.loads(plan)[0]["Plan"]["Plan Rows"]) if plan else 0  # No plan: Django knows that nothing can match.
 
 
+class TollgateChangeList(ChangeList):  # type: ignore[misc]
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if not self.query and not self.has_active_filters:
+            self.full_result_count = self.result_count  # Else the page offers to "show all" of what is all shown.
+
+
 class ScopedFields:
     """Form fields that offer, and take, only what the user may write to."""
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
         _bound(db_field, request, kwargs)
         return super().formfield_for_foreignkey(db_field, request, **kwargs)  # type: ignore[misc]
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)  # type: ignore[misc]
+        if isinstance(db_field, ArrayField | models.JSONField):
+            field.widget.attrs["rows"] = 2
+        return field
 
 
 class TollgateInline(ScopedFields, TabularInline):  # type: ignore[misc]
@@ -133,7 +148,12 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
     object_history_template = "admin/tollgate/history.html"
     actions: Sequence[Any] = ("export_csv", "delete_selected")
 
+    export_columns: Sequence[str] = ()  # None named: those of the list.
+
     # What is seen, and what may be done
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return TollgateChangeList
 
     def get_queryset(self, request: HttpRequest) -> models.QuerySet[Any]:
         return self.scoped(request, READERS)
@@ -210,14 +230,16 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)
-        if "reason" not in self.form.base_fields or not self._may_save(request, obj):
+        if "reason" not in self.form.declared_fields or not self._may_save(request, obj):
             return fieldsets
         named = [name for _, options in fieldsets for name in options["fields"]]
         return fieldsets if "reason" in named else [*fieldsets, ("Why", {"fields": ["reason"]})]
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields = super().get_fields(request, obj)
-        return fields if self._may_save(request, obj) else [name for name in fields if name != "reason"]
+        if self._may_save(request, obj):
+            return fields
+        return [name for name in fields if name not in self.form.declared_fields]
 
     def _may_save(self, request: HttpRequest, obj: Any) -> bool:
         return self.has_add_permission(request) if obj is None else self.has_change_permission(request, obj)
@@ -331,7 +353,7 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
 
     @admin.action(description="Export as CSV", permissions=["view"])
     def export_csv(self, request: HttpRequest, queryset: models.QuerySet[Any]) -> StreamingHttpResponse:
-        columns = [name for name in self.get_list_display(request) if name != "action_checkbox"]
+        columns = self.export_columns or self.get_list_display(request)
         with transaction.atomic():
             services.record(
                 Actor.from_request(request),
@@ -365,6 +387,7 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
 class ReadOnlyAdmin(TollgateAdmin):
     """Rows that nobody writes here."""
 
+    form = forms.ModelForm
     actions = ("export_csv",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -91,6 +91,17 @@ class VirtualKeyAdmin(IssuingAdmin):
     def created_at(self, key: VirtualKey) -> Any:
         return key.created_at
 
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Only what would change something."""
+        key = self.get_object(request, str(object_id))
+        if key is None:
+            return []
+        done = {"pause" if key.paused_at is not None else "resume"}
+        if key.revoked_at is not None:
+            done = {"pause", "resume", "rotate", "revoke"}
+        names = {f"keys_virtualkey_{verb}" for verb in done}
+        return [button for button in super().get_actions_detail(request, object_id) if button.action_name not in names]
+
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         fields = super().get_fields(request, obj)
         return fields if obj is not None else [name for name in fields if name not in self.readonly_fields]
@@ -250,10 +261,6 @@ class UpstreamCredentialAdmin(TollgateAdmin):
     @admin.display(description="secret")
     def shown_fingerprint(self, credential: UpstreamCredential) -> str:
         return f"…{credential.fingerprint}"
-
-    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        fields = super().get_fields(request, obj)
-        return fields if self._may_save(request, obj) else [name for name in fields if name != "secret"]
 
     def perform_create(self, obj: UpstreamCredential, form: Any, actor: Actor, reason: str) -> None:
         services.store_credential(obj, form.cleaned_data["secret"], actor=actor, reason=reason)
