@@ -182,7 +182,7 @@ class EdgeCycle(RequestResponseCycle):
                 self.logger.error("the application left without a whole answer")
                 self._give_up(FAILED)
         finally:
-            self.on_response = _nothing  # Parts the exchange from its connection, which refers to it.
+            self.on_response = lambda: None  # Parts the exchange from its connection, which refers to it.
 
     def _give_up(self, answer: bytes) -> None:
         if self.disconnected or self.response_complete:
@@ -530,10 +530,6 @@ class EdgeProtocol(HttpToolsProtocol):
         client_gone: Callable[[], None] | None = cast(dict[str, Any], cycle.scope).get("tollgate.client_gone")
         if client_gone is not None:
             client_gone()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _clean_name(name: bytes) -> bytes:

@@ -31,6 +31,9 @@ class EdgeApp:
             await _answer(send, 401, b"no")
         elif path == "/stream":
             await self._stream(scope, send)
+        elif path == "/broken-off":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
         elif path == "/large":
             await _answer(send, 200, CHUNK * 512)
             self.sent += 1

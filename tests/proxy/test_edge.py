@@ -529,6 +529,14 @@ async def test_an_answer_that_takes_long_has_no_deadline_here(local):
     assert [answer.status_code for answer in answers] == [200]
 
 
+async def test_an_application_that_leaves_within_its_answer_ends_the_connection_without_its_end(local):
+    reader, writer = await local.connect()
+    writer.write(request(b"/broken-off") + request(b"/next"))
+    received = await asyncio.wait_for(reader.read(), TIMEOUT_S)
+    assert received.endswith(b"\r\n1\r\nx\r\n")
+    await close(writer)
+
+
 @pytest.mark.parametrize("lines", [(), (b"Connection: close",)])
 async def test_a_client_that_stops_reading_stops_the_application_and_is_cut(local, lines):
     with socket.create_connection(("127.0.0.1", local.port)) as connection:
@@ -640,7 +648,7 @@ def test_a_request_that_outlives_the_grace_is_cut(make_workers):
         began = time.monotonic()
         os.kill(gunicorn.process.process.pid, signal.SIGTERM)
         answers = split_answers(read_to_end(connection))
-    assert [answer.status_code for answer in answers] == [500]
+    assert [(answer.status_code, answer.code) for answer in answers] == [(503, "server_stopping")]
     assert gunicorn.process.process.wait(10) == 0
     assert time.monotonic() - began < 4
 
@@ -681,6 +689,15 @@ def test_a_killed_worker_is_replaced_and_the_others_answer_meanwhile(make_worker
     assert gunicorn.get(b"/pid").body == str(other).encode()
     assert time.monotonic() - began < 0.5
     wait_until(lambda: len(gunicorn.answering() - {killed, other}) == 1)
+
+
+def test_a_worker_that_is_blocked_is_killed_and_replaced(make_workers):
+    gunicorn = make_workers(1, GUNICORN_CMD_ARGS="--timeout 2")
+    (blocked,) = gunicorn.process.children()
+    with gunicorn.connect() as connection:
+        connection.sendall(request(b"/block"))
+        wait_until(lambda: blocked not in gunicorn.process.children())
+    wait_until(lambda: len(gunicorn.answering()) == 1)
 
 
 def test_a_worker_that_is_stuck_does_not_keep_the_others_from_accepting(make_workers):
