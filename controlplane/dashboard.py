@@ -33,6 +33,10 @@ EXPORT_CHUNK_ROWS = 1_000
 TAG_PREFIX = "tag:"
 FEATURE = f"{TAG_PREFIX}feature"
 ZERO = Decimal(0)
+FILTERS = ("team", "project", "environment", "alias", "model", "provider", "key", "tag")
+# What the list of records calls those it does not call the same.
+RECORD_FILTERS = {"project": "project_id", "key": "virtual_key_id"}
+NOT_WITH_TAGS = ("alias", "model", "provider", "key")
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 
 
@@ -138,12 +142,10 @@ class Question:
             chosen["tag"] = f"{dimension.name.removeprefix(TAG_PREFIX)}={value}"
         elif dimension is not None:
             chosen[dimension.name] = value
-        days = {"from": self.period.first.isoformat(), "to": self.period.last.isoformat()}
-        return f"{reverse('admin:audit_usagerecord_changelist')}?{urlencode(days | chosen)}"
-
-
-FILTERS = ("team", "project", "environment", "alias", "model", "provider", "key", "tag")
-NOT_WITH_TAGS = ("alias", "model", "provider", "key")
+        parameters = {RECORD_FILTERS.get(name, name): value for name, value in chosen.items()}
+        for end, day in (("from", self.period.first), ("to", self.period.last + DAY)):
+            parameters |= {f"admitted_at_{end}_0": day.isoformat(), f"admitted_at_{end}_1": "00:00:00"}
+        return f"{reverse('admin:audit_usagerecord_changelist')}?{urlencode(parameters)}"
 
 
 @dataclass(frozen=True)

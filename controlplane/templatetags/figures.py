@@ -87,3 +87,16 @@ def seconds_ago(moment: datetime | None) -> str:
 def lookup(values: Mapping[str, str], name: str) -> str:
     """The value of a name that is itself a variable."""
     return values.get(name, "")
+
+
+@register.filter
+def exact(amount: Decimal) -> str:
+    """Every place that is not a trailing nought, and two at least."""
+    text = f"{amount:,f}"
+    whole, _, places = text.partition(".")
+    return f"{whole}.{places.rstrip('0'):0<2}"
+
+
+@register.filter
+def grouped(number: int) -> str:
+    return f"{number:,}"
