@@ -64,11 +64,11 @@ class Tollgate:
             command, cwd=ROOT, env=self.environ, capture_output=True, text=True, timeout=timeout_s, check=False
         )
 
-    def start(self) -> None:
-        """Start it and wait until it says that it runs."""
+    def start(self, *command: str) -> None:
+        """Start it, by another command perhaps, and wait until it says that it runs."""
         with self._printed.open("wb") as printed:
             self._process = subprocess.Popen(
-                [sys.executable, "manage.py", "up"],
+                command or [sys.executable, "manage.py", "up"],
                 cwd=ROOT,
                 env=self.environ,
                 stdout=printed,

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import socket
 import stat
@@ -56,7 +55,7 @@ def test_demo_json_holds_the_facts_and_is_private(tollgate):
 
 def test_the_printed_curl_works_when_pasted(tollgate):
     command = re.search(r"^curl .*?^ +-d '.*?'$", tollgate.output, re.DOTALL | re.MULTILINE).group()
-    done = subprocess.run([*shlex.split(command), "--silent"], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
@@ -93,12 +92,6 @@ def test_secrets_are_in_no_log_and_on_no_command_line(tollgate):
     secrets += [tollgate.facts[name] for name in ("password", "api_token", "virtual_key")]
     seen = tollgate.logs() + "".join(" ".join(process.cmdline()) for process in tollgate.processes())
     assert not [secret for secret in secrets if secret in seen]
-
-
-def test_the_proxy_is_told_no_secret_but_those_it_needs(tollgate):
-    environ = tollgate.program("proxy").environ()
-    assert {"REDIS_URL", "TOLLGATE_VAULT_KEY"} <= set(environ)
-    assert not {"DATABASE_URL", "TOLLGATE_SECRET_KEY", "OPENAI_API_KEY"} & set(environ)
 
 
 @pytest.mark.parametrize(("name", "within_s"), [("proxy", 10), ("redis", 10), ("postgres", 10), ("admin", 10)])
@@ -139,9 +132,7 @@ def test_a_restart_keeps_data_and_key_and_leaves_no_process(make_tollgate):
     assert tollgate.stop(signal.SIGINT) == 0
     assert [process for process in started if process.is_running()] == []
 
-    starting_at = time.monotonic()
     tollgate.start()
-    assert time.monotonic() - starting_at < 10 * _slowness()
     assert tollgate.facts == facts
     assert ask(facts).choices
 
@@ -153,9 +144,17 @@ def test_a_restart_keeps_data_and_key_and_leaves_no_process(make_tollgate):
     assert tollgate.stop(signal.SIGTERM) == 0
 
 
-def _slowness():
-    """How much longer than alone things take here: other tests may run beside this one."""
-    return 3 if "PYTEST_XDIST_WORKER" in os.environ else 1
+@pytest.mark.parametrize("to_group", [True, False], ids=["ctrl-c", "sigterm to make alone"])
+def test_make_run_passes_the_end_on(make_tollgate, to_group):
+    tollgate = make_tollgate(TOLLGATE_PROXY_WORKERS="1")
+    tollgate.start("make", "run")
+    started = tollgate.processes()
+    if to_group:
+        os.killpg(tollgate.process.pid, signal.SIGINT)
+    else:
+        tollgate.process.terminate()
+    tollgate.process.wait(45)
+    wait_until(lambda: not any(process.is_running() for process in started))
 
 
 def test_a_port_in_use_is_named(make_tollgate):
