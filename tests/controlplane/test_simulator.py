@@ -39,6 +39,7 @@ class Simulator:
         )
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Also where it has ended already."""
         self.client.close()
         self.process.send_signal(number)
         with self.process:
@@ -86,8 +87,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Simulator]]:
 
     yield start
     for simulator in started:
-        if simulator.process.poll() is None:
-            simulator.stop(signal.SIGKILL)
+        simulator.stop(signal.SIGKILL)
 
 
 def chat(directives: str = "", **fields: Any) -> dict[str, Any]:
