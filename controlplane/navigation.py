@@ -43,7 +43,8 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
             ("Deployments", "dns", "admin:routing_deployment_changelist", "routing.view_deployment"),
             ("Models", "neurology", "admin:routing_model_changelist", "routing.view_model"),
             ("Providers", "cloud", "admin:routing_provider_changelist", "routing.view_provider"),
-            ("Credential pools", "lock", "admin:keys_credentialpool_changelist", "keys.view_credentialpool"),
+            ("Credentials", "lock", "admin:keys_upstreamcredential_changelist", "keys.view_upstreamcredential"),
+            ("Credential pools", "inventory_2", "admin:keys_credentialpool_changelist", "keys.view_credentialpool"),
         ],
     ),
     (
@@ -52,6 +53,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
             ("Users", "person", "admin:teams_user_changelist", "teams.view_user"),
             ("Groups", "badge", "admin:teams_group_changelist", "teams.view_group"),
             ("Service accounts", "smart_toy", "admin:teams_serviceaccount_changelist", "teams.view_serviceaccount"),
+            ("API tokens", "vpn_key", "admin:teams_apitoken_changelist", "teams.view_apitoken"),
         ],
     ),
 ]
