@@ -133,8 +133,8 @@ class Gateway:
 
     async def _infer(self, exchange: Exchange) -> None:
         request, responder = exchange.request, exchange.responder
+        subject = await self._authenticate(request)  # Before the body: a stranger's takes no memory here.
         request.body = await read_body(exchange.receive, self._body_bytes_max)
-        subject = await self._authenticate(request)
         described = guard(describe(request, subject))
         cached = look_in_cache(described)
         if cached is not None:
