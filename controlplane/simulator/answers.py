@@ -140,9 +140,6 @@ class Completion:
         self._call_id = call_id
         self._created_s = created_s
         self._model = _encode(model)
-        # All that the events of one stream have in common.
-        usage = b'"usage":null,' if says_usage else b""
-        self._before, self._after = (b"data: %b\n\n" % self._envelope(_CHUNK, _CUT_HERE, usage)).split(_CUT_HERE)
 
     def whole(self, choices: int, tokens: int, finish_reason: bytes, usage: bytes) -> bytes:
         """`usage` is JSON; empty to say nothing of it."""
@@ -189,6 +186,12 @@ class Completion:
     def usage_event(self, usage: bytes) -> bytes:
         return b"data: %b\n\n" % self._envelope(_CHUNK, b"", b'"usage":%b,' % usage)
 
+    @functools.cached_property
+    def _around(self) -> list[bytes]:
+        """What every event of the stream has before and after its choice."""
+        usage = b'"usage":null,' if self.says_usage else b""
+        return (b"data: %b\n\n" % self._envelope(_CHUNK, _CUT_HERE, usage)).split(_CUT_HERE)
+
     def _argument(self, position: int, is_last: bool) -> bytes:
         """One token of the arguments: together they are `{"words":"…"}`, however many there are."""
         opened = b'{\\"words\\":\\"' if position == 0 else b""
@@ -196,13 +199,9 @@ class Completion:
         return opened + word(position, is_wide=self._is_wide) + closed
 
     def _event(self, index: int, delta: bytes, finish_reason: bytes) -> bytes:
-        return b'%b{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}%b' % (
-            self._before,
-            index,
-            delta,
-            finish_reason,
-            self._after,
-        )
+        before, after = self._around
+        choice = b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":%b}' % (index, delta, finish_reason)
+        return before + choice + after
 
     def _envelope(self, kind: bytes, choices: bytes, usage: bytes) -> bytes:
         return (
