@@ -66,7 +66,8 @@ async def _serve(simulator: Simulator, host: str, port: int) -> None:
     server = await loop.create_server(lambda: Connection(simulator, loop), host, port, backlog=BACKLOG)
     simulator.journal.write(Started(pid=os.getpid(), settings=simulator.settings.as_directives()))
     address, bound_port = server.sockets[0].getsockname()[:2]
-    print(f"listening on http://{address}:{bound_port}", flush=True)  # noqa: T201 (whoever started it waits for this line)
+    authority = f"[{address}]:{bound_port}" if ":" in address else f"{address}:{bound_port}"
+    print(f"listening on http://{authority}", flush=True)  # noqa: T201 (whoever started it waits for this line)
     try:
         await end
     finally:

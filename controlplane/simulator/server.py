@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
             self._refuse_connection(400)
             return
         # Out here, because the parser takes what is raised in a callback for a mistake of the client's.
-        if self._pending and self._call is None:
+        if self._pending and self._call is None and not self._transport.is_closing():
             self._begin(self._pending.popleft())
 
     def connection_lost(self, exc: Exception | None) -> None:
