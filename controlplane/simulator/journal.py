@@ -132,8 +132,3 @@ class Journal:
             "faults": self._faults,
             **self._totals,
         }
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
