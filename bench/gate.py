@@ -45,11 +45,11 @@ EVENT = encode_event(
 )
 
 
-def counters(count: int) -> list[gate.BudgetCounter]:
-    return [
+def counters(count: int) -> gate.BudgetCounters:
+    return gate.BudgetCounters(
         gate.BudgetCounter(gate.spend_key(f"c4e7b1de-5c7f-4e5b-9d7b-{index:012}", 1_800_000_000), 10**15, True, END_S)
         for index in range(count)
-    ]
+    )
 
 
 def limits() -> list[gate.LimitCheck]:
@@ -60,7 +60,7 @@ def limits() -> list[gate.LimitCheck]:
     ]
 
 
-def admit(worker: str, attempt_id: str, budgets: list[gate.BudgetCounter], hold: bytes) -> bytes:
+def admit(worker: str, attempt_id: str, budgets: gate.BudgetCounters, hold: bytes) -> bytes:
     return gate.encode_admit(
         worker=worker,
         attempt_id=attempt_id,
@@ -73,7 +73,7 @@ def admit(worker: str, attempt_id: str, budgets: list[gate.BudgetCounter], hold:
     )
 
 
-def settle(worker: str, seq: int, attempt_id: str, budgets: list[gate.BudgetCounter]) -> bytes:
+def settle(worker: str, seq: int, attempt_id: str, budgets: gate.BudgetCounters) -> bytes:
     return gate.encode_settle(
         worker=worker,
         seq=seq,

@@ -5,7 +5,7 @@ Every script takes one MessagePack array and answers an array whose first item i
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,23 +107,34 @@ _json = msgspec.json.Encoder().encode
 
 
 def _columns(rows: Sequence[BudgetCounter] | Sequence[LimitCheck]) -> tuple[tuple[Any, ...], ...]:
-    """The four fields of all rows. The scripts take columns: Redis unpacks few lists much faster than many."""
+    """The four fields of all rows. The scripts take columns: Redis unpacks few lists faster than many."""
     return tuple(zip(*rows, strict=True)) or ((), (), (), ())
+
+
+class BudgetCounters(tuple[BudgetCounter, ...]):
+    """The budgets that apply to an attempt. Keep it for as long as its windows last: what every call says of them is packed once."""
+
+    packed: tuple[msgspec.Raw, ...]
+    head: bytes
+
+    def __init__(self, rows: Iterable[BudgetCounter] = ()) -> None:
+        keys, _, _, ends = columns = _columns(self)
+        self.packed = tuple(msgspec.Raw(_pack(column)) for column in columns)
+        # The first bar in a hold ends its head, so the head has none of its own.
+        self.head = b'{"budgets":%b,"ends":%b,"running":' % (_escape(_json(keys)), _json(ends))
+
+
+def _escape(json: bytes) -> bytes:
+    return json.replace(b"|", b"\\u007c")
+
+
+def _counters(budgets: Sequence[BudgetCounter]) -> BudgetCounters:
+    return budgets if isinstance(budgets, BudgetCounters) else BudgetCounters(budgets)
 
 
 def hold_value(budgets: Sequence[BudgetCounter], running_keys: Sequence[str], event_json: bytes) -> bytes:
     """What is kept with a hold, so that it can be resolved without its worker: `<head JSON>|<event JSON>`."""
-    keys, _, _, ends = _columns(budgets)
-    head = _json({"budgets": keys, "ends": ends, "running": running_keys})
-    # The first bar ends the head, so it has none of its own.
-    return head.replace(b"|", b"\\u007c") + b"|" + event_json
-
-
-def decode_hold(value: bytes) -> tuple[int, list[tuple[str, int]]]:
-    """What a stored hold (`<held_nanos>|<hold_value>`) holds, and in which counters: (nanos, [(key, expire_at_s), ...])."""
-    held_nanos, head, _ = value.split(b"|", 2)
-    fields = msgspec.json.decode(head)
-    return int(held_nanos), list(zip(fields["budgets"], fields["ends"], strict=True))
+    return b"%b%b}|%b" % (_counters(budgets).head, _escape(_json(running_keys)), event_json)
 
 
 def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
@@ -143,14 +154,14 @@ def encode_admit(
 ) -> bytes:
     """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe."""
     full_nanos, tranche_nanos = min(full_nanos, AMOUNT_MAX_NANOS), min(tranche_nanos, AMOUNT_MAX_NANOS)
-    columns = (*_columns(limits), *_columns(budgets))
+    columns = (*_columns(limits), *_counters(budgets).packed)
     return _pack((worker, attempt_id, kill_fields, *columns, full_nanos, tranche_nanos, hold.decode()))
 
 
 def encode_extend(
     *, worker: str, attempt_id: str, add_nanos: int, kill_fields: Sequence[str], budgets: Sequence[BudgetCounter]
 ) -> bytes:
-    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX_NANOS), kill_fields, *_columns(budgets)))
+    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX_NANOS), kill_fields, *_counters(budgets).packed))
 
 
 def encode_settle(
@@ -166,7 +177,7 @@ def encode_settle(
 ) -> bytes:
     """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt."""
     cost_nanos = min(cost_nanos, AMOUNT_MAX_NANOS)
-    keys, _, _, ends = _columns(budgets)
+    keys, _, _, ends = _counters(budgets).packed
     tpm_columns = tuple(zip(*tpm, strict=True)) or ((), (), ())
     return _pack((worker, seq, attempt_id, cost_nanos, keys, ends, *tpm_columns, running_keys, event.decode()))
 
@@ -180,7 +191,7 @@ def encode_restore(
     running_keys: Sequence[str],
     hold: bytes,
 ) -> bytes:
-    keys, _, _, ends = _columns(budgets)
+    keys, _, _, ends = _counters(budgets).packed
     return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode()))
 
 

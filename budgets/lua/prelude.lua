@@ -39,9 +39,10 @@ end
 
 local function add_to_counters(keys, ends, nanos)
   if nanos == 0 then return end
+  local amount = string.format('%.0f', nanos)
   for i = 1, #keys do
     -- Equal means that the counter may be new, and a new one needs its end.
-    if call('INCRBY', keys[i], nanos) == nanos then
+    if call('INCRBY', keys[i], amount) == nanos then
       call('EXPIREAT', keys[i], ends[i] + COUNTER_GRACE_S)
     end
   end
