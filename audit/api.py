@@ -78,7 +78,7 @@ class UsageRecordFilters(ApiFilterSet):
 
 
 class UsageRecordPages(Pages):
-    ordering = ("-admitted_at", "-attempt_id")
+    ordering = ("-admitted_at", "-attempt_id")  # type: ignore[assignment]
 
 
 class UsageRecordView(ReadOnlyView):

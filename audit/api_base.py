@@ -14,7 +14,7 @@ from rest_framework.pagination import CursorPagination
 from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.viewsets import GenericViewSet, ViewSetMixin
+from rest_framework.viewsets import GenericViewSet
 
 from audit import services
 from audit.actors import Actor
@@ -54,7 +54,7 @@ def page_size(request: Request) -> int:
     raise ValidationError({"page_size": f"A whole number from 1 to {PAGE_SIZE_MAX}."})
 
 
-class ApiFilterSet(FilterSet):
+class ApiFilterSet(FilterSet):  # type: ignore[misc]
     """Related rows are named by id, and not looked up: whether a stranger's row exists is not told."""
 
     FILTER_DEFAULTS: ClassVar[dict[Any, Any]] = {
@@ -63,7 +63,7 @@ class ApiFilterSet(FilterSet):
     }
 
 
-class StrictFilters(DjangoFilterBackend):
+class StrictFilters(DjangoFilterBackend):  # type: ignore[misc]
     """A parameter that is not known is refused: a misspelled filter would show every row."""
 
     filterset_base = ApiFilterSet
@@ -123,7 +123,7 @@ class ApiSerializer(StrictSerializer, serializers.ModelSerializer[Any]):
         return []
 
 
-class ApiView(ViewSetMixin):
+class ApiView(GenericViewSet[Any]):
     """What is asked of every endpoint. `scope` is the resource that the caller's scopes must name."""
 
     scope: ClassVar[str] = ""
@@ -131,13 +131,18 @@ class ApiView(ViewSetMixin):
     permission_verbs: ClassVar[dict[str, str]] = {}
 
     @property
+    def caller(self) -> Any:
+        """A user or a service account."""
+        return self.request.user
+
+    @property
     def default_response_headers(self) -> dict[str, str]:
         """Answers hold what only this caller may see, so nobody keeps them on the way."""
-        headers: dict[str, str] = super().default_response_headers  # type: ignore[misc]
+        headers: dict[str, str] = super().default_response_headers
         return headers | {"Cache-Control": "no-store"}
 
 
-class ReadOnlyView(ApiView, mixins.ListModelMixin, mixins.RetrieveModelMixin, GenericViewSet[Any]):
+class ReadOnlyView(mixins.ListModelMixin, mixins.RetrieveModelMixin, ApiView):
     """List and detail of what the caller may see. Subclasses declare `queryset` and `serializer_class`."""
 
     queryset: Any
@@ -149,7 +154,7 @@ class ReadOnlyView(ApiView, mixins.ListModelMixin, mixins.RetrieveModelMixin, Ge
         return self.visible(READERS)
 
     def visible(self, roles: Any) -> Any:
-        return self.queryset.all().for_user(self.request.user, roles)
+        return self.queryset.all().for_user(self.caller, roles)
 
     def check_object_permissions(self, request: Request, obj: Any) -> None:
         """Whoever only sees a row is refused; who does not see it was told that there is none."""
@@ -160,6 +165,8 @@ class ReadOnlyView(ApiView, mixins.ListModelMixin, mixins.RetrieveModelMixin, Ge
 
 class CreatingView(ReadOnlyView):
     """Adds rows. Subclasses override `insert` where the model has a service of its own, and `check` for who may."""
+
+    http_method_names = ["get", "post", "head"]
 
     def check(self, values: dict[str, Any], present: Any = None) -> None:
         """Raise PermissionDenied where the caller may not write these `values` (on the row `present`)."""
@@ -181,11 +188,17 @@ class CreatingView(ReadOnlyView):
         """What the answer to a creation says, and nothing else ever."""
         return {}
 
+    def act(self, act: Callable[..., Any]) -> Any:
+        """Call a service with the row of the URL, the actor and the reason; what it returns, and the row."""
+        row = self.get_object()
+        self.check({}, row)
+        return row, act(row, actor=Actor.from_request(self.request), reason=reason_alone(self.request))
+
 
 class ChangingView(CreatingView):
     """Adds and changes rows; those that are not deleted but revoked or deactivated."""
 
-    http_method_names = ["get", "post", "patch", "delete", "head"]
+    http_method_names = ["get", "post", "patch", "head"]
 
     def partial_update(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         row = self.get_object()
@@ -199,15 +212,11 @@ class ChangingView(CreatingView):
     def change(self, row: Any, values: dict[str, Any], actor: Actor, reason: str) -> None:
         services.change(row, actor=actor, reason=reason, values=values)
 
-    def act(self, act: Callable[..., Any]) -> Any:
-        """Call a service with the row of the URL, the actor and the reason; what it returns, and the row."""
-        row = self.get_object()
-        self.check({}, row)
-        return row, act(row, actor=Actor.from_request(self.request), reason=reason_alone(self.request))
-
 
 class WritingView(ChangingView):
     """Adds, changes and deletes rows."""
+
+    http_method_names = ["get", "post", "patch", "delete", "head"]
 
     def destroy(self, request: Request, *args: Any, **kwargs: Any) -> Response:
         row = self.get_object()

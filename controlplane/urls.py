@@ -2,10 +2,10 @@
 
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
-from django.urls import path, reverse_lazy
+from django.urls import include, path, reverse_lazy
 from django.views.generic import RedirectView
 
-from controlplane import views
+from controlplane import api, problems, views
 
 
 def healthz(request: HttpRequest) -> HttpResponse:
@@ -25,4 +25,6 @@ urlpatterns = [
     path("admin/kill-switch/<uuid:kill_switch_id>/acks/", views.kill_acks, name="kill-switch-acks"),
     path("admin/kill-switch/<uuid:kill_switch_id>/lift/", views.kill_lift, name="kill-switch-lift"),
     path("admin/", admin.site.urls),
+    path("api/", include(api.urlpatterns)),
 ]
+handler500 = problems.server_error

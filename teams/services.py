@@ -85,3 +85,15 @@ def create_service_account(
     account = ServiceAccount(name=name, team=team, scopes=list(scopes))
     audit.create(account, actor=actor, reason=reason)
     return account
+
+
+def may_grant(grantor: User | ServiceAccount, account: ServiceAccount) -> bool:
+    """Whether what `account` may do is within what `grantor` may: nobody hands out more than they hold.
+
+    What a person may is said by other permissions than scopes, so only a superuser's are known to cover them.
+    """
+    if account.team_id is None and not grantor.sees_all_teams:
+        return False
+    if isinstance(grantor, ServiceAccount):
+        return all(grantor.may(scope) for scope in account.scopes)
+    return grantor.is_superuser or not account.scopes

@@ -1,0 +1,63 @@
+"""Where everything of the REST API is, its schema and its documentation. The resources are in the apps' `api.py`."""
+
+import functools
+from typing import Any
+
+from django.urls import include, path, re_path
+from django.views.decorators.csrf import csrf_exempt
+from drf_spectacular.generators import SchemaGenerator
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from rest_framework.routers import SimpleRouter
+
+from audit import api as audit
+from budgets import api as budgets
+from controlplane import kill_api
+from controlplane.problems import NotFoundView
+from keys import api as keys
+from routing import api as routing
+from teams import api as teams
+
+
+class OnceGenerator(SchemaGenerator):
+    """The schema is the same for everybody, and is made once per process: it takes a second."""
+
+    def get_schema(self, request: Any = None, public: bool = False) -> Any:
+        return _schema()
+
+
+@functools.cache
+def _schema() -> Any:
+    return SchemaGenerator().get_schema(public=True)  # type: ignore[no-untyped-call]
+
+
+router = SimpleRouter(use_regex_path=False)
+for prefix, view in (
+    ("teams", teams.TeamView),
+    ("projects", teams.ProjectView),
+    ("service-accounts", teams.ServiceAccountView),
+    ("api-tokens", keys.ApiTokenView),
+    ("virtual-keys", keys.VirtualKeyView),
+    ("credential-pools", keys.CredentialPoolView),
+    ("upstream-credentials", keys.UpstreamCredentialView),
+    ("providers", routing.ProviderView),
+    ("models", routing.ModelView),
+    ("prices", routing.PriceView),
+    ("exchange-rates", routing.ExchangeRateView),
+    ("deployments", routing.DeploymentView),
+    ("model-aliases", routing.ModelAliasView),
+    ("budgets", budgets.BudgetView),
+    ("limits", budgets.LimitView),
+    ("usage", budgets.UsageView),
+    ("usage-records", audit.UsageRecordView),
+    ("audit-entries", audit.AuditEntryView),
+    ("kill-switches", kill_api.KillSwitchView),
+    ("workers", kill_api.WorkerView),
+):
+    router.register(prefix, view, basename=prefix)
+
+urlpatterns = [
+    path("v1/", include(router.urls)),
+    path("schema/", SpectacularAPIView.as_view(generator_class=OnceGenerator), name="api-schema"),
+    path("docs/", SpectacularSwaggerSplitView.as_view(url_name="api-schema"), name="api-docs"),
+    re_path(r"^", csrf_exempt(NotFoundView.as_view())),
+]

@@ -1,0 +1,212 @@
+"""The API of providers, models, their prices, deployments, and the aliases clients ask for."""
+
+from typing import Any, ClassVar
+
+import django_filters
+from django.db import transaction
+from rest_framework import serializers
+
+from audit.actors import Actor
+from audit.api_base import ApiFilterSet, ApiSerializer, CreatingView, OwnRows, StrictSerializer, WritingView
+from routing import services
+from routing.models import Deployment, ExchangeRate, Model, ModelAlias, Operation, Price, Provider
+
+TIMEOUT_S_MAX = 3_600
+TARGETS_MAX = 100
+
+
+class ProviderSerializer(ApiSerializer):
+    class Meta:
+        model = Provider
+        fields = (
+            "id",
+            "slug",
+            "name",
+            "api",
+            "base_url",
+            "may_be_private",
+            "currency",
+            "output_cap_field",
+            "connect_timeout_s",
+            "first_byte_timeout_s",
+            "idle_timeout_s",
+            "is_active",
+            "created_at",
+        )
+        extra_kwargs: ClassVar[dict[str, Any]] = {
+            name: {"max_value": TIMEOUT_S_MAX}
+            for name in ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s")
+        }
+
+
+class ProviderView(WritingView):
+    """Places that serve models. A provider keeps its slug."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = Provider.objects.all()
+    serializer_class = ProviderSerializer
+    filterset_fields = ("slug", "name", "api", "is_active")
+
+
+class ModelSerializer(ApiSerializer):
+    operations = serializers.ListField(
+        child=serializers.ChoiceField(choices=Operation.choices), required=False, allow_empty=False
+    )
+
+    class Meta:
+        model = Model
+        fields = (
+            "id",
+            "name",
+            "publisher",
+            "operations",
+            "context_window",
+            "max_output_tokens",
+            "output_is_visible",
+            "is_active",
+            "created_at",
+        )
+
+
+class ModelView(WritingView):
+    """The registry of models. A model keeps its name."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = Model.objects.all()
+    serializer_class = ModelSerializer
+    filterset_fields = ("name", "publisher", "is_active")
+
+
+class PriceSerializer(ApiSerializer):
+    class Meta:
+        model = Price
+        fields = (
+            "id",
+            "model",
+            "provider",
+            "effective_from",
+            "input",
+            "output",
+            "cached_input",
+            "cache_write",
+            "per_request",
+            "created_at",
+        )
+        extra_kwargs: ClassVar[dict[str, Any]] = {
+            "cached_input": {"required": False, "help_text": "As input, where nothing is said."},
+            "cache_write": {"required": False, "help_text": "As input, where nothing is said."},
+        }
+
+
+class PriceFilters(ApiFilterSet):
+    in_force_from = django_filters.IsoDateTimeFilter(field_name="effective_from", lookup_expr="gte")
+    in_force_before = django_filters.IsoDateTimeFilter(field_name="effective_from", lookup_expr="lt")
+
+    class Meta:
+        model = Price
+        fields = ("model", "provider")
+
+
+class PriceView(CreatingView):
+    """What a model costs at a provider from a moment on, in its currency per 1,000,000 tokens. A new one supersedes the old."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = Price.objects.all()
+    serializer_class = PriceSerializer
+    filterset_class = PriceFilters
+
+    def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> Price:
+        return services.set_price(**values, actor=actor, reason=reason)
+
+
+class ExchangeRateSerializer(ApiSerializer):
+    class Meta:
+        model = ExchangeRate
+        fields = ("id", "currency", "usd_per_unit", "effective_from")
+
+
+class ExchangeRateView(CreatingView):
+    """What one unit of a currency is worth in USD from a moment on. A new one supersedes the old."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = ExchangeRate.objects.all()
+    serializer_class = ExchangeRateSerializer
+    filterset_fields = ("currency",)
+
+    def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> ExchangeRate:
+        return services.set_exchange_rate(**values, actor=actor, reason=reason)
+
+
+class DeploymentSerializer(ApiSerializer):
+    class Meta:
+        model = Deployment
+        fields = (
+            "id",
+            "name",
+            "model",
+            "provider",
+            "pool",
+            "upstream_model",
+            "region",
+            "max_output_tokens",
+            "is_active",
+            "created_at",
+        )
+
+
+class DeploymentFilters(ApiFilterSet):
+    class Meta:
+        model = Deployment
+        fields = ("name", "model", "provider", "pool", "region", "is_active")
+
+
+class DeploymentView(WritingView):
+    """A model at a provider, in a region, under a pool of credentials."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = Deployment.objects.all()
+    serializer_class = DeploymentSerializer
+    filterset_class = DeploymentFilters
+
+
+class TargetSerializer(StrictSerializer):
+    """Tried by position, 0 first; targets of one position share its load by weight."""
+
+    deployment = OwnRows(queryset=Deployment.objects.all())
+    position = serializers.IntegerField(default=0, min_value=0, max_value=32_767)
+    weight = serializers.IntegerField(default=1, min_value=1, max_value=32_767)
+
+
+class ModelAliasSerializer(ApiSerializer):
+    targets = TargetSerializer(many=True, max_length=TARGETS_MAX)  # type: ignore[call-arg]
+
+    class Meta:
+        model = ModelAlias
+        fields = ("id", "name", "description", "is_active", "targets", "created_at")
+
+
+class ModelAliasView(WritingView):
+    """The names clients ask for, and the deployments that may answer. `targets` are set as a whole."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = ModelAlias.objects.prefetch_related("targets__deployment")
+    serializer_class = ModelAliasSerializer
+    filterset_fields = ("name", "is_active")
+
+    def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> ModelAlias:
+        targets = values.pop("targets")
+        with transaction.atomic():
+            alias: ModelAlias = super().insert(values, actor, reason)
+            services.set_targets(alias, _targets(targets), actor=actor, reason=reason)
+        return alias
+
+    def change(self, row: Any, values: dict[str, Any], actor: Actor, reason: str) -> None:
+        targets = values.pop("targets", None)
+        with transaction.atomic():
+            super().change(row, values, actor, reason)
+            if targets is not None:
+                services.set_targets(row, _targets(targets), actor=actor, reason=reason)
+
+
+def _targets(rows: Any) -> list[services.Target]:
+    return [services.Target(**row) for row in rows]
