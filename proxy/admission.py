@@ -76,7 +76,7 @@ class Attempt:
         self.first_token_at_s: float | None = None
         self.full_nanos = 0
         self.held_nanos = 0
-        self.counters: list[gate.BudgetCounter] = []
+        self.counters: Sequence[gate.BudgetCounter] = ()
         self.rates: list[tuple[RateKind, str, int, int]] = []
         self.tokens_charged = 0
         self.remaining: Sequence[int] = ()

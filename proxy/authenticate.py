@@ -61,17 +61,17 @@ class Subject:
             if limits.concurrency is not None
         ]
         self.running_keys = [name for name, _ in self.running]
-        self._counters: list[gate.BudgetCounter] = []
+        self._counters = gate.BudgetCounters()
         self._counters_valid_until_s = 0.0
 
-    def counters(self, now_s: float) -> list[gate.BudgetCounter]:
+    def counters(self, now_s: float) -> gate.BudgetCounters:
         """The spend counters of the windows that `now_s` (Unix seconds) lies in, in the order of `budgets`."""
         if now_s >= self._counters_valid_until_s:
             bounds = [window_bounds(budget.window, budget.time_zone, now_s) for budget in self.budgets]
-            self._counters = [
+            self._counters = gate.BudgetCounters(
                 gate.BudgetCounter(gate.spend_key(budget.budget_id, start), budget.amount_nanos, budget.is_hard, end)
                 for budget, (start, end) in zip(self.budgets, bounds, strict=True)
-            ]
+            )
             self._counters_valid_until_s = min((end for _, end in bounds), default=now_s + 3600)
         return self._counters
 
