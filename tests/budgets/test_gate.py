@@ -413,6 +413,17 @@ def test_what_is_kept_with_a_hold() -> None:
     assert gate.hold_value([], [], EVENT) == b'{"budgets":[],"ends":[],"running":[]}|{"attempt_id":"a"}'
 
 
+def test_budgets_packed_once_say_the_same_as_rows() -> None:
+    rows = [TEAM, SOFT]
+    assert gate.hold_value(gate.BudgetCounters(rows), [SLOT], EVENT) == gate.hold_value(rows, [SLOT], EVENT)
+    packed, plain = (
+        gate.encode_extend(worker="w", attempt_id="a", add_nanos=1, kill_fields=(), budgets=budgets)
+        for budgets in (gate.BudgetCounters(rows), rows)
+    )
+    assert packed == plain
+    assert gate.BudgetCounters(rows)[1] == SOFT
+
+
 def test_the_argument_of_a_settle_is_what_old_journals_hold() -> None:
     """Journals outlive releases: changing these bytes needs a way to read the old ones."""
     argument = gate.encode_settle(
