@@ -90,7 +90,7 @@ class Question:
     @classmethod
     def parse(cls, parameters: Mapping[str, str], today: date) -> "Question":
         """From a query string. What makes no sense is left out; `dropped` names filters that do not go with a tag."""
-        given = {name: parameters.get(name, "").strip() for name in (*FILTERS, "by")}
+        given = {name: parameters.get(name, "").replace("\x00", "").strip() for name in (*FILTERS, "by")}
         for name in ("team", "project", "key"):
             given[name] = _canonical_id(given[name])
         if "=" not in given["tag"]:
@@ -110,8 +110,8 @@ class Question:
 
     @property
     def is_by_tag(self) -> bool:
-        """Answered by the roll-ups by tag, which know no errors and no latency."""
-        return bool(self.tag) or self.by.startswith(TAG_PREFIX)
+        """Whether the split is by the values of a tag."""
+        return self.by.startswith(TAG_PREFIX)
 
     @property
     def filters(self) -> dict[str, str]:
@@ -338,13 +338,13 @@ class Usage:
         }
 
     def latency(self) -> Latency:
-        whole = [[sum(column) for column in zip(*histograms, strict=True)] for histograms in self._by_kind()]
-        latency, first_token = whole
-        return Latency(**_percentiles(latency), first_token_p95=percentile_ms(first_token, PERCENTILES["p95"]))
-
-    def _by_kind(self) -> tuple[list[list[int]], list[list[int]]]:
-        pairs = list(self._histograms.values())
-        return [latency for latency, _ in pairs], [first_token for _, first_token in pairs]
+        pairs = self._histograms.values()
+        latency = [sum(counts) for counts in zip(*(latency for latency, _ in pairs), strict=True)]
+        first_token = [sum(counts) for counts in zip(*(first_token for _, first_token in pairs), strict=True)]
+        return Latency(
+            **{name: percentile_ms(latency, share) for name, share in PERCENTILES.items()},
+            first_token_p95=percentile_ms(first_token, PERCENTILES["p95"]),
+        )
 
     def latency_over_time(self) -> dict[str, list[float | None]]:
         histograms = [self._histograms.get(start, ([], []))[0] for start in self.question.period.buckets]
@@ -441,10 +441,6 @@ def _figures(row: Mapping[str, Any], is_by_tag: bool) -> dict[str, Any]:
 
 def _moment(bucket: date | datetime) -> datetime:
     return bucket if isinstance(bucket, datetime) else midnight(bucket)
-
-
-def _percentiles(histogram: Sequence[int]) -> dict[str, float | None]:
-    return {name: percentile_ms(histogram, share) for name, share in PERCENTILES.items()}
 
 
 def _days_and_edges(span: Span) -> tuple[Q, Q]:

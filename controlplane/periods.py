@@ -72,11 +72,12 @@ class Period:
         return Span(start, max(start, min(end, _hour_after(now))))
 
     def before(self, now: datetime) -> Span:
-        """As much time as has passed of it, one period earlier; one month where it begins with a month."""
+        """As much time as has passed of it, one period earlier. A whole month is compared with a whole month."""
         start, end = self.so_far(now)
         if self.name in ("month", "last-month"):
             earlier = midnight((self.first - DAY).replace(day=1))
-            return Span(earlier, min(earlier + (end - start), start))
+            is_over = end == self.span.end
+            return Span(earlier, start if is_over else min(earlier + (end - start), start))
         shift = self.span.end - self.span.start
         return Span(start - shift, end - shift)
 

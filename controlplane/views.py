@@ -13,7 +13,7 @@ import redis
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
-from django.http import HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
@@ -38,12 +38,11 @@ from controlplane.dashboard import (
     Row,
     Usage,
     dimension_of,
-    names_of,
 )
 from controlplane.periods import RANGES, named_period
 from keys import services
 from keys.kills import SCOPES
-from keys.models import KillSwitch
+from keys.models import KillSwitch, VirtualKey
 from keys.redis import redis_client
 from routing.models import Model, ModelAlias, Provider
 from teams.models import Project, Team
@@ -89,7 +88,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "question": question,
         "total": usage.total,
         "compared": usage.compared(_spans(question, now)),
-        "latency": None if question.is_by_tag and question.tag else usage.latency(),
+        "latency": usage.latency(),
         "breakdown": breakdown,
         "rest_usd": usage.total.cost_usd - sum(row.cost_usd for row in breakdown),
         "is_cut": len(breakdown) == BREAKDOWN_ROWS,
@@ -98,7 +97,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "ranges": [(name, label, question.query(range=name)) for name, label in RANGES.items()],
         "groupings": _groupings(usage),
         "choices": _choices(request, question),
-        "chips": _chips(question),
+        "chips": _chips(request, question),
         "dropped": ", ".join(question.dropped),
         "burns": burning(request.user, question, redis_client(), now),
         "workers": _worker_table(now) if _sees_everything(request) else None,
@@ -185,12 +184,12 @@ def _choices(request: HttpRequest, question: Question) -> list[tuple[str, str, l
     return selects
 
 
-def _chips(question: Question) -> list[tuple[str, str]]:
+def _chips(request: HttpRequest, question: Question) -> list[tuple[str, str]]:
     """Filters that no select shows, each with the query string without it."""
     chips = []
     if question.key:
-        name = next(iter(names_of(DIMENSIONS["key"], [uuid.UUID(question.key)]).values()))
-        chips.append((f"Virtual key: {name}", question.query(key="")))
+        virtual_key = VirtualKey.objects.for_user(request.user).filter(pk=question.key).first()
+        chips.append((f"Virtual key: {virtual_key or question.key}", question.query(key="")))
     if question.tag:
         chips.append((question.tag.replace("=", " = ", 1), question.query(tag="")))
     return chips
@@ -272,6 +271,8 @@ def kill_page(request: HttpRequest, kill_switch_id: uuid.UUID | None = None) -> 
     except redis.RedisError:
         problem, switches = "Redis does not answer: nothing can be thrown or lifted until it does.", []
     shown = _shown(switches, request, kill_switch_id) if kill_switch_id else None
+    if kill_switch_id and shown is None and not problem:
+        raise Http404
     may_throw = request.user.has_perm(THROW)
     context = admin.site.each_context(request) | {
         "title": "Kill switch",

@@ -1,0 +1,87 @@
+"""What a record cost and why."""
+
+import uuid
+from decimal import Decimal
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.urls import reverse
+
+from budgets.receipt import attempts_of, receipt_of
+from tests import factories
+
+pytestmark = pytest.mark.django_db
+
+
+def test_the_lines_add_up_to_the_cost():
+    price = factories.PriceFactory(input=2, cached_input=Decimal("0.5"), output=8, per_request=Decimal("0.001"))
+    record = factories.UsageRecordFactory(
+        price_id=price.pk,
+        input_tokens=1_000,
+        cache_read_input_tokens=400,
+        output_tokens=100,
+        cost_usd=Decimal("0.0032"),
+    )
+    receipt = receipt_of(record)
+    assert [(line.what, line.tokens, line.amount) for line in receipt.lines] == [
+        ("Input", 600, Decimal("0.0012")),
+        ("Input read from the provider's cache", 400, Decimal("0.0002")),
+        ("Output", 100, Decimal("0.0008")),
+        ("Request", None, Decimal("0.001")),
+    ]
+    assert receipt.total == record.cost_usd
+    assert receipt.usd_per_unit is None
+
+
+def test_a_price_in_another_currency_shows_the_rate_it_was_reckoned_at():
+    price = factories.PriceFactory(input=2, output=8, provider__currency="EUR")
+    record = factories.UsageRecordFactory(
+        price_id=price.pk, input_tokens=1_000_000, output_tokens=0, cost_usd=Decimal("2.2")
+    )
+    assert receipt_of(record).usd_per_unit == Decimal("1.1")
+
+
+def test_a_record_without_a_price_has_no_lines():
+    assert receipt_of(factories.UsageRecordFactory(price_id=uuid.uuid4())).lines == ()
+
+
+def test_the_attempts_of_a_request_are_seen_in_order_and_by_its_team_only():
+    boss, charlie = factories.UserFactory(is_superuser=True), factories.UserFactory()
+    first = factories.UsageRecordFactory(attempt_number=1, status_code=529)
+    second = factories.UsageRecordFactory(attempt_number=2, request_id=first.request_id, team_id=first.team_id)
+    factories.UsageRecordFactory()
+    assert attempts_of(second, boss) == [first, second]
+    assert attempts_of(second, charlie) == []
+
+
+def test_the_page_of_a_record_is_readable(client):
+    client.force_login(factories.UserFactory(is_superuser=True))
+    price = factories.PriceFactory(input=2, output=8)
+    record = factories.UsageRecordFactory(
+        price_id=price.pk,
+        input_tokens=750,
+        output_tokens=745,
+        cost_usd=Decimal("0.00746"),
+        tags={"feature": "<search>"},
+    )
+    page = client.get(reverse("admin:audit_usagerecord_change", args=[record.pk])).content.decode()
+    for text in ("0.0015", "0.00596", "0.00746", "feature = &lt;search&gt;", str(record.request_id)):
+        assert text in page
+    assert "<search>" not in page
+
+
+def test_the_page_of_another_teams_record_is_not_there(client):
+    charlie = factories.UserFactory()
+    factories.MembershipFactory(user=charlie)
+    charlie.user_permissions.set(Permission.objects.filter(codename="view_usagerecord"))
+    client.force_login(charlie)
+    record = factories.UsageRecordFactory()
+    assert client.get(reverse("admin:audit_usagerecord_change", args=[record.pk])).status_code == 302
+
+
+def test_records_are_filtered_by_tag(client):
+    client.force_login(factories.UserFactory(is_superuser=True))
+    wanted = factories.UsageRecordFactory(tags={"feature": "a=b", "customer": "acme"})
+    factories.UsageRecordFactory(tags={"feature": "other"})
+    page = client.get(reverse("admin:audit_usagerecord_changelist"), {"tag": "feature=a=b"})
+    assert [row.pk for row in page.context["cl"].result_list] == [wanted.pk]
