@@ -12,7 +12,7 @@ local call = redis.call
 
 -- The flag of the first kill switch that is thrown, or nil.
 local function thrown_flag(kill_fields)
-  if #kill_fields == 0 then return nil end
+  if #kill_fields == 0 or call('EXISTS', 'tg:kills') == 0 then return nil end
   local flags = call('HMGET', 'tg:kills', unpack(kill_fields))
   for i = 1, #kill_fields do
     if flags[i] then return flags[i] end
@@ -39,7 +39,7 @@ end
 
 local function add_to_counters(keys, ends, nanos)
   if nanos == 0 then return end
-  local amount = string.format('%.0f', nanos)
+  local amount = string.format('%d', nanos)
   for i = 1, #keys do
     -- Equal means that the counter may be new, and a new one needs its end.
     if call('INCRBY', keys[i], amount) == nanos then
@@ -71,7 +71,7 @@ local function cut_hold(value)
 end
 
 local function join_hold(held_nanos, rest)
-  return string.format('%.0f|', held_nanos) .. rest
+  return string.format('%d|', held_nanos) .. rest
 end
 
 local function redis_time_us()
