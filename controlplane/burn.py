@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any, cast
 
 import redis
+from django.db.models import Q
 
 from budgets import gate
 from budgets.models import Budget, Scope
@@ -98,14 +99,13 @@ def burning(viewer: Any, question: Question, client: redis.Redis, now: datetime)
 def _chosen(viewer: Any, question: Question) -> Any:
     budgets = Budget.objects.for_user(viewer).filter(is_active=True)
     if question.key:
-        return budgets.filter(virtual_key=question.key)[:BUDGETS_MAX]
+        return budgets.filter(Q(virtual_key=question.key))[:BUDGETS_MAX]
     # There may be as many budgets of keys as there are keys.
     budgets = budgets.exclude(scope=Scope.KEY)
     if question.project:
-        return budgets.filter(project=question.project)[:BUDGETS_MAX]
+        return budgets.filter(Q(project=question.project))[:BUDGETS_MAX]
     if question.team:
-        mine = budgets.filter(team=question.team) | budgets.filter(project__team=question.team)
-        return mine[:BUDGETS_MAX]
+        return budgets.filter(Q(team=question.team) | Q(project__team=question.team))[:BUDGETS_MAX]
     return budgets[:BUDGETS_MAX]
 
 

@@ -11,7 +11,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 from django.db.models import Case, CharField, F, Model, Q, QuerySet, Sum, Value, When
@@ -230,15 +230,19 @@ class Usage:
             chosen &= Q(project_id__in=list(projects.values_list("pk", flat=True)))
         return chosen
 
+    def _seen(self, model: type[Model]) -> QuerySet[Any]:
+        rows: Any = model._default_manager
+        return cast("QuerySet[Any]", rows.for_user(self.viewer).filter(self._subjects).order_by())
+
     def _usage(self, model: type[UsageHour] | type[UsageDay]) -> QuerySet[Any]:
-        rows = model.objects.for_user(self.viewer).filter(self._subjects).order_by()
+        rows = self._seen(model)
         for name in NOT_WITH_TAGS:
             if value := getattr(self.question, name):
                 rows = rows.filter(**{DIMENSIONS[name].column: value})
         return rows
 
     def _tags(self, model: type[UsageTagHour] | type[UsageTagDay], tag_key: str) -> QuerySet[Any]:
-        rows = model.objects.for_user(self.viewer).filter(self._subjects, tag_key=tag_key).order_by()
+        rows = self._seen(model).filter(tag_key=tag_key)
         key, _, value = self.question.tag.partition("=")
         return rows.filter(tag_value=value) if key == tag_key else rows
 
@@ -246,15 +250,17 @@ class Usage:
         """The rows of the period, with the `bucket` each belongs to."""
         period = self.question.period
         is_hourly = period.unit == "hour"
+        bucket: Any
         if tag_key := self._tag_key(by):
             rows = self._tags(UsageTagHour if is_hourly else UsageTagDay, tag_key)
         else:
             rows = self._usage(UsageHour if is_hourly else UsageDay)
         if is_hourly:
-            start, end = period.span
-            return rows.filter(hour__gte=start, hour__lt=end).annotate(bucket=F("hour"))
-        rows = rows.filter(day__gte=period.first, day__lte=period.last)
-        return rows.annotate(bucket=TruncMonth("day") if period.unit == "month" else F("day"))
+            within, bucket = Q(hour__gte=period.span.start, hour__lt=period.span.end), F("hour")
+        else:
+            within = Q(day__gte=period.first, day__lte=period.last)
+            bucket = TruncMonth("day") if period.unit == "month" else F("day")
+        return cast("QuerySet[Any]", rows.filter(within).annotate(bucket=bucket))
 
     def _tag_key(self, by: Dimension | None) -> str:
         """The tag whose roll-up has the answer, or nothing."""
@@ -352,8 +358,7 @@ class Usage:
 
     def tag_keys(self) -> list[str]:
         """The tag keys in use in the period, the most spent on first."""
-        rows = UsageTagDay.objects.for_user(self.viewer).filter(self._subjects).order_by()
-        rows = rows.filter(day__gte=self.question.period.first, day__lte=self.question.period.last)
+        rows = self._seen(UsageTagDay).filter(day__gte=self.question.period.first, day__lte=self.question.period.last)
         keys = rows.values("tag_key").annotate(cost_usd=Sum("cost_usd")).order_by("-cost_usd", "tag_key")
         return [row["tag_key"] for row in keys[:TAG_KEYS_MAX]]
 
@@ -374,10 +379,8 @@ class Usage:
         by_day = days.filter(day__gte=first.date()).aggregate(**day_sums)
         by_hour = hours.filter(_any_of(hour_sums)).aggregate(**hour_sums) if hour_sums else {}
 
-        def cost_usd(sum_name: str) -> Decimal:
-            return by_day.get(sum_name, ZERO) + by_hour.get(sum_name, ZERO)
-
-        return {name: Compared(cost_usd(f"{name}_now"), cost_usd(f"{name}_before")) for name in spans}
+        sums = {name: by_day.get(name, ZERO) + by_hour.get(name, ZERO) for name in by_day | by_hour}
+        return {name: Compared(sums[f"{name}_now"], sums[f"{name}_before"]) for name in spans}
 
     def every_row(self) -> Iterator[Row]:
         """The whole breakdown, however long; read and named some rows at a time."""

@@ -13,6 +13,7 @@ import redis
 from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import transaction
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponseBase, HttpResponseRedirect, JsonResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -157,7 +158,7 @@ def _choices(request: HttpRequest, question: Question) -> list[tuple[str, str, l
     teams = Team.objects.for_user(request.user).order_by("name").values_list("pk", "name")
     projects = Project.objects.for_user(request.user).order_by("team__name", "name")
     if question.team:
-        projects = projects.filter(team=question.team)
+        projects = projects.filter(Q(team=question.team))
     selects: list[tuple[str, str, list[tuple[str, str]]]] = [
         ("team", "Every team", [(str(pk), name) for pk, name in teams[:CHOICES_MAX]]),
         (
@@ -196,7 +197,7 @@ def _chips(request: HttpRequest, question: Question) -> list[tuple[str, str]]:
 
 
 def _sees_everything(request: HttpRequest) -> bool:
-    return cast(Any, request.user).sees_all_teams
+    return bool(cast(Any, request.user).sees_all_teams)
 
 
 def _worker_table(now: datetime) -> dict[str, Any]:
