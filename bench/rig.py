@@ -17,6 +17,7 @@ import redis
 from budgets import gate
 from controlplane import embedded, processes
 from keys import tokens
+from proxy.metrics import decode_status
 from proxy.snapshot import Budget, KeyRecord, Limits, encode
 from tests.stack import ControlPlane, Process, Proxy, free_port, wait_until
 
@@ -38,12 +39,16 @@ class Rig:
         self.control = ControlPlane(redis_url, f"http://127.0.0.1:{self.upstream_port}")
         self.secrets = self._configure()
         self.proxy = Proxy(directory, redis_url, free_port(), workers)
-        self.proxy.wait_ready()
-        for pid in self.workers():
-            pin(pid, PROXY_CORE)
+        wait_until(lambda: self._ready_workers() == workers, "the workers", self.proxy.process.log)
+        if workers == 1:
+            for pid in self.workers():
+                pin(pid, PROXY_CORE)
 
     def workers(self) -> list[int]:
         return self.proxy.workers()
+
+    def _ready_workers(self) -> int:
+        return sum(decode_status(body).is_ready for body in self.redis.hvals(gate.WORKERS))
 
     def _configure(self) -> tuple[str, ...]:
         """Everything on: tags demanded, every limit set, eight budgets over team, project and key."""

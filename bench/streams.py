@@ -33,7 +33,7 @@ class Stream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         for future in (self.first, self.ended):
             if not future.done():
-                future.set_exception(error or ConnectionError("closed without an end"))
+                future.set_exception(error or ConnectionError(f"closed without an end: {self.received[-300:]!r}"))
                 future.exception()
 
 
