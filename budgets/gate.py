@@ -137,6 +137,13 @@ def hold_value(budgets: Sequence[BudgetCounter], running_keys: Sequence[str], ev
     return b"%b%b}|%b" % (_counters(budgets).head, _escape(_json(running_keys)), event_json)
 
 
+def decode_hold(value: bytes) -> tuple[int, list[tuple[str, int]]]:
+    """What a stored hold (`<held_nanos>|<hold_value>`) holds, and in which counters: (nanos, [(key, expire_at_s), ...])."""
+    held_nanos, head, _ = value.split(b"|", 2)
+    fields = msgspec.json.decode(head)
+    return int(held_nanos), list(zip(fields["budgets"], fields["ends"], strict=True))
+
+
 def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
     return _pack((worker, lease_ms, status.decode()))
 

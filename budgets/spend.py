@@ -14,13 +14,14 @@ from budgets.models import Budget, Scope
 from budgets.windows import HOUR_S, window_bounds
 
 NANO_DIGITS = 9
+DAY_S = 86_400
 DAY_S = 24 * HOUR_S
 SUBJECT_COLUMNS = {Scope.TEAM: "team_id", Scope.PROJECT: "project_id", Scope.KEY: "virtual_key_id"}
 
 _SPENT = """
 SELECT subject, sum(cost_usd) FROM (
     SELECT {subject} AS subject, cost_usd FROM budgets_usageday
-        WHERE {subject} = ANY(%(subjects)s) AND day >= %(first_date)s AND day < %(last_date)s
+        WHERE {subject} = ANY(%(subjects)s) AND day >= %(first_day)s::date AND day < %(last_day)s::date
     UNION ALL
     SELECT {subject} AS subject, cost_usd FROM budgets_usagehour
         WHERE {subject} = ANY(%(subjects)s)
@@ -63,12 +64,12 @@ def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[S
     Whole days (of UTC) and whole hours come from the roll-ups, which are written with the ledger in one transaction; only
     the part of an hour that a window begins or ends in is read from the ledger itself. Those with nothing spent are left out.
     """
-    chosen = Budget.objects.all() if budgets is None else budgets
-    groups: defaultdict[_Group, dict[UUID, list[UUID]]] = defaultdict(lambda: defaultdict(list))
-    for budget in with_time_zone(chosen.filter(is_active=True)).iterator():
-        group = _Group(budget.scope, *window_bounds(budget.window, budget.time_zone, at_s))
-        subject = budget.team_id or budget.project_id or budget.virtual_key_id
-        groups[group][subject].append(budget.pk)
+    chosen = with_time_zone((Budget.objects.all() if budgets is None else budgets).filter(is_active=True))
+    groups: defaultdict[_Group, defaultdict[UUID, list[UUID]]] = defaultdict(lambda: defaultdict(list))
+    rows = chosen.values_list("pk", "scope", "window", "time_zone", "team_id", "project_id", "virtual_key_id")
+    for budget_id, scope, window, time_zone, team_id, project_id, virtual_key_id in rows.iterator():
+        group = _Group(scope, *window_bounds(window, time_zone, at_s))
+        groups[group][team_id or project_id or virtual_key_id].append(budget_id)
     return [
         Spent(gate.spend_key(str(budget_id), group.start_s), nanos, group.end_s)
         for group, budget_ids in groups.items()
@@ -79,15 +80,11 @@ def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[S
 
 
 def _spent_by_subject(group: _Group, subjects: Iterable[UUID]) -> list[tuple[UUID, int]]:
-    first_hour_s = min(-(-group.start_s // HOUR_S) * HOUR_S, group.end_s)
-    last_hour_s = max(group.end_s // HOUR_S * HOUR_S, first_hour_s)
-    first_day_s = min(-(-first_hour_s // DAY_S) * DAY_S, last_hour_s)
-    last_day_s = max(last_hour_s // DAY_S * DAY_S, first_day_s)
+    first_hour_s, last_hour_s = _whole(HOUR_S, group.start_s, group.end_s)
+    first_day_s, last_day_s = _whole(DAY_S, first_hour_s, last_hour_s)
     parameters: dict[str, Any] = {
         "subjects": list(subjects),
         "start": _moment(group.start_s),
-        "first_date": _moment(first_day_s).date(),
-        "last_date": _moment(last_day_s).date(),
         "first_hour": _moment(first_hour_s),
         "first_day": _moment(first_day_s),
         "last_day": _moment(last_day_s),
@@ -97,6 +94,12 @@ def _spent_by_subject(group: _Group, subjects: Iterable[UUID]) -> list[tuple[UUI
     with connection.cursor() as cursor:
         cursor.execute(_SPENT.format(subject=SUBJECT_COLUMNS[Scope(group.scope)]), parameters)
         return [(subject, int(cost_usd.scaleb(NANO_DIGITS))) for subject, cost_usd in cursor.fetchall()]
+
+
+def _whole(unit_s: int, start_s: int, end_s: int) -> tuple[int, int]:
+    """The part of a span that is whole units; of no length where there is none."""
+    first_s = min(-(-start_s // unit_s) * unit_s, end_s)
+    return first_s, max(end_s // unit_s * unit_s, first_s)
 
 
 def _moment(seconds: int) -> datetime:

@@ -29,7 +29,9 @@ KEYS_PER_BATCH = 5_000
 # Exact for the product of the largest price and the largest exchange rate that the models allow.
 _exact = Context(prec=64)
 
-_LIMIT_FIELDS = {
+# A constraint of the table gives every rule exactly one of them.
+SUBJECT_FIELDS = ("team_id", "project_id", "virtual_key_id")
+_LIMIT_FIELDS: dict[str, str] = {
     budgets.Limit.Metric.REQUESTS: "requests_per_minute",
     budgets.Limit.Metric.TOKENS: "tokens_per_minute",
     budgets.Limit.Metric.CONCURRENCY: "concurrency",
@@ -62,28 +64,39 @@ def compile_snapshot(version: int, now: datetime) -> snapshot.Snapshot:
 
 def compile_keys(digests: Iterable[str]) -> dict[str, snapshot.KeyRecord]:
     """Records of those of the `digests` that are some key's today."""
-    return _key_records(VirtualKey.objects.filter(digest__in=list(digests)))
+    keys = list(VirtualKey.objects.filter(digest__in=list(digests)).values_list(*_KEY_FIELDS, named=True))
+    rules = _rules(virtual_key__in=[key.pk for key in keys])
+    return {key.digest: _key_record(key, rules) for key in keys}
 
 
 def compile_all_keys() -> Iterator[dict[str, snapshot.KeyRecord]]:
-    """The records of all virtual keys by digest, in batches. In one transaction: the rows come through a cursor."""
-    batch: list[VirtualKey] = []
-    for key in VirtualKey.objects.order_by().iterator(chunk_size=KEYS_PER_BATCH):
-        batch.append(key)
-        if len(batch) == KEYS_PER_BATCH:
-            yield _key_records(batch)
-            batch = []
-    if batch:
-        yield _key_records(batch)
+    """The records of all virtual keys by digest, in batches."""
+    rows = VirtualKey.objects.order_by("pk").values_list(*_KEY_FIELDS, named=True)
+    batch = list(rows[:KEYS_PER_BATCH])
+    while batch:
+        first, last = batch[0].pk, batch[-1].pk
+        rules = _rules(virtual_key__gte=first, virtual_key__lte=last)
+        yield {key.digest: _key_record(key, rules) for key in batch}
+        batch = list(rows.filter(pk__gt=last)[:KEYS_PER_BATCH])
 
 
-def _key_records(keys: Iterable[VirtualKey]) -> dict[str, snapshot.KeyRecord]:
-    keys = list(keys)
-    rules = _rules(virtual_key__in=[key.pk for key in keys])
-    return {key.digest: _key_record(key, rules.get(key.pk, NO_RULES)) for key in keys}
+_KEY_FIELDS = (
+    "pk",
+    "digest",
+    "version",
+    "name",
+    "project_id",
+    "aliases",
+    "paused_at",
+    "revoked_at",
+    "expires_at",
+    "default_tags",
+)
 
 
-def _key_record(key: VirtualKey, rules: Rules) -> snapshot.KeyRecord:
+def _key_record(key: Any, rules: Mapping[UUID, Rules]) -> snapshot.KeyRecord:
+    """From a row of `_KEY_FIELDS`: there are hundreds of thousands, and a model instance costs more than all the rest."""
+    budgets_of_key, limits = rules.get(key.pk, NO_RULES)
     return snapshot.KeyRecord(
         key_id=str(key.pk),
         version=key.version,
@@ -94,8 +107,8 @@ def _key_record(key: VirtualKey, rules: Rules) -> snapshot.KeyRecord:
         is_revoked=key.revoked_at is not None,
         expires_at_s=key.expires_at.timestamp() if key.expires_at else None,
         default_tags=key.default_tags,
-        budgets=rules[0],
-        limits=rules[1],
+        budgets=budgets_of_key,
+        limits=limits,
     )
 
 
@@ -123,33 +136,36 @@ def _project(project: Project, rules: Mapping[UUID, Rules]) -> snapshot.Project:
 def _rules(**subjects: Any) -> dict[UUID, Rules]:
     """Active budgets and limits by the id of their subject. Budgets stand in the order they were made in."""
     budgets_by_subject: defaultdict[UUID, list[snapshot.Budget]] = defaultdict(list)
-    for budget in with_time_zone(budgets.Budget.objects.filter(**subjects, is_active=True)).order_by("pk"):
-        budgets_by_subject[_subject_id(budget)].append(_budget(budget))
+    for subject, budget in _budgets(subjects):
+        budgets_by_subject[subject].append(budget)
     limits_by_subject: defaultdict[UUID, dict[str, int]] = defaultdict(dict)
-    for limit in budgets.Limit.objects.filter(**subjects, is_active=True):
-        limits_by_subject[_subject_id(limit)][_LIMIT_FIELDS[budgets.Limit.Metric(limit.metric)]] = limit.amount
+    limits = budgets.Limit.objects.filter(**subjects, is_active=True)
+    for team, project, key, metric, amount in limits.values_list(*SUBJECT_FIELDS, "metric", "amount"):
+        limits_by_subject[team or project or key][_LIMIT_FIELDS[metric]] = amount
     return {
         subject: (tuple(budgets_by_subject[subject]), snapshot.Limits(**limits_by_subject[subject]))
         for subject in budgets_by_subject.keys() | limits_by_subject.keys()
     }
 
 
-def _subject_id(rule: budgets.SubjectRule) -> UUID:
-    subject = rule.team_id or rule.project_id or rule.virtual_key_id
-    assert subject is not None, "a constraint of the table gives every rule its subject"
-    return subject
-
-
-def _budget(budget: Any) -> snapshot.Budget:
-    return snapshot.Budget(
-        budget_id=str(budget.pk),
-        name=budget.name,
-        scope=budget.scope,
-        window=budget.window,
-        amount_nanos=nanos(budget.amount_usd),
-        is_hard=budget.is_hard,
-        time_zone=budget.time_zone,
-    )
+def _budgets(subjects: Mapping[str, Any]) -> Iterator[tuple[UUID, snapshot.Budget]]:
+    rows = with_time_zone(budgets.Budget.objects.filter(**subjects, is_active=True)).order_by("pk")
+    fields = ("pk", "name", "scope", "window", "amount_usd", "is_hard", "time_zone")
+    for team, project, key, pk, name, scope, window, amount_usd, is_hard, time_zone in rows.values_list(
+        *SUBJECT_FIELDS, *fields
+    ):
+        yield (
+            team or project or key,
+            snapshot.Budget(
+                budget_id=str(pk),
+                name=name,
+                scope=scope,
+                window=window,
+                amount_nanos=nanos(amount_usd),
+                is_hard=is_hard,
+                time_zone=time_zone,
+            ),
+        )
 
 
 def _provider(provider: routing.Provider) -> snapshot.Provider:
