@@ -13,6 +13,7 @@ import structlog
 
 from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate
+from budgets.limits import NEVER_FITS
 from budgets.pricing import cost_nanos, hold_nanos
 from keys.kills import decode_flag
 from proxy.ask import ask, call, send
@@ -460,10 +461,18 @@ _KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "runnin
 
 def _limit_exceeded(limit: gate.LimitCheck, remaining: int, retry_after_ms: int) -> LimitExceeded:
     scope = limit.key.split(":")[-2]
+    kind = _KIND_NAMES[limit.kind]
+    details: dict[str, object] = {"limit": limit.per_minute, "limit_kind": kind, "limit_scope": scope}
+    if retry_after_ms == NEVER_FITS:
+        return LimitExceeded(
+            f"the {scope}'s limit of {limit.per_minute} {kind} never lets this request pass",
+            should_retry=False,
+            details=details,
+        )
     return LimitExceeded(
-        f"the {scope}'s limit of {limit.per_minute} {_KIND_NAMES[limit.kind]} is reached ({remaining} left)",
+        f"the {scope}'s limit of {limit.per_minute} {kind} is reached ({remaining} left)",
         retry_after_s=max(1, -(-retry_after_ms // 1000)),
-        details={"limit": limit.per_minute, "limit_kind": _KIND_NAMES[limit.kind], "limit_scope": scope},
+        details=details,
     )
 
 

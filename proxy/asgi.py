@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import socket
@@ -29,6 +30,7 @@ log = structlog.get_logger()
 
 # A worker that has not beaten for this long is not shown in the metrics any more.
 STATUS_STALE_S = 30.0
+GC_THRESHOLD = 20_000
 
 
 class Worker:
@@ -129,10 +131,18 @@ class Application:
         worker = Worker(self._config)
         self._gateway = worker.gateway
         await worker.start()
+        _quieten_collector()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await worker.stop()
         await send({"type": "lifespan.shutdown.complete"})
+
+
+def _quieten_collector() -> None:
+    """What was built at start stays: the cycle collector need not look at it again, and a request leaves next to nothing."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 50, 100)
 
 
 configure()

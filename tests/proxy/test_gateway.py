@@ -170,6 +170,14 @@ def test_requests_over_the_limit_are_told_when_to_come_back(stack):
     assert 1 <= int(responses[2].headers["retry-after"]) <= 60
 
 
+def test_a_limit_of_nothing_is_not_to_be_waited_out(stack):
+    with stack.client(stack.control.issue_key(limits=Limits(requests_per_minute=0))) as client:
+        response = client.post("/v1/chat/completions", json=chat())
+    assert (response.status_code, _error(response)["code"]) == (429, "rate_limit_exceeded")
+    assert response.headers["x-should-retry"] == "false"
+    assert "retry-after" not in response.headers
+
+
 def test_concurrency_is_limited_and_slots_come_back(stack):
     secret = stack.control.issue_key(limits=Limits(concurrency=1))
     body = chat(content="[[simulate tokens_per_second=10,output_tokens=20]]", stream=True)
