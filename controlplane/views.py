@@ -160,16 +160,16 @@ def _choices(request: HttpRequest, question: Question) -> list[tuple[str, str, l
     if question.team:
         projects = projects.filter(Q(team=question.team))
     selects: list[tuple[str, str, list[tuple[str, str]]]] = [
-        ("team", "Every team", [(str(pk), name) for pk, name in teams[:CHOICES_MAX]]),
+        ("team", "Any team", [(str(pk), name) for pk, name in teams[:CHOICES_MAX]]),
         (
             "project",
-            "Every project",
+            "Any project",
             [
                 (str(pk), name if question.team else f"{team} / {name}")
                 for pk, team, name in projects.values_list("pk", "team__name", "name")[:CHOICES_MAX]
             ],
         ),
-        ("environment", "Every environment", [(value, str(label)) for value, label in Project.Environment.choices]),
+        ("environment", "Any environment", [(value, str(label)) for value, label in Project.Environment.choices]),
     ]
     for name, model, column in (
         ("alias", ModelAlias, "name"),
@@ -181,7 +181,7 @@ def _choices(request: HttpRequest, question: Question) -> list[tuple[str, str, l
         chosen = getattr(question, name)
         if chosen and (chosen, chosen) not in options:
             options.insert(0, (chosen, chosen))
-        selects.append((name, f"Every {name}", options))
+        selects.append((name, f"Any {name}", options))
     return selects
 
 

@@ -10,6 +10,7 @@ from django.utils import timezone
 register = template.Library()
 
 UNKNOWN = "\u2013"
+NBSP = "\u00a0"  # A figure and its unit stay on one line.
 SHORT_FROM = 10_000
 
 
@@ -45,7 +46,7 @@ def share(fraction: float | None) -> str:
     if fraction is None:
         return UNKNOWN
     percent = 100 * float(fraction)
-    return f"{percent:.0f} %" if percent >= 10 or not percent else f"{percent:.2g} %"
+    return f"{percent:.0f}{NBSP}%" if percent >= 10 or not percent else f"{percent:.2g}{NBSP}%"
 
 
 @register.filter
@@ -54,19 +55,19 @@ def change(fraction: float | None) -> str:
     if fraction is None:
         return UNKNOWN
     percent = round(100 * float(fraction))
-    return f"{percent:+,} %" if percent else "±0 %"
+    return f"{percent:+,}{NBSP}%" if percent else f"±0{NBSP}%"
 
 
 @register.filter
 def milliseconds(value: float | None) -> str:
     if value is None:
         return UNKNOWN
-    return f"{value:.0f} ms" if value < 1_000 else f"{value / 1_000:.1f} s"
+    return f"{value:.0f}{NBSP}ms" if value < 1_000 else f"{value / 1_000:.1f}{NBSP}s"
 
 
 @register.filter
 def mebibytes(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**20:.0f}{NBSP}MiB"
 
 
 @register.filter

@@ -28,12 +28,12 @@ def test_counts(number, text):
 
 @pytest.mark.parametrize(("fraction", "text"), [(0.0, "0 %"), (0.0123, "1.2 %"), (0.5, "50 %"), (None, "\u2013")])
 def test_shares(fraction, text):
-    assert figures.share(fraction) == text
+    assert figures.share(fraction) == text.replace(" ", figures.NBSP)
 
 
 @pytest.mark.parametrize(("fraction", "text"), [(0.1234, "+12 %"), (-0.001, "±0 %"), (-0.5, "-50 %"), (None, "\u2013")])
 def test_changes(fraction, text):
-    assert figures.change(fraction) == text
+    assert figures.change(fraction) == text.replace(" ", figures.NBSP)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@
     const money = (value) => value.toLocaleString("en-US", {
         style: "currency", currency: "USD", maximumFractionDigits: Math.abs(value) < 1 && value !== 0 ? 6 : 2,
     });
+    const roundMoney = (value) => `$${value.toLocaleString("en-US", { maximumSignificantDigits: 3 })}`;
     const short = (value) => Intl.NumberFormat("en-US", { notation: "compact" }).format(value);
     const duration = (value) => (value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`);
 
@@ -63,7 +64,9 @@
             backgroundColor: COLOURS[index] ?? OTHERS,
             maxBarThickness: 36,
         }));
-        add("tg-spend", "bar", spend, options(money, { stacked: true, legend: false }));
+        const bars = options(money, { stacked: true, legend: false });
+        bars.scales.y.ticks.callback = roundMoney;
+        add("tg-spend", "bar", spend, bars);
         const requests = [{ label: "Requests", data: data.requests, borderColor: REQUESTS, backgroundColor: `${REQUESTS}22`, fill: true }];
         const chosen = options(short);
         if (data.errors) {

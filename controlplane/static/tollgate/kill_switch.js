@@ -130,10 +130,16 @@
 
     const acks = document.getElementById("tg-acks");
 
-    function cell(text, className) {
+    function cell(text, className = "") {
         const made = document.createElement("td");
         made.textContent = text;
-        if (className) made.className = className;
+        made.className = className;
+        return made;
+    }
+
+    function numberCell(number) {
+        const made = cell(number === null ? "–" : Math.round(number).toLocaleString("en-US"));
+        made.dataset.value = number ?? "";
         return made;
     }
 
@@ -146,8 +152,8 @@
             const hasAnswered = worker.elapsed_ms !== null;
             const state = hasAnswered ? ["acknowledged", "tg-good"] : ["waiting", "tg-warn"];
             row.append(
-                cell(worker.worker, "tg-mono"), cell(worker.host), cell(worker.streams_cut ?? "–"),
-                cell(hasAnswered ? Math.round(worker.elapsed_ms) : "–"), cell(...state),
+                cell(worker.worker, "tg-mono"), cell(worker.host), numberCell(worker.streams_cut),
+                numberCell(worker.elapsed_ms), cell(...state),
             );
             return row;
         }));
