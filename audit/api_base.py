@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import django_filters
+from django import forms
 from django.db import models
 from django_filters.rest_framework import DjangoFilterBackend, FilterSet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import mixins, serializers
-from rest_framework.exceptions import ValidationError
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.fields import empty
 from rest_framework.pagination import CursorPagination
 from rest_framework.permissions import SAFE_METHODS
 from rest_framework.request import Request
@@ -38,6 +42,12 @@ class Pages(CursorPagination):
     def get_page_size(self, request: Request) -> int:
         return page_size(request)
 
+    def decode_cursor(self, request: Request) -> Any:
+        try:
+            return super().decode_cursor(request)
+        except NotFound as error:
+            raise ValidationError({"cursor": "This is no cursor of a list."}) from error
+
     def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
         parameters = super().get_schema_operation_parameters(view)
         for parameter in parameters:
@@ -54,17 +64,32 @@ def page_size(request: Request) -> int:
     raise ValidationError({"page_size": f"A whole number from 1 to {PAGE_SIZE_MAX}."})
 
 
+@extend_schema_field(OpenApiTypes.BOOL)
+class TrueOrFalse(django_filters.TypedChoiceFilter):  # type: ignore[misc]
+    """`true` or `false`, and nothing that is taken for neither."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        choices = [("true", "true"), ("false", "false")]
+        super().__init__(*args, choices=choices, coerce=lambda text: text == "true", **kwargs)
+
+
+class WholeNumber(django_filters.NumberFilter):  # type: ignore[misc]
+    field_class = forms.IntegerField
+
+
 class ApiFilterSet(FilterSet):  # type: ignore[misc]
     """Related rows are named by id, and not looked up: whether a stranger's row exists is not told."""
 
     FILTER_DEFAULTS: ClassVar[dict[Any, Any]] = {
         **FilterSet.FILTER_DEFAULTS,
         models.ForeignKey: {"filter_class": django_filters.UUIDFilter},
+        models.BooleanField: {"filter_class": TrueOrFalse},
+        models.PositiveSmallIntegerField: {"filter_class": WholeNumber},
     }
 
 
 class StrictFilters(DjangoFilterBackend):  # type: ignore[misc]
-    """A parameter that is not known is refused: a misspelled filter would show every row."""
+    """A parameter that is not known, or empty, is refused: a filter that is none would show every row."""
 
     filterset_base = ApiFilterSet
 
@@ -74,6 +99,9 @@ class StrictFilters(DjangoFilterBackend):  # type: ignore[misc]
         filterset = self.get_filterset(request, queryset, view)
         known = {"cursor", "page_size", *(filterset.filters if filterset else ())}
         refuse_unknown(request.query_params, known, "There is no such filter.")
+        empty = [name for name, value in request.query_params.items() if not value]
+        if empty:
+            raise ValidationError(dict.fromkeys(empty, "Say a value: without one this would be no filter."))
         return super().filter_queryset(request, queryset, view)
 
 
@@ -89,8 +117,16 @@ class StrictSerializer(serializers.Serializer[Any]):
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping):
-            refuse_unknown(data, {name for name, field in self.fields.items() if not field.read_only}, NOT_WRITABLE)
+            writable = {name: field for name, field in self.fields.items() if not field.read_only}
+            refuse_unknown(data, set(writable), NOT_WRITABLE)
+            numbers = [name for name in data if _is_text(writable[name]) and not isinstance(data[name], str | None)]
+            if numbers:
+                raise ValidationError(dict.fromkeys(numbers, "Not a valid string."))
         return super().to_internal_value(data)
+
+
+def _is_text(field: Any) -> bool:
+    return isinstance(field, serializers.CharField)
 
 
 class ReasonSerializer(StrictSerializer):
@@ -103,6 +139,11 @@ class ReasonSerializer(StrictSerializer):
 
 class OwnRows(serializers.PrimaryKeyRelatedField[Any]):
     """A related row, out of those the caller may write to."""
+
+    def run_validation(self, data: Any = empty) -> Any:
+        if data == "":  # Which would be taken for null, and null is every team.
+            self.fail("incorrect_type", data_type="str")
+        return super().run_validation(data)
 
     def get_queryset(self) -> Any:
         return super().get_queryset().for_user(self.context["request"].user, WRITERS)  # type: ignore[union-attr]
@@ -230,8 +271,8 @@ class WritingView(ChangingView):
 
 def reasoned(request: Request, serializer: Any) -> tuple[dict[str, Any], str]:
     """What is to be written, and why: the body's `reason`, else the header's."""
-    values = dict(serializer.validated_data)
-    return values, values.pop("reason", "") or _reason_in_header(request)
+    values, in_header = dict(serializer.validated_data), _reason_in_header(request)
+    return values, values.pop("reason", "") or in_header
 
 
 def reason_alone(request: Request) -> str:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import django_filters
 from django.db.models import Q, QuerySet
 from django.utils import timezone
+from drf_spectacular.helpers import forced_singular_serializer
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import ValidationError
@@ -165,7 +166,7 @@ class UsageView(ApiView):
     pagination_class = None
     filter_backends = ()
 
-    @extend_schema(parameters=[UsageQuestionSerializer], responses=UsageSerializer)
+    @extend_schema(parameters=[UsageQuestionSerializer], responses=forced_singular_serializer(UsageSerializer))
     def list(self, request: Request) -> Response:
         """Sum usage up. Without `group_by` one row: all of it. Groups come in the order of what they are grouped by."""
         given = UsageQuestionSerializer(data=request.query_params.dict())

@@ -4,8 +4,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-import django_filters
 import msgspec
+from drf_spectacular.helpers import forced_singular_serializer
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound, PermissionDenied, ValidationError
@@ -21,6 +21,7 @@ from audit.api_base import (
     ApiView,
     ReadOnlyView,
     StrictSerializer,
+    TrueOrFalse,
     reason_alone,
     reasoned,
 )
@@ -97,7 +98,7 @@ class ThrowSerializer(StrictSerializer):
 
 
 class KillSwitchFilters(ApiFilterSet):
-    is_active = django_filters.BooleanFilter(field_name="lifted_at", lookup_expr="isnull")
+    is_active = TrueOrFalse(field_name="lifted_at", lookup_expr="isnull")
 
     class Meta:
         model = KillSwitch
@@ -229,7 +230,7 @@ class WorkerView(ApiView):
     pagination_class = None
     filter_backends = ()
 
-    @extend_schema(parameters=[WorkerQuestionSerializer], responses=WorkerPageSerializer)
+    @extend_schema(parameters=[WorkerQuestionSerializer], responses=forced_singular_serializer(WorkerPageSerializer))
     def list(self, request: Request) -> Response:
         """The workers, alive or lately so, by their id."""
         if not self.caller.sees_all_teams:

@@ -12,7 +12,15 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from audit.actors import Actor
-from audit.api_base import ApiFilterSet, ApiSerializer, ChangingView, CreatingView, ReasonSerializer, WritingView
+from audit.api_base import (
+    ApiFilterSet,
+    ApiSerializer,
+    ChangingView,
+    CreatingView,
+    ReasonSerializer,
+    TrueOrFalse,
+    WritingView,
+)
 from keys import services
 from keys.models import CredentialPool, UpstreamCredential, VirtualKey
 from teams.models import ApiToken
@@ -53,7 +61,7 @@ class IssuedVirtualKeySerializer(VirtualKeySerializer):
 class VirtualKeyFilters(ApiFilterSet):
     team = django_filters.UUIDFilter(field_name="project__team_id")
     name = django_filters.CharFilter(lookup_expr="istartswith", label="The beginning of the name.")
-    is_revoked = django_filters.BooleanFilter(field_name="revoked_at", lookup_expr="isnull", exclude=True)
+    is_revoked = TrueOrFalse(field_name="revoked_at", lookup_expr="isnull", exclude=True)
 
     class Meta:
         model = VirtualKey
@@ -127,7 +135,7 @@ class IssuedApiTokenSerializer(ApiTokenSerializer):
 
 
 class ApiTokenFilters(ApiFilterSet):
-    is_revoked = django_filters.BooleanFilter(field_name="revoked_at", lookup_expr="isnull", exclude=True)
+    is_revoked = TrueOrFalse(field_name="revoked_at", lookup_expr="isnull", exclude=True)
 
     class Meta:
         model = ApiToken

@@ -8,7 +8,7 @@ from rest_framework.exceptions import PermissionDenied
 
 from audit.api_base import ApiFilterSet, ApiSerializer, WritingView
 from teams import scopes
-from teams.models import Project, ServiceAccount, Team
+from teams.models import Project, ServiceAccount, ServiceAccountQuerySet, Team
 from teams.services import may_grant
 
 
@@ -73,13 +73,14 @@ class ServiceAccountSerializer(ApiSerializer):
 
 
 class ServiceAccountFilters(ApiFilterSet):
-    scope = django_filters.ChoiceFilter(
-        field_name="scopes", lookup_expr="contains", choices=[(scope, scope) for scope in scopes.SCOPES]
-    )
+    scope = django_filters.ChoiceFilter(method="with_scope", choices=[(scope, scope) for scope in scopes.SCOPES])
 
     class Meta:
         model = ServiceAccount
         fields = ("team", "name", "is_active")
+
+    def with_scope(self, accounts: ServiceAccountQuerySet, name: str, scope: str) -> ServiceAccountQuerySet:
+        return accounts.filter(scopes__contains=[scope])
 
 
 class ServiceAccountView(WritingView):
