@@ -15,6 +15,8 @@ from budgets.windows import HOUR_S, window_bounds
 
 NANO_DIGITS = 9
 DAY_S = 86_400
+# As the scripts have it: a counter outlives its window, for clocks that are behind and settles that come late.
+COUNTER_GRACE_S = 3_600
 DAY_S = 24 * HOUR_S
 SUBJECT_COLUMNS = {Scope.TEAM: "team_id", Scope.PROJECT: "project_id", Scope.KEY: "virtual_key_id"}
 
@@ -36,11 +38,11 @@ SELECT subject, sum(cost_usd) FROM (
 
 
 class Spent(NamedTuple):
-    """One counter: its key, what it is to hold, and the end of its window in Unix seconds."""
+    """One counter: its key, what it is to hold, and when it may go, in Unix seconds."""
 
     key: str
     nanos: int
-    window_end_s: int
+    expire_at_s: int
 
 
 class _Group(NamedTuple):
@@ -71,7 +73,7 @@ def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[S
         group = _Group(scope, *window_bounds(window, time_zone, at_s))
         groups[group][team_id or project_id or virtual_key_id].append(budget_id)
     return [
-        Spent(gate.spend_key(str(budget_id), group.start_s), nanos, group.end_s)
+        Spent(gate.spend_key(str(budget_id), group.start_s), nanos, group.end_s + COUNTER_GRACE_S)
         for group, budget_ids in groups.items()
         for subject, nanos in _spent_by_subject(group, budget_ids)
         for budget_id in budget_ids[subject]

@@ -12,10 +12,14 @@ class UnpublishedQuerySet(models.QuerySet["Unpublished"]):
 
 
 class Unpublished(models.Model):
-    """One thing that Redis is to be told, not before `due_at`: the snapshot, or the virtual key of `digest`."""
+    """One thing that Redis is to be told, not before `due_at`: the snapshot, or the virtual key of `digest`.
+
+    With it, the counter of `budget_id` is to hold what was spent before the budget was there.
+    """
 
     id = models.BigAutoField(primary_key=True)
     digest = models.CharField(max_length=64, blank=True)
+    budget_id = models.UUIDField(null=True, blank=True)
     due_at = models.DateTimeField(default=timezone.now)
 
     objects = UnpublishedQuerySet.as_manager()

@@ -6,18 +6,21 @@ sequence, and Redis refuses a number below the one it has seen: an older state i
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import redis
 from django.db import InterfaceError, OperationalError, connection, models, transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from audit.models import AuditEntry
 from budgets import gate
 from budgets.models import Budget, Limit
+from budgets.spend import spent
 from controlplane import compiler
 from controlplane.models import Unpublished
 from keys.models import CredentialPool, UpstreamCredential, VirtualKey
@@ -30,8 +33,6 @@ log = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_MS = 2_000
 KEYS_PER_CALL = 1_000
-# Each virtual key in here is one push to every worker; from this many on they are told once to forget all they know.
-PUSHES_MAX = 10_000
 
 IN_SNAPSHOT = (
     Team,
@@ -45,8 +46,6 @@ IN_SNAPSHOT = (
     Deployment,
     ModelAlias,
     AliasTarget,
-    Budget,
-    Limit,
 )
 
 # ARGV: number of the publication, its snapshot or '', then pairs of a digest and its record, '' where the key is gone.
@@ -67,6 +66,14 @@ for i = 3, #ARGV, 2 do
   redis.call('PUBLISH', 'tg:push', cjson.encode({kind = 'key', digest = digest, version = version, keys_version = keys_version}))
 end
 return 1
+"""
+
+
+# KEYS: a counter. ARGV: what the ledger says, and when it expires. Never lowers: what is held is in the counter alone.
+_RAISE = """
+if (tonumber(redis.call('GET', KEYS[1])) or 0) < tonumber(ARGV[1]) then
+  redis.call('SET', KEYS[1], ARGV[1], 'EXAT', ARGV[2])
+end
 """
 
 
@@ -106,6 +113,7 @@ def publish_pending() -> bool:
         has_snapshot = any(not note.digest for note in notes)
         snapshot = compiler.compile_snapshot(number, now) if has_snapshot else None
         records = compiler.compile_keys(digests)
+        _count_spent(client, {note.budget_id for note in notes if note.budget_id})
         write(client, number, snapshot, {digest: records.get(digest) for digest in digests})
         forget(notes)
     return True
@@ -151,6 +159,17 @@ def write(client: redis.Redis, number: int, snapshot: Snapshot | None, records: 
         body = b""  # The snapshot goes first: a new key's project is in it.
 
 
+def _count_spent(client: redis.Redis, budget_ids: Collection[UUID]) -> None:
+    """Before a new or changed budget is in force, its counter holds what its window has seen without it.
+
+    Attempts that run at this moment were admitted without the budget, and stay so.
+    """
+    if not budget_ids:
+        return
+    for counter in spent(client.time()[0], Budget.objects.filter(pk__in=budget_ids)):
+        client.eval(_RAISE, 1, counter.key, str(counter.nanos), str(counter.expire_at_s))
+
+
 def _catch_up(client: redis.Redis) -> None:
     """After PostgreSQL came back from a backup its sequence is behind what Redis has seen: move it on."""
     seen = int(client.hget(gate.VERSIONS, "publication") or 0)
@@ -167,16 +186,22 @@ def _notes(entry: AuditEntry, obj: models.Model | None) -> Iterator[Unpublished]
         states = (entry.before or {}, entry.after or {})
         # A rotated key has two: the new one comes, the old one goes.
         yield from _digests({state["digest"] for state in states if "digest" in state})
-    elif isinstance(obj, Budget | Limit) and obj.virtual_key is not None:
-        yield from _digests([obj.virtual_key.digest])
+    elif isinstance(obj, Budget | Limit):
+        digest = obj.virtual_key.digest if obj.virtual_key is not None else ""
+        yield Unpublished(digest=digest, budget_id=obj.pk if isinstance(obj, Budget) else None)
     elif isinstance(obj, IN_SNAPSHOT):
         yield Unpublished()
         if isinstance(obj, Price | ExchangeRate) and obj.effective_from > timezone.now():
             yield Unpublished(due_at=obj.effective_from)
         if isinstance(obj, Team) and _changed(entry, "time_zone"):
-            # The windows of a key's budgets follow its team's calendar.
-            keys = VirtualKey.objects.filter(project__team=obj, budgets__isnull=False).distinct()
-            yield from _digests(keys.values_list("digest", flat=True))
+            yield from _notes_of_windows(obj)
+
+
+def _notes_of_windows(team: Team) -> Iterator[Unpublished]:
+    """The windows of all its budgets follow the team's calendar: they are other windows now."""
+    of_team = Q(team=team) | Q(project__team=team) | Q(virtual_key__project__team=team)
+    for budget_id, digest in Budget.objects.filter(of_team).values_list("pk", "virtual_key__digest"):
+        yield Unpublished(digest=digest or "", budget_id=budget_id)
 
 
 def _digests(digests: Iterable[str]) -> Iterator[Unpublished]:

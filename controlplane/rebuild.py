@@ -19,7 +19,7 @@ from audit.models import UsageRecord
 from audit.records import encode_event
 from budgets import gate, ledger
 from budgets.models import IngestWatermark
-from budgets.spend import spent
+from budgets.spend import COUNTER_GRACE_S, spent
 from controlplane import compiler, publish
 from keys.kills import encode_flag
 from keys.models import KillSwitch
@@ -30,8 +30,6 @@ log = logging.getLogger(__name__)
 
 KEYS_IN_PROGRESS = "tg:keys:rebuilding"
 COUNTERS = "tg:spend:*"
-# As the scripts have it: a counter outlives its window, for clocks that are behind and settles that come late.
-COUNTER_GRACE_S = 3_600
 FIELDS_PER_CALL = 5_000
 
 Item = TypeVar("Item")
@@ -141,8 +139,8 @@ def _write_counters(client: redis.Redis) -> int:
     with _still_without_epoch(client) as pipeline:
         for name in client.scan_iter(match=COUNTERS, count=FIELDS_PER_CALL):
             pipeline.delete(name)
-        for key, nanos, window_end_s in counters:
-            pipeline.set(key, nanos, exat=window_end_s + COUNTER_GRACE_S)
+        for key, nanos, expire_at_s in counters:
+            pipeline.set(key, nanos, exat=expire_at_s)
         for (key, window_end_s), nanos in held.items():
             pipeline.incrby(key, nanos)
             pipeline.expireat(key, window_end_s + COUNTER_GRACE_S)

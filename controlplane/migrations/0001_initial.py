@@ -15,6 +15,7 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("digest", models.CharField(blank=True, max_length=64)),
+                ("budget_id", models.UUIDField(blank=True, null=True)),
                 ("due_at", models.DateTimeField(default=django.utils.timezone.now)),
             ],
             options={

@@ -2,6 +2,7 @@
 
 import datetime
 import threading
+import uuid
 from decimal import Decimal
 
 import msgspec
@@ -11,8 +12,11 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from audit import services as audit
-from budgets import gate
+from audit.records import UsageEvent, encode_event
+from budgets import gate, ledger
 from budgets import services as budgets
+from budgets.models import Budget
+from budgets.windows import window_bounds
 from controlplane import compiler, publish, tasks
 from controlplane.models import Unpublished
 from keys import services as keys
@@ -311,3 +315,53 @@ def test_concurrent_changes_all_end_up_in_force(client):
     tasks.watch_epoch()
     assert {team.name for team in snapshot(client).teams.values()} == {f"t{n} 4" for n in range(8)}
     assert not Unpublished.objects.exists()
+
+
+# Budgets that come when money was spent already
+
+
+def counter(client, budget, time_zone="Asia/Kolkata"):
+    start_s, _ = window_bounds(budget.window, time_zone, client.time()[0])
+    return int(client.get(gate.spend_key(str(budget.pk), start_s)) or 0)
+
+
+@pytest.fixture
+def spent_already(client, project):
+    """A virtual key whose project has spent 7 nano-USD in this hour."""
+    virtual_key = keys.issue_virtual_key(project, "app", actor=ACTOR).virtual_key
+    event = UsageEvent(
+        attempt_id=str(uuid.uuid4()),
+        request_id=str(uuid.uuid4()),
+        admitted_at_us=client.time()[0] * 1_000_000,
+        team_id=str(project.team_id),
+        project_id=str(project.pk),
+        virtual_key_id=str(virtual_key.pk),
+        cost_nanos=7,
+        **dict.fromkeys(("alias", "provider", "model", "deployment", "request_model"), "x"),
+    )
+    client.xadd(gate.USAGE, {"worker": "w", "seq": 1, "event": encode_event(event)})
+    ledger.ingest(client)
+    return virtual_key
+
+
+def test_a_new_budget_counts_what_its_window_has_seen(client, team, project, spent_already):
+    for subject in (team, project, spent_already):
+        for window in Budget.Window:
+            budget = budgets.create_budget(subject, "late", window, Decimal(1), actor=ACTOR)
+            assert counter(client, budget) == 7
+
+
+def test_a_change_never_lowers_a_counter(client, team, spent_already):
+    budget = budgets.create_budget(team, "late", "hour", Decimal(1), actor=ACTOR)
+    start_s, _ = window_bounds("hour", "Asia/Kolkata", client.time()[0])
+    client.incrby(gate.spend_key(str(budget.pk), start_s), 100)  # Held by attempts that run.
+    budgets.change_rule(budget, actor=ACTOR, values={"amount_usd": Decimal(2)})
+    assert counter(client, budget) == 107
+
+
+def test_another_time_zone_is_another_window_and_counts_too(client, team, spent_already):
+    of_team = budgets.create_budget(team, "team", "month", Decimal(1), actor=ACTOR)
+    of_key = budgets.create_budget(spent_already, "key", "month", Decimal(1), actor=ACTOR)
+    audit.change(team, actor=ACTOR, values={"time_zone": "America/New_York"})
+    for budget in (of_team, of_key):
+        assert counter(client, budget, "America/New_York") == 7
