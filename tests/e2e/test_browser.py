@@ -162,7 +162,7 @@ def test_the_red_button_cuts_a_running_stream_and_shows_who_has_acknowledged(pag
 
     page.locator("#kill-switch-link").click()
     page.get_by_role("button", name="Stop everything").click()
-    expect(page.locator("[data-reach]")).to_contain_text("1 request run")
+    expect(page.locator("[data-reach]")).to_contain_text("1 request on")
     reason = page.locator("#tg-throw").get_by_label("Why?")
     reason.fill("a drill")
     reason.press("Enter")

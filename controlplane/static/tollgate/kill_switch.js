@@ -56,9 +56,12 @@
         let text;
         try {
             const reach = await ask(page.dataset.reachUrl, asked);
-            text = `${plural(reach.live_requests, "request")} run now on ${plural(reach.workers, "worker")}. They are cut, and no further one is admitted.`;
+            const running = reach.live_requests
+                ? `It cuts what runs now: ${plural(reach.live_requests, "request")} on ${plural(reach.workers, "worker")}.`
+                : "Nothing of it runs now.";
+            text = `${running} No further request is admitted.`;
         } catch (error) {
-            text = `How many requests run now is not known (${error.message}). No further one is admitted.`;
+            text = `How many requests run now is not known (${error.message}). No further request is admitted.`;
         }
         if (!dialog.open || asked.target !== form.elements.target.value || asked.scope !== form.elements.scope.value) return;
         part("reach").textContent = text;
