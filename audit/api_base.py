@@ -248,7 +248,8 @@ class ChangingView(CreatingView):
         values, reason = reasoned(request, serializer)
         self.check(values, row)
         self.change(row, values, Actor.from_request(request), reason)
-        return Response(self.get_serializer(row).data)
+        # Read again: what belongs to the row may have changed with it.
+        return Response(self.get_serializer(self.get_queryset().get(pk=row.pk)).data)
 
     def change(self, row: Any, values: dict[str, Any], actor: Actor, reason: str) -> None:
         services.change(row, actor=actor, reason=reason, values=values)

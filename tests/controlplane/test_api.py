@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import os
 import uuid
 
 import pytest
@@ -420,6 +421,7 @@ def test_the_documentation_loads_nothing_from_elsewhere(client):
 
 # Whatever the schema allows, and what it does not
 
+EXAMPLES = int(os.environ.get("TOLLGATE_TEST_API_EXAMPLES", "5"))  # For each operation.
 openapi = schemathesis.openapi.from_wsgi("/api/schema/?format=json", application)
 
 
@@ -442,7 +444,7 @@ def inhabited(redis_url):
 
 @openapi.parametrize()
 @settings(
-    max_examples=8,
+    max_examples=EXAMPLES,
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],

@@ -1,0 +1,101 @@
+"""Providers, models, prices, deployments and aliases through the API."""
+
+import pytest
+
+from audit.models import AuditEntry
+from routing.models import AliasTarget, ModelAlias, Price
+from tests import factories
+from tests.api import assert_problem, client_with, patch, post, results, url
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
+
+
+def test_everything_a_request_needs_is_made_through_the_api():
+    client = client_with("routing:read", "routing:write", "credentials:write")
+
+    def made(resource, **body):
+        answer = post(client, url(resource), body)
+        assert answer.status_code == 201, answer.content
+        return answer.json()["id"]
+
+    provider = made("providers", slug="acme", name="Acme", base_url="https://api.acme.example/v1")
+    model = made("models", name="acme-1", operations=["chat"])
+    made("prices", model=model, provider=provider, input="0.15", output="0.60")
+    pool = made("credential-pools", name="acme", provider="acme")
+    deployment = made(
+        "deployments", name="acme/acme-1", model=model, provider=provider, pool=pool, upstream_model="acme-1"
+    )
+    made("exchange-rates", currency="EUR", usd_per_unit="1.08")
+    alias = made("model-aliases", name="fast", targets=[{"deployment": deployment}])
+    assert client.get(url("model-aliases", alias)).json()["targets"] == [
+        {"deployment": deployment, "position": 0, "weight": 1}
+    ]
+    price = client.get(url("prices")).json()["results"][0]
+    assert (price["input"], price["cached_input"], price["cache_write"]) == ("0.150000000",) * 3
+
+
+def test_targets_are_set_as_a_whole_and_left_alone_when_not_named():
+    alias = factories.ModelAliasFactory()
+    kept, dropped = (factories.AliasTargetFactory(alias=alias) for _ in range(2))
+    added = factories.DeploymentFactory()
+    client = client_with()
+    patch(client, url("model-aliases", alias.pk), {"description": "for all"})
+    assert alias.targets.count() == 2
+    targets = [{"deployment": str(kept.deployment.pk), "weight": 9}, {"deployment": str(added.pk), "position": 1}]
+    answer = patch(client, url("model-aliases", alias.pk), {"targets": targets, "reason": "cheaper"})
+    assert [(row["deployment"], row["weight"]) for row in answer.json()["targets"]] == [
+        (str(kept.deployment.pk), 9),
+        (str(added.pk), 1),
+    ]
+    assert not AliasTarget.objects.filter(pk=dropped.pk).exists()
+    assert set(AuditEntry.objects.filter(reason="cheaper").values_list("action", flat=True)) == {
+        "create",
+        "change",
+        "delete",
+    }
+
+
+def test_an_alias_with_one_deployment_twice_is_not_made_at_all():
+    deployment = str(factories.DeploymentFactory().pk)
+    body = {"name": "twice", "targets": [{"deployment": deployment}, {"deployment": deployment}]}
+    assert_problem(post(client_with(), url("model-aliases"), body), 400)
+    assert not ModelAlias.objects.exists() and not AuditEntry.objects.exists()
+
+
+def test_a_price_is_not_edited_or_removed():
+    price = factories.PriceFactory()
+    for answer in (
+        patch(client_with(), url("prices", price.pk), {"input": "0"}),
+        client_with().delete(url("prices", price.pk)),
+    ):
+        assert_problem(answer, 405)
+    assert Price.objects.exists()
+
+
+@pytest.mark.parametrize("amount", ["-1", "NaN", "1e400", "0.0000000001", 10**12])
+def test_a_price_that_is_none_is_refused(amount):
+    model, provider = factories.ModelFactory(), factories.ProviderFactory()
+    body = {"model": str(model.pk), "provider": str(provider.pk), "input": amount, "output": "1"}
+    assert set(assert_problem(post(client_with(), url("prices"), body), 400)["errors"]) == {"input"}
+
+
+@pytest.mark.parametrize("base_url", ["http://api.example.com", "https://127.0.0.1/v1", "https://u:p@example.com/v1"])
+def test_an_address_where_nothing_may_be_sent_is_refused(base_url):
+    body = {"slug": "x", "name": "X", "base_url": base_url}
+    answer = post(client_with(), url("providers"), body)
+    assert set(assert_problem(answer, 400)["errors"]) == {"base_url"}
+    assert base_url not in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, 10**400, 1e308])
+def test_patience_has_bounds(timeout):
+    provider = factories.ProviderFactory()
+    assert_problem(patch(client_with(), url("providers", provider.pk), {"idle_timeout_s": timeout}), 400)
+
+
+def test_deployments_are_found_by_model_and_provider():
+    deployment = factories.DeploymentFactory()
+    factories.DeploymentFactory(is_active=False)
+    client = client_with("routing:read")
+    for filters in ({"model": deployment.model.pk}, {"provider": deployment.provider.pk}, {"is_active": "true"}):
+        assert [row["id"] for row in results(client.get(url("deployments"), filters))] == [str(deployment.pk)]
