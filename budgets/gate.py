@@ -103,6 +103,7 @@ class LimitCheck(NamedTuple):
 
 # Text goes in as strings: the MessagePack of Redis 6.2 does not know the binary type.
 _pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Encoder().encode
 
 
@@ -122,6 +123,15 @@ class BudgetCounters(tuple[BudgetCounter, ...]):
         self.packed = tuple(msgspec.Raw(_pack(column)) for column in columns)
         # The first bar in a hold ends its head, so the head has none of its own.
         self.head = b'{"budgets":%b,"ends":%b,"running":' % (_escape(_json(keys)), _json(ends))
+
+
+class LimitChecks(tuple[LimitCheck, ...]):
+    """The limits that apply to a subject. Keep it: all but what one attempt takes of each is packed once."""
+
+    packed: tuple[msgspec.Raw, ...]
+
+    def __init__(self, rows: Iterable[LimitCheck] = ()) -> None:
+        self.packed = tuple(msgspec.Raw(_pack(column)) for column in _columns(self)[:3])
 
 
 def _escape(json: bytes) -> bytes:
@@ -154,14 +164,19 @@ def encode_admit(
     attempt_id: str,
     kill_fields: Sequence[str],
     limits: Sequence[LimitCheck],
+    costs: Sequence[int] | None = None,
     budgets: Sequence[BudgetCounter],
     full_nanos: int,
     tranche_nanos: int,
     hold: bytes,
 ) -> bytes:
-    """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe."""
+    """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe. `costs`, where given, is
+    what the attempt takes of each limit, in place of the costs that the limits have."""
     full_nanos, tranche_nanos = min(full_nanos, AMOUNT_MAX_NANOS), min(tranche_nanos, AMOUNT_MAX_NANOS)
-    columns = (*_columns(limits), *_counters(budgets).packed)
+    checks = limits if isinstance(limits, LimitChecks) else LimitChecks(limits)
+    if costs is None:
+        costs = [check.cost for check in checks]
+    columns = (*checks.packed, costs, *_counters(budgets).packed)
     return _pack((worker, attempt_id, kill_fields, *columns, full_nanos, tranche_nanos, hold.decode()))
 
 
@@ -200,6 +215,13 @@ def encode_restore(
 ) -> bytes:
     keys, _, _, ends = _counters(budgets).packed
     return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode()))
+
+
+def restore_of_admit(argument: bytes, held_nanos: int) -> bytes:
+    """The argument of RESTORE for an attempt that was admitted with `argument` and holds `held_nanos` by now."""
+    worker, attempt_id, _, kinds, limit_keys, _, _, keys, _, _, ends, _, _, hold = _unpack(argument)
+    running_keys = [key for kind, key in zip(kinds, limit_keys, strict=True) if kind == "running"]
+    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold))
 
 
 def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) -> bytes:

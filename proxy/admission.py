@@ -17,7 +17,7 @@ from budgets.limits import NEVER_FITS
 from budgets.pricing import cost_nanos, hold_nanos
 from keys.kills import decode_flag
 from proxy.ask import ask, call, send
-from proxy.authenticate import RateKind, Subject
+from proxy.authenticate import Subject
 from proxy.clock import Clock
 from proxy.describe import Described
 from proxy.errors import (
@@ -49,7 +49,9 @@ class Attempt:
     """One upstream call under a hold. Money in nano-USD, moments in seconds of the monotonic clock."""
 
     __slots__ = (
+        "admit_argument",
         "attempt_id",
+        "costs",
         "counters",
         "described",
         "event",
@@ -58,12 +60,10 @@ class Attempt:
         "held_nanos",
         "is_dispatched",
         "is_settled",
-        "rates",
         "remaining",
         "reset_ms",
         "started_at_s",
         "subject",
-        "tokens_charged",
         "upstream",
     )
 
@@ -78,8 +78,8 @@ class Attempt:
         self.full_nanos = 0
         self.held_nanos = 0
         self.counters: Sequence[gate.BudgetCounter] = ()
-        self.rates: list[tuple[RateKind, str, int, int]] = []
-        self.tokens_charged = 0
+        self.costs: list[int] = []
+        self.admit_argument = b""
         self.remaining: Sequence[int] = ()
         self.reset_ms: Sequence[int] = ()
         self.is_dispatched = False
@@ -142,26 +142,26 @@ class Admission:
         )
         attempt.counters = described.subject.counters(now_s)
         attempt.full_nanos, tranche_nanos = _hold_sizes(described, upstream)
-        attempt.tokens_charged = _tokens_charged(described)
-        limits = _limit_checks(attempt)
+        attempt.costs = _limit_costs(described)
         hold = gate.hold_value(attempt.counters, described.subject.running_keys, encode_event(attempt.event))
-        argument = gate.encode_admit(
+        attempt.admit_argument = gate.encode_admit(
             worker=self.worker,
             attempt_id=attempt.attempt_id,
             kill_fields=attempt.kill_fields,
-            limits=limits,
+            limits=described.subject.limits,
+            costs=attempt.costs,
             budgets=attempt.counters,
             full_nanos=attempt.full_nanos,
             tranche_nanos=tranche_nanos,
             hold=hold,
         )
-        answer = gate.decode_admit(await self._ask_for_hold(attempt, argument))
+        answer = gate.decode_admit(await self._ask_for_hold(attempt))
         if not isinstance(answer, gate.Admitted):
-            raise self._refusal(answer, attempt.subject, limits)
+            raise self._refusal(answer, attempt.subject)
         attempt.held_nanos = answer.held_nanos
         attempt.remaining = answer.remaining
         attempt.reset_ms = answer.reset_ms
-        self._journal_dispatch(attempt, hold)
+        self._journal_dispatch(attempt)
         return attempt
 
     async def extend(self, attempt: Attempt, output_tokens: int) -> None:
@@ -177,10 +177,9 @@ class Admission:
         )
         answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
         if not isinstance(answer, gate.Extended):
-            raise self._refusal(answer, attempt.subject, [])
+            raise self._refusal(answer, attempt.subject)
         attempt.held_nanos = answer.held_nanos
-        hold = gate.hold_value(attempt.counters, attempt.subject.running_keys, encode_event(attempt.event))
-        self._journal_dispatch(attempt, hold)
+        self._journal_dispatch(attempt)
 
     # Settle
 
@@ -198,7 +197,7 @@ class Admission:
             attempt_id=attempt.attempt_id,
             cost_nanos=event.cost_nanos,
             budgets=attempt.counters,
-            tpm=[(key, rate, used - charged) for kind, key, rate, charged in attempt.rates if kind == "tpm"],
+            tpm=[(check.key, check.per_minute, used - attempt.costs[i]) for i, check in attempt.subject.token_limits],
             running_keys=attempt.subject.running_keys,
             event=encode_event(event),
         )
@@ -268,7 +267,7 @@ class Admission:
         async with self._catching_up:
             self._is_in_step = False
             for entry in self.journal.open_attempts():
-                await ask(self._redis, gate.RESTORE, entry.restore)
+                await ask(self._redis, gate.RESTORE, gate.restore_of_admit(entry.admit, entry.held_nanos))
             while applied_seq < self.journal.seq:
                 applied_seq = await self._replay(list(self.journal.settled_after(applied_seq)), applied_seq)
             # No await since the last look at the journal: what is settled from here on goes straight to Redis.
@@ -288,7 +287,7 @@ class Admission:
         applied = await call(self._redis, b"HGET", gate.APPLIED, orphan.worker)
         applied_seq = int(applied or 0)
         for entry in open_attempts.values():
-            await ask(self._redis, gate.RESTORE, entry.restore)
+            await ask(self._redis, gate.RESTORE, gate.restore_of_admit(entry.admit, entry.held_nanos))
         unapplied = [entry for entry in settles if entry.seq > applied_seq]
         while unapplied:
             applied_seq = await self._replay(unapplied, applied_seq)
@@ -330,11 +329,11 @@ class Admission:
 
     # Talking to the gate
 
-    async def _ask_for_hold(self, attempt: Attempt, argument: bytes) -> list[Any]:
+    async def _ask_for_hold(self, attempt: Attempt) -> list[Any]:
         """When the answer is not known (Redis is lost, the client leaves) there may be a hold all the same: settling the
         attempt as voided gives back whatever there is, since it reaches Redis after the question."""
         try:
-            return await send(self._redis, gate.ADMIT, argument)
+            return await send(self._redis, gate.ADMIT, attempt.admit_argument)
         except asyncio.CancelledError:
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="client_gone"))
             raise
@@ -342,28 +341,20 @@ class Admission:
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))
             raise Unavailable("the gate did not answer") from error
 
-    def _journal_dispatch(self, attempt: Attempt, hold: bytes) -> None:
-        restore = gate.encode_restore(
-            worker=self.worker,
-            attempt_id=attempt.attempt_id,
-            held_nanos=attempt.held_nanos,
-            budgets=attempt.counters,
-            running_keys=attempt.subject.running_keys,
-            hold=hold,
-        )
+    def _journal_dispatch(self, attempt: Attempt) -> None:
         try:
-            self.journal.dispatch(Dispatched(attempt.attempt_id, restore))
+            self.journal.dispatch(Dispatched(attempt.attempt_id, attempt.held_nanos, attempt.admit_argument))
         except JournalUnwritable as error:
             self.settle(attempt, Outcome(may_have_been_billed=attempt.is_dispatched, error_type="journal_unwritable"))
             raise Unavailable("the worker's journal cannot be written", retry_after_s=5) from error
 
-    def _refusal(self, answer: object, subject: Subject, limits: Sequence[gate.LimitCheck]) -> GatewayError:
+    def _refusal(self, answer: object, subject: Subject) -> GatewayError:
         match answer:
             case gate.Halted(flag=body):
                 flag = decode_flag(body)
                 return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
             case gate.Limited(index=index, remaining=remaining, retry_after_ms=retry_after_ms):
-                return _limit_exceeded(limits[index], remaining, retry_after_ms)
+                return _limit_exceeded(subject.limits[index], remaining, retry_after_ms)
             case gate.OverBudget(index=index, left_nanos=left_nanos):
                 return _budget_exceeded(subject, index, left_nanos, self.clock.now_s())
             case gate.NotReady(reason="no_lease"):
@@ -431,23 +422,17 @@ def output_tokens_max(described: Described, upstream: Upstream) -> int:
     return (call.output_tokens_max or upstream.deployment.max_output_tokens) * call.choices
 
 
-def _tokens_charged(described: Described) -> int:
-    """What the token limit is charged at admission; corrected to the true count at settle."""
-    call = described.call
-    output = (call.output_tokens_max or ASSUMED_OUTPUT_TOKENS) * call.choices if call.operation == "chat" else 0
-    return call.input_tokens_max // BYTES_PER_TOKEN + output
-
-
-def _limit_checks(attempt: Attempt) -> list[gate.LimitCheck]:
-    subject = attempt.subject
-    checks = []
-    for kind, key, per_minute in subject.rates:
-        # No request is too large for ever: it takes the whole minute at most, and its true size at settle.
-        cost = 1 if kind == "rpm" else min(attempt.tokens_charged, per_minute)
-        checks.append(gate.LimitCheck(kind, key, per_minute, cost))
-        attempt.rates.append((kind, key, per_minute, cost))
-    checks.extend(gate.LimitCheck("running", key, most, 1) for key, most in subject.running)
-    return checks
+def _limit_costs(described: Described) -> list[int]:
+    """What the attempt takes of each of its subject's limits. Of a token limit its likely tokens, corrected at settle; and
+    the whole minute at most, so that no request is too large for ever."""
+    call, subject = described.call, described.subject
+    costs = [1] * len(subject.limits)
+    if subject.token_limits:
+        output = (call.output_tokens_max or ASSUMED_OUTPUT_TOKENS) * call.choices if call.operation == "chat" else 0
+        tokens = call.input_tokens_max // BYTES_PER_TOKEN + output
+        for i, check in subject.token_limits:
+            costs[i] = min(tokens, check.per_minute)
+    return costs
 
 
 def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Literal
 
 from budgets import gate
 from budgets.windows import window_bounds
@@ -14,10 +13,19 @@ from proxy.registry import Registry
 from proxy.snapshot import Budget, KeyRecord, Limits, Project, Team, decode_key
 from proxy.wire.redis import RedisPipeline
 
-RateKind = Literal["rpm", "tpm"]
-
 RECORDS_MAX = 100_000
 BEARER = b"bearer "
+
+
+class _RateHeaders:
+    """The names of OpenAI's `x-ratelimit-*` headers for one kind of limit."""
+
+    __slots__ = ("limit", "remaining", "reset")
+
+    def __init__(self, name: bytes) -> None:
+        self.limit = b"x-ratelimit-limit-" + name
+        self.remaining = b"x-ratelimit-remaining-" + name
+        self.reset = b"x-ratelimit-reset-" + name
 
 
 class Subject:
@@ -29,12 +37,13 @@ class Subject:
         "budgets",
         "key",
         "kill_fields",
+        "limits",
         "project",
-        "rates",
+        "rate_headers",
         "registry",
-        "running",
         "running_keys",
         "team",
+        "token_limits",
     )
 
     def __init__(self, key: KeyRecord, project: Project, team: Team, registry: Registry) -> None:
@@ -54,13 +63,13 @@ class Subject:
             ("project", project.project_id, project.limits),
             ("key", key.key_id, key.limits),
         )
-        self.rates = list(chain.from_iterable(_rates(*scope) for scope in scopes))
-        self.running = [
-            (gate.running_key(scope, subject_id), limits.concurrency)
-            for scope, subject_id, limits in scopes
-            if limits.concurrency is not None
+        self.limits = gate.LimitChecks(chain.from_iterable(_limit_checks(*scope) for scope in scopes))
+        self.token_limits = [(i, check) for i, check in enumerate(self.limits) if check.kind == "tpm"]
+        self.running_keys = [check.key for check in self.limits if check.kind == "running"]
+        self.rate_headers = [
+            (_RateHeaders(name), [i for i, check in enumerate(self.limits) if check.kind == kind])
+            for kind, name in (("rpm", b"requests"), ("tpm", b"tokens"))
         ]
-        self.running_keys = [name for name, _ in self.running]
         self._counters = gate.BudgetCounters()
         self._counters_valid_until_s = 0.0
 
@@ -162,10 +171,11 @@ def _presented(authorization: bytes) -> str:
     return secret.decode("ascii")
 
 
-def _rates(scope: str, subject_id: str, limits: Limits) -> list[tuple[RateKind, str, int]]:
-    """(kind, key, per minute) of the limits that are set."""
-    per_minute: tuple[tuple[RateKind, int | None], ...] = (
-        ("rpm", limits.requests_per_minute),
-        ("tpm", limits.tokens_per_minute),
+def _limit_checks(scope: str, subject_id: str, limits: Limits) -> list[gate.LimitCheck]:
+    """Those that are set."""
+    checks = (
+        ("rpm", gate.rate_key("rpm", scope, subject_id), limits.requests_per_minute),
+        ("tpm", gate.rate_key("tpm", scope, subject_id), limits.tokens_per_minute),
+        ("running", gate.running_key(scope, subject_id), limits.concurrency),
     )
-    return [(kind, gate.rate_key(kind, scope, subject_id), rate) for kind, rate in per_minute if rate is not None]
+    return [gate.LimitCheck(kind, key, most, 1) for kind, key, most in checks if most is not None]

@@ -27,10 +27,11 @@ _NAME = re.compile(r"(?P<worker>.+)\.(?P<number>\d+)\.log")
 
 
 class Dispatched(msgspec.Struct, frozen=True, array_like=True, tag="d"):
-    """About to be sent to a provider. `restore` is the argument that puts its hold back into Redis."""
+    """About to be sent to a provider. `admit` is the argument it was admitted with, `held_nanos` what it holds by now."""
 
     attempt_id: str
-    restore: bytes
+    held_nanos: int
+    admit: bytes
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, tag="s"):

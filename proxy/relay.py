@@ -110,7 +110,7 @@ def _headers(response: http1.UpstreamResponse, attempt: Attempt) -> Headers:
     return [
         *passing,
         attempt.upstream.deployment_header,
-        *rate_limit_headers(attempt.rates, attempt.remaining, attempt.reset_ms),
+        *rate_limit_headers(attempt.subject, attempt.remaining, attempt.reset_ms),
     ]
 
 

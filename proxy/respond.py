@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from proxy.authenticate import Subject
 from proxy.dialects import openai
 from proxy.errors import ClientGone, GatewayError, UpstreamRefused
 from proxy.receive import Request, Send
@@ -86,22 +87,15 @@ def _error_headers(error: GatewayError) -> Headers:
     return headers
 
 
-def rate_limit_headers(
-    rates: Sequence[tuple[str, str, int, int]], remaining: Sequence[int], reset_ms: Sequence[int]
-) -> Headers:
-    """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind."""
+def rate_limit_headers(subject: Subject, remaining: Sequence[int], reset_ms: Sequence[int]) -> Headers:
+    """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind; by position in the subject's limits."""
     headers: Headers = []
-    for kind, name in (("rpm", b"requests"), ("tpm", b"tokens")):
-        tightest = min(
-            ((remaining[i], rate, reset_ms[i]) for i, (k, _, rate, _) in enumerate(rates) if k == kind), default=None
-        )
-        if tightest is not None:
-            left, rate, reset = tightest
-            headers += [
-                (b"x-ratelimit-limit-" + name, b"%d" % rate),
-                (b"x-ratelimit-remaining-" + name, b"%d" % max(left, 0)),
-                (b"x-ratelimit-reset-" + name, b"%dms" % reset),
-            ]
+    for names, positions in subject.rate_headers:
+        if positions:
+            at = min(positions, key=remaining.__getitem__)
+            headers.append((names.limit, b"%d" % subject.limits[at].per_minute))
+            headers.append((names.remaining, b"%d" % max(remaining[at], 0)))
+            headers.append((names.reset, b"%dms" % reset_ms[at]))
     return headers
 
 

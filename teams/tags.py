@@ -1,5 +1,6 @@
 """Tags: parse what a client sends, merge with defaults, name what is missing. No database, no Django."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 
@@ -14,8 +15,9 @@ class InvalidTags(ValueError):
     """The message says what is wrong and how to write it."""
 
 
-def parse_header(header: str) -> dict[str, str]:
-    """`feature=search,customer=acme` → a dict. Raises `InvalidTags`."""
+@functools.lru_cache(maxsize=4096)  # An application sends the same few again and again.
+def parse_header(header: str) -> Mapping[str, str]:
+    """`feature=search,customer=acme` → a mapping, not to be changed. Raises `InvalidTags`."""
     tags: dict[str, str] = {}
     for part in header.split(","):
         if not part.strip():

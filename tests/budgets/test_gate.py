@@ -576,3 +576,29 @@ async def test_two_hundred_clients_spend_a_hard_budget_to_its_end_and_never_pass
     assert crowd.posted >= 0.97 * POT.cap_nanos
     assert crowd.refused > 0
     assert ready.client.xlen(gate.USAGE) == sum(crowd.seqs)
+
+
+def test_what_was_admitted_can_be_restored_from_its_own_argument():
+    budgets = [gate.BudgetCounter("tg:spend:b:0", 100, True, 3600)]
+    limits = [gate.LimitCheck("rpm", "tg:limit:rpm:key:k", 60, 1), gate.LimitCheck("running", "tg:running:key:k", 5, 1)]
+    hold = gate.hold_value(budgets, ["tg:running:key:k"], b'{"attempt_id":"a"}')
+    admitted = gate.encode_admit(
+        worker="w",
+        attempt_id="a",
+        kill_fields=["global"],
+        limits=limits,
+        budgets=budgets,
+        full_nanos=50,
+        tranche_nanos=50,
+        hold=hold,
+    )
+    assert gate.restore_of_admit(admitted, 40) == gate.encode_restore(
+        worker="w", attempt_id="a", held_nanos=40, budgets=budgets, running_keys=["tg:running:key:k"], hold=hold
+    )
+
+
+def test_costs_that_are_given_stand_in_place_of_those_of_the_limits():
+    rows = [gate.LimitCheck("tpm", "tg:limit:tpm:key:k", 60, 1)]
+    common = {"worker": "w", "attempt_id": "a", "kill_fields": [], "budgets": [], "full_nanos": 1, "tranche_nanos": 1}
+    given = gate.encode_admit(limits=gate.LimitChecks(rows), costs=[7], hold=b"", **common)
+    assert given == gate.encode_admit(limits=[rows[0]._replace(cost=7)], hold=b"", **common)

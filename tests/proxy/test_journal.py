@@ -20,7 +20,7 @@ def _write_and_die(directory: Path, worker: str, settles: int) -> None:
     program = (
         "import sys; from pathlib import Path; from proxy.journal import *;"
         "journal = Journal(Path(sys.argv[1]), sys.argv[2]);"
-        "journal.dispatch(Dispatched('open', b'restore'));"
+        "journal.dispatch(Dispatched('open', 7, b'admit'));"
         "[journal.settle(Settled(seq, f'attempt-{seq}', b'x')) for seq in range(1, int(sys.argv[3]) + 1)];"
         "journal.flush();"
         "import os; os._exit(9)"
@@ -44,9 +44,9 @@ def test_a_gap_in_the_numbers_is_refused(tmp_path):
 
 def test_an_attempt_is_open_from_dispatch_to_settle(tmp_path):
     journal = Journal(tmp_path, "alice")
-    journal.dispatch(Dispatched("attempt-1", b"first"))
-    journal.dispatch(Dispatched("attempt-1", b"grown"))
-    assert journal.open_attempts() == [Dispatched("attempt-1", b"grown")]
+    journal.dispatch(Dispatched("attempt-1", 1, b"admit"))
+    journal.dispatch(Dispatched("attempt-1", 2, b"admit"))
+    assert journal.open_attempts() == [Dispatched("attempt-1", 2, b"admit")]
     journal.settle(_settled(1))
     assert journal.open_attempts() == []
 
@@ -54,14 +54,14 @@ def test_an_attempt_is_open_from_dispatch_to_settle(tmp_path):
 def test_a_segment_goes_when_postgresql_has_it_and_open_attempts_move_along(tmp_path, monkeypatch):
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES_MAX", 1000)
     journal = Journal(tmp_path, "alice")
-    journal.dispatch(Dispatched("running", b"restore"))
+    journal.dispatch(Dispatched("running", 7, b"admit"))
     for seq in range(1, 31):
         journal.settle(_settled(seq))
         journal.flush()
     assert len(list(tmp_path.glob("*.log"))) > 2
     journal.forget(30)
     (last,) = tmp_path.glob("*.log")
-    assert Dispatched("running", b"restore") in list(read(last))
+    assert Dispatched("running", 7, b"admit") in list(read(last))
 
 
 def test_a_segment_that_postgresql_lacks_stays(tmp_path, monkeypatch):
@@ -99,7 +99,7 @@ def test_the_journal_of_a_dead_worker_is_adopted_once(tmp_path):
     (orphan,) = adopt(tmp_path, own="bob")
     assert orphan.worker == "alice"
     entries = list(orphan.entries())
-    assert entries[0] == Dispatched("open", b"restore")
+    assert entries[0] == Dispatched("open", 7, b"admit")
     assert [entry.seq for entry in entries[1:]] == [1, 2, 3]
     assert adopt(tmp_path, own="carol") == []
     orphan.release()
@@ -115,7 +115,7 @@ def test_a_full_disk_refuses_dispatches_but_keeps_settles(tmp_path):
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, journal._segments[-1].descriptor)
     with pytest.raises(journal_module.JournalUnwritable):
-        journal.dispatch(Dispatched("attempt-2", b"restore"))
+        journal.dispatch(Dispatched("attempt-2", 7, b"admit"))
     journal.settle(_settled(2))
     journal.flush()
     assert [entry.seq for entry in journal.settled_after(0)] == [1, 2]
