@@ -166,7 +166,7 @@ class UsageView(ApiView):
     pagination_class = None
     filter_backends = ()
 
-    @extend_schema(parameters=[UsageQuestionSerializer], responses=forced_singular_serializer(UsageSerializer))
+    @extend_schema(parameters=[UsageQuestionSerializer], responses=forced_singular_serializer(UsageSerializer))  # type: ignore[no-untyped-call]
     def list(self, request: Request) -> Response:
         """Sum usage up. Without `group_by` one row: all of it. Groups come in the order of what they are grouped by."""
         given = UsageQuestionSerializer(data=request.query_params.dict())

@@ -230,7 +230,7 @@ class WorkerView(ApiView):
     pagination_class = None
     filter_backends = ()
 
-    @extend_schema(parameters=[WorkerQuestionSerializer], responses=forced_singular_serializer(WorkerPageSerializer))
+    @extend_schema(parameters=[WorkerQuestionSerializer], responses=forced_singular_serializer(WorkerPageSerializer))  # type: ignore[no-untyped-call]
     def list(self, request: Request) -> Response:
         """The workers, alive or lately so, by their id."""
         if not self.caller.sees_all_teams:
