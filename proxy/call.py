@@ -25,7 +25,7 @@ async def call_provider(
     upstream, call = attempt.upstream, described.call
     headers = [
         *_FIXED_HEADERS,
-        upstream.next_authorization(),
+        *upstream.authorization(),
         (b"accept", b"text/event-stream" if call.is_stream else b"application/json"),
         # The provider's own log then names our attempt.
         (b"x-client-request-id", attempt.attempt_id.encode()),

@@ -33,12 +33,16 @@ class Upstream:
         self._turn = 0
 
     @property
-    def has_credential(self) -> bool:
-        return bool(self._headers)
+    def can_be_called(self) -> bool:
+        """Not when it has credentials and the vault opens none of them. One that has none needs none: a model of one's own."""
+        return bool(self._headers) or not self.deployment.credentials
 
-    def next_authorization(self) -> tuple[bytes, bytes]:
+    def authorization(self) -> list[tuple[bytes, bytes]]:
+        """The header of the credential whose turn it is; none where none is needed."""
+        if not self._headers:
+            return []
         self._turn = (self._turn + 1) % len(self._headers)
-        return self._headers[self._turn]
+        return [self._headers[self._turn]]
 
 
 class Registry:

@@ -64,7 +64,7 @@ def _obstacle(upstream: Upstream, operation: str, kills: Mapping[str, KillFlag])
         return "operation"
     if not upstream.deployment.is_active or not upstream.provider.is_active:
         return "paused"
-    if not upstream.has_credential:
+    if not upstream.can_be_called:
         return "no credential"
     if kills and any(field in kills for field in upstream.kill_fields):
         return "halted"

@@ -9,7 +9,7 @@ import pytest
 
 from budgets.windows import window_bounds
 from keys.tokens import digest
-from proxy.snapshot import Budget, Limits
+from proxy.snapshot import Budget, Credential, Limits
 from tests.stack import UPSTREAM_SECRET, Stack, chat, wait_until
 
 
@@ -235,6 +235,26 @@ def test_wrong_paths_and_methods_are_told_apart(stack):
 
 
 # Upstream failures
+
+
+def test_a_deployment_without_credentials_is_called_without_one(stack):
+    stack.control.add_deployment("own", credentials=())
+    stack.control.add_alias("own", "own")
+    stack.wait_for_version(stack.control.publish())
+    with stack.client(stack.control.issue_key()) as client:
+        response = client.post("/v1/chat/completions", json=chat("own"))
+    assert response.status_code == 502  # The simulator demands a key, and was sent none.
+    assert stack.simulator.entries()[-1]["status"] == 401
+
+
+def test_a_deployment_whose_credentials_cannot_be_opened_is_not_called(stack):
+    sealed = Credential(credential_id="other", sealed="v1.nonsense")
+    stack.control.add_deployment("locked", credentials=(sealed,))
+    stack.control.add_alias("locked", "locked")
+    stack.wait_for_version(stack.control.publish())
+    with stack.client(stack.control.issue_key()) as client:
+        response = client.post("/v1/chat/completions", json=chat("locked"))
+    assert (response.status_code, _error(response)["code"]) == (503, "service_unavailable")
 
 
 @pytest.mark.parametrize(
