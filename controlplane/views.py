@@ -5,7 +5,7 @@ Answers that must not be kept by anybody between are marked so.
 
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, cast
 
@@ -52,7 +52,8 @@ VIEW_USAGE = "budgets.view_usagehour"
 VIEW_SWITCHES, THROW, LIFT = "keys.view_killswitch", "keys.add_killswitch", "keys.change_killswitch"
 CHOICES_MAX = 500
 REASON_LENGTH_MAX = 500
-WORKER_SILENT_AFTER = timedelta(seconds=5)
+# A command that timed out may still be carried out.
+NOT_CERTAIN = "Redis does not answer: whether it is thrown is not certain. Look below, and throw it again."
 
 View = Callable[..., HttpResponseBase]
 
@@ -99,7 +100,7 @@ def dashboard(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         "groupings": _groupings(usage),
         "choices": _choices(request, question),
         "chips": _chips(request, question),
-        "dropped": ", ".join(question.dropped),
+        "dropped": ", ".join(DIMENSIONS[name].title for name in question.dropped),
         "burns": burning(request.user, question, redis_client(), now),
         "workers": _worker_table(now) if _sees_everything(request) else None,
         "now": now,
@@ -177,11 +178,12 @@ def _choices(request: HttpRequest, question: Question) -> list[tuple[str, str, l
         ("provider", Provider, "slug"),
     ):
         values = model._default_manager.order_by(column).values_list(column, flat=True)[:CHOICES_MAX]
-        options = [(value, value) for value in values]
+        selects.append((name, f"Any {name}", [(value, value) for value in values]))
+    for name, _, options in selects:
         chosen = getattr(question, name)
-        if chosen and (chosen, chosen) not in options:
+        # It may be gone, or one of too many to list: the form must not lose it.
+        if chosen and chosen not in dict(options):
             options.insert(0, (chosen, chosen))
-        selects.append((name, f"Any {name}", options))
     return selects
 
 
@@ -223,7 +225,7 @@ def _worker_table(now: datetime) -> dict[str, Any]:
         "rows": rows,
         "published": published,
         "waiting": waiting,
-        "is_in_force_everywhere": all(row["is_current"] for row in rows if row["is_live"]),
+        "is_in_force_everywhere": bool(live) and all(row["is_current"] for row in rows if row["is_live"]),
     }
 
 
@@ -335,7 +337,7 @@ def kill_throw(request: HttpRequest) -> HttpResponseBase:
         messages.error(request, " ".join(error.messages))
         return HttpResponseRedirect(reverse("kill-switch"))
     except redis.RedisError:
-        messages.error(request, "NOT thrown: Redis does not answer.")
+        messages.error(request, NOT_CERTAIN)
         return HttpResponseRedirect(reverse("kill-switch"))
     return HttpResponseRedirect(reverse("kill-switch-thrown", args=[switch.pk]))
 
