@@ -24,7 +24,7 @@ from keys.models import VirtualKey
 from teams.models import Project, Team
 
 # Further on each page costs as much as all before it; who looks for something that old narrows the period.
-LEDGER_PAGES_MAX = 1_000
+LEDGER_PAGES_MAX = 200
 EXPORT_ROWS_MAX = 100_000
 SUBJECT_FIELDS = {"team": Scope.TEAM, "project": Scope.PROJECT, "virtual_key": Scope.KEY}
 
