@@ -7,7 +7,7 @@ from typing import Any
 
 import redis
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, ValidationError
-from django.db import IntegrityError, InterfaceError, OperationalError
+from django.db import DataError, IntegrityError, InterfaceError, OperationalError
 from django.db.models.deletion import ProtectedError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views.defaults import server_error as html_server_error
@@ -96,6 +96,8 @@ def _known(error: Exception) -> exceptions.APIException | None:
             return Conflict(f"It is still in use by {', '.join(users)}.")
         case IntegrityError():
             return Conflict("Somebody else wrote the same in between.")
+        case DataError():
+            return exceptions.ValidationError("A value is beyond what the database can hold.")
         case redis.RedisError():
             return Unavailable("Redis does not answer: nothing was done.")
         case OperationalError() | InterfaceError():

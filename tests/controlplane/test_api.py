@@ -318,6 +318,10 @@ def test_fields_and_filters_that_are_not_known_are_refused():
     assert set(problem["errors"]) == {"taem"}
 
 
+def test_a_moment_that_the_database_does_not_know_is_refused():
+    assert_problem(client_with().get(url("prices"), {"in_force_from": "1155-08-28T07:00:49+18:59"}), 400)
+
+
 def test_what_is_still_in_use_is_a_conflict():
     project = factories.ProjectFactory()
     assert_problem(client_with().delete(url("teams", project.team.pk)), 409, "projects")
