@@ -89,6 +89,10 @@ class Attempt:
     def kill_fields(self) -> tuple[str, ...]:
         return self.subject.kill_fields + self.upstream.kill_fields
 
+    def dispatched(self) -> None:
+        """From here on the provider may charge for it."""
+        self.is_dispatched = True
+
 
 class Outcome(msgspec.Struct, kw_only=True):
     """How an attempt ended. `usage` None: the provider did not say, so it is estimated from what was seen."""
@@ -161,7 +165,12 @@ class Admission:
         attempt.held_nanos = answer.held_nanos
         attempt.remaining = answer.remaining
         attempt.reset_ms = answer.reset_ms
-        self._journal_dispatch(attempt)
+        try:
+            self._check_may_dispatch()
+            self._journal_dispatch(attempt)
+        except GatewayError as error:
+            self.settle(attempt, Outcome(may_have_been_billed=False, error_type=error.error_type))
+            raise
         return attempt
 
     async def extend(self, attempt: Attempt, output_tokens: int) -> None:
@@ -267,8 +276,9 @@ class Admission:
         async with self._catching_up:
             self._is_in_step = False
             for entry in self.journal.open_attempts():
-                await ask(self._redis, gate.RESTORE, gate.restore_of_admit(entry.admit, entry.held_nanos))
+                await self._restore(entry)
             while applied_seq < self.journal.seq:
+                self.journal.flush()  # What Redis has, the file has: also of the settles of this very turn of the loop.
                 applied_seq = await self._replay(list(self.journal.settled_after(applied_seq)), applied_seq)
             # No await since the last look at the journal: what is settled from here on goes straight to Redis.
             self._is_in_step = True
@@ -280,14 +290,15 @@ class Admission:
     def fall_out_of_step(self) -> None:
         self._is_in_step = False
 
-    async def take_over(self, orphan: Orphan) -> int:
-        """Finish what a dead worker of this host left: its settles, then its open holds. Returns its last sequence number.
-        Raises `Unavailable` half way; doing it again does no harm."""
+    async def take_over(self, orphan: Orphan) -> bytes:
+        """Finish what a dead worker of this host left: its settles, then its open holds. Returns the last id of the usage
+        stream: once all up to it is ingested, the journal is not needed. Raises `Unavailable` half way; doing it again
+        does no harm."""
         open_attempts, settles = await asyncio.to_thread(_sort_out, orphan)
         applied = await call(self._redis, b"HGET", gate.APPLIED, orphan.worker)
         applied_seq = int(applied or 0)
         for entry in open_attempts.values():
-            await ask(self._redis, gate.RESTORE, gate.restore_of_admit(entry.admit, entry.held_nanos))
+            await self._restore(entry)
         unapplied = [entry for entry in settles if entry.seq > applied_seq]
         while unapplied:
             applied_seq = await self._replay(unapplied, applied_seq)
@@ -295,9 +306,9 @@ class Admission:
         # Every hold that is not in the journal was never dispatched.
         held = await call(self._redis, b"HKEYS", gate.holds_key(orphan.worker))
         undispatched = [name.decode() for name in held if name.decode() not in open_attempts]
-        await ask(
-            self._redis, gate.REAP, gate.encode_reap(worker=orphan.worker, is_dead=True, void_attempt_ids=undispatched)
-        )
+        argument = gate.encode_reap(worker=orphan.worker, is_dead=True, void_attempt_ids=undispatched)
+        if isinstance(gate.decode_reap(await ask(self._redis, gate.REAP, argument)), gate.NotReady):
+            raise Unavailable("the gate is being rebuilt")
         log.info(
             "took over from a dead worker",
             dead_worker=orphan.worker,
@@ -305,10 +316,20 @@ class Admission:
             open_attempts=len(open_attempts),
             voided=len(undispatched),
         )
-        return settles[-1].seq if settles else 0
+        newest = await call(self._redis, b"XREVRANGE", gate.USAGE, b"+", b"-", b"COUNT", 1)
+        return newest[0][0] if newest else b"0"
+
+    async def _restore(self, entry: Dispatched) -> None:
+        argument = gate.restore_of_admit(entry.admit, entry.held_nanos)
+        if isinstance(gate.decode_restore(await ask(self._redis, gate.RESTORE, argument)), gate.NotReady):
+            raise Unavailable("the gate is being rebuilt")
 
     async def _replay(self, entries: list[Settled], applied_seq: int) -> int:
         """Send settles in order; returns the last applied sequence number. Raises `Unavailable`."""
+        if not entries or entries[0].seq > applied_seq + 1:
+            # Redis came back as it was long ago. Asking again would not help, and nothing is admitted on wrong counters.
+            log.error("the journal does not reach back to where Redis is", applied_seq=applied_seq)
+            raise Unavailable("the gate is behind this worker's journal")
         for start in range(0, len(entries), REPLAY_BATCH):
             batch = entries[start : start + REPLAY_BATCH]
             # Futures, not tasks: while a connection is made ready it serves only the task that does so.
@@ -341,11 +362,15 @@ class Admission:
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))
             raise Unavailable("the gate did not answer") from error
 
+    def _check_may_dispatch(self) -> None:
+        """A worker that was paused while it waited for the answer may have been taken for dead since."""
+        if not self.has_lease:
+            raise LeaseLost("this worker is rejoining")
+
     def _journal_dispatch(self, attempt: Attempt) -> None:
         try:
             self.journal.dispatch(Dispatched(attempt.attempt_id, attempt.held_nanos, attempt.admit_argument))
         except JournalUnwritable as error:
-            self.settle(attempt, Outcome(may_have_been_billed=attempt.is_dispatched, error_type="journal_unwritable"))
             raise Unavailable("the worker's journal cannot be written", retry_after_s=5) from error
 
     def _refusal(self, answer: object, subject: Subject) -> GatewayError:
@@ -437,7 +462,9 @@ def _limit_costs(described: Described) -> list[int]:
 
 def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
     """Tokens of a call whose usage never came: what was seen of the output, and the prompt by its length."""
-    output = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
+    seen = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
+    # Never past what is held: it is the provider that made it longer than it was allowed to.
+    output = min(seen, output_tokens_max(attempt.described, attempt.upstream))
     return Usage(input_tokens=attempt.described.call.input_tokens_max // BYTES_PER_TOKEN, output_tokens=output)
 
 

@@ -10,10 +10,16 @@ from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
 from proxy.wire.sse import SSEEvent
 
+BEARER = b"Bearer "
 TARGETS = {CHAT: b"/chat/completions", EMBEDDINGS: b"/embeddings"}
 
 # What crosses back to the client; everything else of the provider's headers stays here.
 RESPONSE_HEADERS = frozenset({b"content-type", b"retry-after", b"openai-processing-ms", b"openai-version"})
+
+# More than any context window. A provider that says so, or that says less than nothing, is not believed.
+TOKENS_MAX = 1_000_000_000
+# Its own words, of which the ledger keeps so much.
+NAME_CHARACTERS_MAX = 200
 
 _encode = msgspec.json.Encoder().encode
 _TRUE = msgspec.Raw(b"true")
@@ -21,12 +27,16 @@ _NULL = msgspec.Raw(b"null")
 
 
 def authorization(secret: str) -> tuple[bytes, bytes]:
-    return b"authorization", b"Bearer " + secret.encode("ascii")
+    return b"authorization", BEARER + secret.encode("ascii")
+
+
+def secret_of(authorization_value: bytes) -> bytes:
+    return authorization_value.removeprefix(BEARER)
 
 
 def build_body(call: Call, deployment: Deployment, provider: Provider) -> bytes:
     """The client's body with the model's name, an output cap and the request for usage put in; the rest byte for byte."""
-    fields = call.fields
+    fields = dict(call.fields)  # The next attempt may go to a provider that calls its cap otherwise.
     fields["model"] = msgspec.Raw(_encode(deployment.upstream_model))
     if call.operation == CHAT:
         if call.output_tokens_max is None:
@@ -107,6 +117,7 @@ _decode_chunk = msgspec.json.Decoder(_Chunk).decode
 class Answer(msgspec.Struct, frozen=True):
     """What a whole answer says of itself. `usage` is None where it does not say."""
 
+    has_error: bool = False
     usage: Usage | None = None
     response_model: str = ""
     finish_reason: str = ""
@@ -116,7 +127,12 @@ def read_answer(body: bytes) -> Answer:
     """Raises `msgspec.DecodeError` when the body is no answer of this shape."""
     chunk = _decode_chunk(body)
     reasons = [choice.finish_reason for choice in chunk.choices or () if choice.finish_reason]
-    return Answer(_usage_of(chunk.usage), chunk.model or "", reasons[-1] if reasons else "")
+    return Answer(
+        has_error=bytes(chunk.error) != b"null",
+        usage=_usage_of(chunk.usage),
+        response_model=_name(chunk.model or ""),
+        finish_reason=_name(reasons[-1] if reasons else ""),
+    )
 
 
 class StreamMeter:
@@ -130,6 +146,11 @@ class StreamMeter:
         self.has_error = False
         self.output_chunks = 0
         self.output_bytes = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the provider has said so: a stream that just stops was cut."""
+        return self.is_done or bool(self.finish_reason) or self.has_error
 
     def observe(self, event: SSEEvent) -> bool:
         """Take note of one event. True when it carries usage and no choices: the chunk of `include_usage`."""
@@ -152,7 +173,7 @@ class StreamMeter:
         if usage is not None:
             self.usage = _usage_of(usage) or self.usage
         if chunk.model:
-            self.response_model = chunk.model
+            self.response_model = _name(chunk.model)
         if not chunk.choices:
             return chunk.usage is not None
         self._count(chunk.choices)
@@ -161,7 +182,7 @@ class StreamMeter:
     def _count(self, choices: Iterable[_Choice]) -> None:
         for choice in choices:
             if choice.finish_reason:
-                self.finish_reason = choice.finish_reason
+                self.finish_reason = _name(choice.finish_reason)
             if choice.delta is not None:
                 visible = choice.delta.visible_bytes()
                 if visible:
@@ -176,13 +197,23 @@ def _usage_of(usage: _Usage | None) -> Usage | None:
     # Some leave reasoning out of completion_tokens; then the total is more than the sum.
     output = max(completion, (usage.total_tokens or 0) - usage.prompt_tokens)
     details, completion_details = usage.prompt_tokens_details, usage.completion_tokens_details
+    cached = (details.cached_tokens or 0) if details else 0
+    written = (details.cache_write_tokens or 0) if details else 0
+    reasoning = (completion_details.reasoning_tokens or 0) if completion_details else 0
+    counts = (usage.prompt_tokens, completion, output, cached, written, reasoning)
+    if any(not 0 <= count <= TOKENS_MAX for count in counts):
+        return None
     return Usage(
         input_tokens=usage.prompt_tokens,
-        cache_read_input_tokens=(details.cached_tokens or 0) if details else 0,
-        cache_write_input_tokens=(details.cache_write_tokens or 0) if details else 0,
+        cache_read_input_tokens=cached,
+        cache_write_input_tokens=written,
         output_tokens=output,
-        reasoning_tokens=(completion_details.reasoning_tokens or 0) if completion_details else 0,
+        reasoning_tokens=reasoning,
     )
+
+
+def _name(text: str) -> str:
+    return text[:NAME_CHARACTERS_MAX]
 
 
 def _visible_bytes(part: msgspec.Raw) -> int:

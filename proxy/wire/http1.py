@@ -11,7 +11,7 @@ import asyncio
 import functools
 import re
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import ECONNABORTED
 from math import inf
@@ -172,8 +172,10 @@ class UpstreamPool:
         connect_timeout_s: float,
         first_byte_timeout_s: float,
         idle_timeout_s: float,
+        on_dispatch: Callable[[], None] | None = None,
     ) -> "UpstreamResponse":
-        """Send one request and wait for the head of its answer.
+        """Send one request and wait for the head of its answer. `on_dispatch` is called once connected, right before the
+        first byte leaves: whatever goes wrong earlier has cost nothing.
 
         `target` begins with `/` and follows the origin's path prefix. Host, content-length and whatever else frames
         the message are written here: giving them is a `ValueError`, and so is a line break in a value. Raises an
@@ -186,6 +188,8 @@ class UpstreamPool:
         if self._sweeper is None:
             self._sweeper = self.loop.call_later(SWEEP_EVERY_S, self._sweep)
         response = UpstreamResponse(connection, idle_timeout_s)
+        if on_dispatch is not None:
+            on_dispatch()
         connection.send(response, head, body)
         await response._wait_for_head(first_byte_timeout_s)
         return response

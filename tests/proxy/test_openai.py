@@ -48,6 +48,14 @@ def test_an_output_cap_is_put_in_where_there_is_none():
 
 
 @pytest.mark.parametrize("options", ["", ',"stream_options":null', ',"stream_options":{"include_obfuscation":false}'])
+def test_the_next_attempt_does_not_inherit_the_cap_of_the_one_before():
+    call = _describe(b'{"model":"demo","messages":[]}')
+    build_body(call, DEPLOYMENT, msgspec.structs.replace(PROVIDER, output_cap_field="max_tokens"))
+    sent = json.loads(build_body(call, DEPLOYMENT, msgspec.structs.replace(PROVIDER, output_cap_field="other_cap")))
+    assert "other_cap" in sent
+    assert "max_tokens" not in sent
+
+
 def test_usage_is_asked_for_where_the_client_did_not(options):
     call = _describe(b'{"model":"demo","stream":true%s}' % options.encode())
     sent = json.loads(build_body(call, DEPLOYMENT, PROVIDER))
