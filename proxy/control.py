@@ -35,6 +35,8 @@ log = structlog.get_logger()
 BEAT_INTERVAL_S = 1.0
 LAPSE_CHECK_INTERVAL_S = 0.25
 ADOPT_INTERVAL_S = 5.0
+# Half of a trip is how far off the clock may be: one that took longer (this process was paused) says nothing.
+CLOCK_TRIP_S_MAX = 0.5
 ACK_EXPIRES_S = 7 * 24 * 3600
 CUT_WAIT_S = 1.0
 ACK_POLL_S = 0.002
@@ -86,7 +88,8 @@ class Control:
         self.ingested_seq = 0
         self._started_at_s = time.time()
         self._looked_for_orphans_at_s = 0.0
-        self._adopted: list[tuple[Orphan, int]] = []
+        self._adopted: list[tuple[Orphan, bytes]] = []
+        self._keeping = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Life
@@ -107,8 +110,7 @@ class Control:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for orphan, _ in self._adopted:
-            orphan.release()
+        self._leave_orphans()
 
     async def connected(self, _redis: RedisPipeline) -> None:
         """After each connect of the command connection: hear everything anew before anything is admitted."""
@@ -132,7 +134,9 @@ class Control:
             worker=self._admission.worker, lease_ms=lease_ms, status=encode_status(self.status())
         )
         beat = gate.decode_heartbeat(await ask(self._redis, gate.HEARTBEAT, argument))
-        self._clock.correct(beat.time_us, (wall_s + time.time()) / 2)
+        if self._clock.monotonic_s() - asked_at_s < CLOCK_TRIP_S_MAX:
+            self._clock.correct(beat.time_us, (wall_s + time.time()) / 2)
+        await self._check_lapse()  # A lease that lapsed while we asked does not come back to life unnoticed.
         self._admission.lease_until_s = asked_at_s + self._admission.lease_s
         self.ingested_seq = beat.ingested_seq
         if not beat.epoch:
@@ -140,6 +144,8 @@ class Control:
             return
         await self._follow(beat)
         if beat.epoch != self._epoch or not self._admission.is_in_step:
+            # What was written for the dead may be gone with another server: it is written again.
+            self._leave_orphans()
             await self._admission.catch_up(beat.applied_seq)
             self._epoch = beat.epoch
 
@@ -152,7 +158,7 @@ class Control:
             await self._load_kills(beat.kills_version)
         current = self.registry.version if self.registry else -1
         if beat.snapshot_version not in (current, self._refused_version):
-            await self._load_snapshot()
+            await self._load_snapshot(beat.snapshot_version)
 
     def pushed(self, body: bytes) -> None:
         """One message of the push channel; nonsense is logged and left."""
@@ -167,15 +173,18 @@ class Control:
             if push.keys_version == self._keys_version + 1:
                 self._keys_version = push.keys_version
         elif push.kind == "snapshot":
-            self._spawn(self._load_snapshot())
+            self._spawn(self._load_snapshot(push.version))
         elif push.kind == "kill" and push.flag is not None:
             self._throw(push.flag)
         elif push.kind == "lift":
             self.kills.pop(push.field, None)
 
-    async def _load_snapshot(self) -> None:
+    async def _load_snapshot(self, version: int) -> None:
         body = await call(self._redis, b"GET", gate.SNAPSHOT)
-        if isinstance(body, bytes) and self._swap(body):
+        if not isinstance(body, bytes) or not self._swap(body):
+            self._refused_version = version  # Asking for it again, each second, would not make it better.
+            return
+        async with self._keeping:
             await asyncio.to_thread(self._keep, body)
 
     def _swap(self, body: bytes) -> bool:
@@ -203,7 +212,7 @@ class Control:
     async def _load_kills(self, version: int) -> None:
         values = await call(self._redis, b"HVALS", gate.KILLS)
         flags = {flag.field: flag for flag in map(decode_flag, values or ())}
-        new = [flag for field, flag in flags.items() if field not in self.kills]
+        new = [flag for field, flag in flags.items() if self.kills.get(field) != flag]
         self.kills = flags
         self._kills_version = version
         for flag in new:
@@ -248,16 +257,22 @@ class Control:
         """Finish what dead workers of this host left; their files go once PostgreSQL has what they hold."""
         journal = self._admission.journal
         for orphan in adopt(journal.directory, journal.worker):
-            try:
-                self._adopted.append((orphan, await self._admission.take_over(orphan)))
-            except Unavailable:
-                orphan.release()
-                raise
-        for orphan, last_seq in list(self._adopted):
-            ingested = await call(self._redis, b"HGET", gate.INGESTED, orphan.worker)
-            if int(ingested or 0) >= last_seq:
+            with contextlib.ExitStack() as until_taken_over:
+                until_taken_over.callback(orphan.release)
+                last_entry = await self._admission.take_over(orphan)
+                until_taken_over.pop_all()
+            self._adopted.append((orphan, last_entry))
+        for orphan, last_entry in list(self._adopted):
+            waiting = await call(self._redis, b"XRANGE", gate.USAGE, b"-", last_entry, b"COUNT", 1)
+            if not waiting and (orphan, last_entry) in self._adopted:
+                self._adopted.remove((orphan, last_entry))
                 orphan.remove()
-                self._adopted.remove((orphan, last_seq))
+
+    def _leave_orphans(self) -> None:
+        """Whoever looks for orphans next finds them, and takes them over from the start."""
+        for orphan, _ in self._adopted:
+            orphan.release()
+        self._adopted.clear()
 
     async def _check_lapse(self) -> None:
         if not self._admission.has_lease and len(self._live):

@@ -120,23 +120,31 @@ class Journal:
         segment.write(frames)
         segment.last_seq = max((entry.seq for entry in entries if isinstance(entry, Settled)), default=segment.last_seq)
         if segment.size >= SEGMENT_BYTES_MAX:
-            self._roll()
+            # What was written is written: without room for another file this one goes on.
+            with contextlib.suppress(JournalUnwritable):
+                self._roll()
 
     def _roll(self) -> None:
         number = self._segments[-1].number + 1 if self._segments else 0
-        self._segments.append(_Segment(self.directory / f"{self.worker}.{number}.log", number, self.seq))
-        # What still runs moves along, so that the older segments can go.
-        self._segments[-1].write(b"".join(map(_frame, self._open_attempts.values())))
+        segment = _Segment(self.directory / f"{self.worker}.{number}.log", number, self.seq)
+        try:
+            # What still runs moves along, so that the older segments can go.
+            segment.write(b"".join(map(_frame, self._open_attempts.values())))
+        except JournalUnwritable:
+            segment.remove()
+            raise
+        self._segments.append(segment)
 
 
 class _Segment:
+    """One file, locked before anybody can see it under its name. Raises `JournalUnwritable` when it cannot be made."""
+
     def __init__(self, path: Path, number: int, last_seq: int) -> None:
         self.path = path
         self.number = number
         self.last_seq = last_seq
         self.size = 0
-        self.descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        self.descriptor = _create_locked(path)
 
     def write(self, frames: bytes) -> None:
         """All of it or nothing. Raises `JournalUnwritable`."""
@@ -182,15 +190,17 @@ class Orphan:
         self._descriptors = []
 
 
-def adopt(directory: Path, own: str) -> list[Orphan]:
-    """Every journal in `directory` whose owner is dead, locked for the caller."""
+def adopt(directory: Path, own: str) -> Iterator[Orphan]:
+    """Every journal in `directory` whose owner is dead, locked for the caller one by one, as it asks for them."""
     by_worker: dict[str, list[tuple[int, Path]]] = {}
     for path in directory.glob("*.log"):
         match = _NAME.fullmatch(path.name)
         if match and match["worker"] != own:
             by_worker.setdefault(match["worker"], []).append((int(match["number"]), path))
-    orphans = (_lock_all(worker, [path for _, path in sorted(paths)]) for worker, paths in by_worker.items())
-    return [orphan for orphan in orphans if orphan is not None]
+    for worker, paths in by_worker.items():
+        orphan = _lock_all(worker, [path for _, path in sorted(paths)])
+        if orphan is not None:
+            yield orphan
 
 
 def read(path: Path) -> Iterator[Entry]:
@@ -207,6 +217,20 @@ def read(path: Path) -> Iterator[Entry]:
             return
         yield _decode(payload)
         offset += _HEAD.size + length
+
+
+def _create_locked(path: Path) -> int:
+    unseen = path.with_suffix(".new")
+    try:
+        with contextlib.ExitStack() as until_named:
+            descriptor = os.open(unseen, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            until_named.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            unseen.rename(path)
+            until_named.pop_all()
+    except OSError as error:
+        raise JournalUnwritable(error.errno, "no file of the journal can be made") from error
+    return descriptor
 
 
 def _frame(entry: Entry) -> bytes:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_torn_tail_ends_the_reading_and_nothing_before_it_is_lost(tmp_path):
 def test_the_journal_of_a_living_worker_is_not_adopted(tmp_path):
     living = Journal(tmp_path, "alice")
     living.settle(_settled(1))
-    assert adopt(tmp_path, own="bob") == []
+    assert list(adopt(tmp_path, own="bob")) == []
 
 
 def test_the_journal_of_a_dead_worker_is_adopted_once(tmp_path):
@@ -101,7 +102,7 @@ def test_the_journal_of_a_dead_worker_is_adopted_once(tmp_path):
     entries = list(orphan.entries())
     assert entries[0] == Dispatched("open", 7, b"admit")
     assert [entry.seq for entry in entries[1:]] == [1, 2, 3]
-    assert adopt(tmp_path, own="carol") == []
+    assert list(adopt(tmp_path, own="carol")) == []
     orphan.release()
     (again,) = adopt(tmp_path, own="carol")
     again.remove()
@@ -120,3 +121,44 @@ def test_a_full_disk_refuses_dispatches_but_keeps_settles(tmp_path):
     journal.flush()
     assert [entry.seq for entry in journal.settled_after(0)] == [1, 2]
     os.close(full)
+
+
+def test_a_file_is_locked_from_the_moment_that_it_can_be_seen(tmp_path):
+    adopted, is_over = [], threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            adopted.extend(adopt(tmp_path, own="bob"))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    journals = [Journal(tmp_path, f"worker-{number}") for number in range(300)]
+    is_over.set()
+    looking.join()
+    for journal in journals:
+        journal.close(0)
+    assert adopted == []
+
+
+def test_orphans_are_locked_only_as_they_are_taken(tmp_path):
+    for worker in ("alice", "carol"):
+        _write_and_die(tmp_path, worker, settles=1)
+    first = next(adopt(tmp_path, own="bob"))
+    (second,) = adopt(tmp_path, own="dave")
+    assert {first.worker, second.worker} == {"alice", "carol"}
+    first.release()
+    second.release()
+
+
+def test_without_room_for_another_file_the_present_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES_MAX", 1)
+    journal = Journal(tmp_path / "journal", "alice")
+    journal.dispatch(Dispatched("first", 1, b"argument"))
+    (tmp_path / "journal").rename(tmp_path / "elsewhere")
+    journal.dispatch(Dispatched("second", 1, b"argument"))
+    journal.settle(_settled(1))
+    journal.flush()
+    (tmp_path / "elsewhere").rename(tmp_path / "journal")
+    assert [entry.attempt_id for entry in journal.open_attempts()] == ["first", "second"]
+    assert [entry.seq for entry in journal.settled_after(0)] == [1]
+    journal.close(0)
