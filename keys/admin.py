@@ -195,6 +195,14 @@ class ApiTokenAdmin(IssuingAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False  # A token is revoked: who held what, when, stays to be seen.
 
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        form = super().get_form(request, obj, change, **kwargs)
+        if "service_account" in form.base_fields and not request.user.is_superuser:
+            # A token is what its account may do, and nobody hands out more than they hold.
+            accounts = form.base_fields["service_account"].queryset
+            form.base_fields["service_account"].queryset = accounts.filter(scopes=[])
+        return form
+
     def perform_create(self, obj: ApiToken, form: Any, actor: Actor, reason: str) -> None:
         issued = services.issue_api_token(obj.service_account, actor=actor, expires_at=obj.expires_at, reason=reason)
         obj.pk, obj.hint = issued.api_token.pk, issued.api_token.hint

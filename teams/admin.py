@@ -18,6 +18,7 @@ from audit.admin_base import ReasonField, TollgateAdmin, TollgateInline, choices
 from audit.querysets import OWNER
 from teams import scopes
 from teams.models import Group, Membership, Project, ServiceAccount, Team, User
+from teams.services import may_grant
 
 admin.site.unregister(AuthGroup)
 
@@ -175,4 +176,11 @@ class ServiceAccountAdmin(TollgateAdmin):
         # Without a team it sees every team: only who does may make such an account.
         if "team" in form.base_fields and not request.user.sees_all_teams:  # type: ignore[union-attr]
             form.base_fields["team"].required = True
+        if "scopes" in form.base_fields and not request.user.is_superuser:
+            form.base_fields["scopes"].disabled = True
+            form.base_fields["scopes"].help_text = "Only a superuser hands out scopes."
         return form
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        allowed = super().has_change_permission(request, obj)
+        return allowed and (obj is None or may_grant(request.user, obj))  # type: ignore[arg-type]

@@ -113,7 +113,7 @@ def test_secrets_are_in_no_log_and_on_no_command_line(tollgate):
 def test_what_was_spent_is_in_the_ledger_soon(tollgate):
     before = ledger_rows(tollgate)
     ask(tollgate.facts)
-    wait_until(lambda: ledger_rows(tollgate) == before + 1)
+    wait_until(lambda: ledger_rows(tollgate) > before)  # What was asked just before may arrive now too.
 
 
 @pytest.mark.parametrize("name", ["proxy", "admin", "worker", "beat", "simulator", "redis", "postgres"])

@@ -146,7 +146,7 @@ def test_a_member_does_not_become_owner_by_the_own_hand(client):
     assert membership.role == "member" and Team.objects.get().name == "T2"
 
 
-def test_an_account_for_every_team_is_made_by_who_sees_every_team(client):
+def test_an_account_for_every_team_is_made_by_who_sees_every_team_and_scopes_by_a_superuser(client):
     alice = factories.UserFactory(username="alice")
     alice.user_permissions.set(Permission.objects.filter(content_type__app_label="teams"))
     alice.user_permissions.remove(Permission.objects.get(codename="view_all_teams"))
@@ -158,4 +158,11 @@ def test_an_account_for_every_team_is_made_by_who_sees_every_team(client):
     page = client.post(url("serviceaccount_add"), form)
     assert page.status_code == 302, page.context["adminform"].form.errors
     account = ServiceAccount.objects.get()
-    assert account.team == team and account.scopes == ["keys:read", "usage:read"]
+    assert account.team == team
+    assert account.scopes == []
+    ServiceAccount.objects.update(scopes=["keys:read"])
+    page = client.post(url("serviceaccount_change", account.pk), {**form, "name": "taken over"})
+    assert ServiceAccount.objects.get().name == "bot"
+    client.force_login(factories.UserFactory(username="root", is_superuser=True))
+    client.post(url("serviceaccount_change", account.pk), form)
+    assert ServiceAccount.objects.get().scopes == ["keys:read", "usage:read"]
