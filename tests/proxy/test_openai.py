@@ -40,14 +40,6 @@ def test_only_what_must_change_changes():
         assert untouched in sent
 
 
-def test_an_output_cap_is_put_in_where_there_is_none():
-    sent = json.loads(build_body(_describe(b'{"model":"demo","messages":[]}'), DEPLOYMENT, PROVIDER))
-    assert sent["max_completion_tokens"] == 777
-    capped = json.loads(build_body(_describe(b'{"model":"demo","max_tokens":3}'), DEPLOYMENT, PROVIDER))
-    assert "max_completion_tokens" not in capped
-
-
-@pytest.mark.parametrize("options", ["", ',"stream_options":null', ',"stream_options":{"include_obfuscation":false}'])
 def test_the_next_attempt_does_not_inherit_the_cap_of_the_one_before():
     call = _describe(b'{"model":"demo","messages":[]}')
     build_body(call, DEPLOYMENT, msgspec.structs.replace(PROVIDER, output_cap_field="max_tokens"))
@@ -56,6 +48,14 @@ def test_the_next_attempt_does_not_inherit_the_cap_of_the_one_before():
     assert "max_tokens" not in sent
 
 
+def test_an_output_cap_is_put_in_where_there_is_none():
+    sent = json.loads(build_body(_describe(b'{"model":"demo","messages":[]}'), DEPLOYMENT, PROVIDER))
+    assert sent["max_completion_tokens"] == 777
+    capped = json.loads(build_body(_describe(b'{"model":"demo","max_tokens":3}'), DEPLOYMENT, PROVIDER))
+    assert "max_completion_tokens" not in capped
+
+
+@pytest.mark.parametrize("options", ["", ',"stream_options":null', ',"stream_options":{"include_obfuscation":false}'])
 def test_usage_is_asked_for_where_the_client_did_not(options):
     call = _describe(b'{"model":"demo","stream":true%s}' % options.encode())
     sent = json.loads(build_body(call, DEPLOYMENT, PROVIDER))

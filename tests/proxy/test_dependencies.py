@@ -1,0 +1,328 @@
+"""What the data path does when something it needs is killed, paused, emptied or full, or when it is so itself."""
+
+import contextlib
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from budgets import gate
+from proxy.snapshot import Budget
+from tests.stack import ROOT, VAULT_KEY, ControlPlane, Proxy, Stack, chat, free_port, wait_until
+
+# Redis has 200 ms to answer, and is given up a tenth of that later at most.
+REFUSED_WITHIN_S = 0.25
+BUDGET = Budget(budget_id="b1", name="all", scope="team", window="month", amount_nanos=10**12)
+SLOW = chat(content="[[simulate tokens_per_second=20,output_tokens=60]]", stream=True)
+
+
+def _post(stack: Stack, secret: str, body: dict | None = None) -> httpx.Response:
+    with stack.client(secret) as client:
+        return client.post("/v1/chat/completions", json=body or chat(max_tokens=10))
+
+
+class Listener:
+    """A client that reads a stream to its end, in a thread of its own; `arrived` has (monotonic seconds, line)."""
+
+    def __init__(self, stack: Stack, secret: str, body: dict = SLOW) -> None:
+        self.arrived: list[tuple[float, str]] = []
+        self._stack, self._secret, self._body = stack, secret, body
+        self._thread = threading.Thread(target=self._listen)
+        self._thread.start()
+        wait_until(lambda: bool(self.arrived), "the first token")
+
+    def _listen(self) -> None:
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            self._stack.client(self._secret) as client,
+            client.stream("POST", "/v1/chat/completions", json=self._body) as response,
+        ):
+            for line in response.iter_lines():
+                if line:
+                    self.arrived.append((time.monotonic(), line))
+
+    @property
+    def last(self) -> str:
+        return self.arrived[-1][1].removeprefix("data: ")
+
+    def wait(self) -> None:
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the stream does not end"
+
+
+def _rebuild(stack: Stack, keys: dict[bytes, bytes]) -> None:
+    """As the control plane does after Redis was emptied: keys, snapshot, the counters of the ledger (none here), the epoch."""
+    stack.control.redis.hset(gate.KEYS, mapping=keys)
+    stack.control.publish()
+    stack.control.open()
+
+
+def test_redis_that_does_not_answer_is_503_in_time_and_traffic_flows_again_after(stack, redis_server):
+    secret = stack.control.issue_key()
+    assert _post(stack, secret).status_code == 200
+    redis_server.pause()
+    try:
+        for _ in range(3):
+            began = time.monotonic()
+            response = _post(stack, secret)
+            assert time.monotonic() - began < REFUSED_WITHIN_S
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        with stack.client() as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/readyz").status_code == 503
+    finally:
+        redis_server.resume()
+    wait_until(lambda: _post(stack, secret).status_code == 200, "traffic", timeout_s=5)
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
+    events = stack.control.events()
+    assert len({event["attempt_id"] for event in events}) == len(events)
+
+
+def test_a_stream_outlives_the_death_of_redis_and_is_settled_once(stack, redis_server):
+    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    secret = stack.control.issue_key()
+    listener = Listener(stack, secret)
+    redis_server.kill()
+    assert _post(stack, secret).status_code == 503
+    redis_server.start()
+    listener.wait()
+    assert listener.last == "[DONE]"
+    wait_until(lambda: stack.control.holds() == 0, "the end of the hold", timeout_s=5)
+    ((event,),) = ([e for e in stack.control.events() if e.get("is_stream")],)
+    assert event["usage_source"] == "provider"
+    assert stack.control.spent_nanos("b1") == sum(e.get("cost_nanos", 0) for e in stack.control.events())
+
+
+def test_an_emptied_redis_gets_back_what_runs_and_what_was_settled(stack):
+    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    secret = stack.control.issue_key()
+    assert _post(stack, secret).status_code == 200
+    listener = Listener(stack, secret)
+    before = stack.control.events()
+    keys = stack.control.redis.hgetall(gate.KEYS)
+    stack.control.redis.flushall()
+    assert _post(stack, secret).status_code == 503
+    _rebuild(stack, keys)
+    wait_until(lambda: stack.control.holds() == 1, "the hold of the stream", timeout_s=5)
+    assert [event["attempt_id"] for event in stack.control.events()] == [event["attempt_id"] for event in before]
+    listener.wait()
+    assert listener.last == "[DONE]"
+    wait_until(lambda: stack.control.holds() == 0, "the end of the hold", timeout_s=5)
+    wait_until(lambda: _post(stack, secret).status_code == 200, "traffic", timeout_s=5)
+    wait_until(lambda: len(stack.control.events()) == 3, "the events", timeout_s=5)
+    assert stack.control.spent_nanos("b1") == sum(event["cost_nanos"] for event in stack.control.events())
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_worker_paused_past_its_lease_passes_nothing_on(make_stack, is_stream):
+    stack = make_stack(TOLLGATE_LEASE_S="1")
+    secret = stack.control.issue_key()
+    worker = psutil.Process(stack.proxy.workers()[0])
+    content = "[[simulate tokens_per_second=20,output_tokens=60]]"
+    if is_stream:
+        listener = Listener(stack, secret)
+        worker.suspend()
+        paused_at = time.monotonic()
+        time.sleep(2)
+        worker.resume()
+        listener.wait()
+        late = [line for at, line in listener.arrived if at > paused_at + 0.2]
+        assert [json.loads(line.removeprefix("data: "))["error"]["code"] for line in late] == ["worker_lease_lost"]
+    else:
+        answers: list[httpx.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(_post(stack, secret, chat(content=content))))
+        asking.start()
+        wait_until(lambda: stack.control.holds() == 1, "the hold")
+        time.sleep(0.2)
+        worker.suspend()
+        time.sleep(4)
+        worker.resume()
+        asking.join(10)
+        assert answers[0].status_code == 503
+        assert answers[0].headers["retry-after"]
+    wait_until(lambda: stack.control.holds() == 0, "the end of the hold", timeout_s=5)
+    (event,) = stack.control.events()
+    assert event["error_type"] == "worker_lease_lost"
+    assert event["cost_nanos"] > 0
+    wait_until(lambda: _post(stack, secret).status_code == 200, "traffic", timeout_s=5)
+
+
+def test_a_stopping_worker_lets_its_streams_end_and_settles_them(stack):
+    secret = stack.control.issue_key()
+    listener = Listener(stack, secret)
+    stack.proxy.process.process.send_signal(signal.SIGTERM)
+    listener.wait()
+    assert listener.last == "[DONE]"
+    assert stack.proxy.process.process.wait(20) == 0
+    (event,) = stack.control.events()
+    assert event["usage_source"] == "provider"
+    assert stack.control.holds() == 0
+
+
+def test_a_stopping_worker_cuts_what_outlasts_its_grace_and_says_so(make_stack):
+    stack = make_stack(TOLLGATE_GRACE_S="0")
+    listener = Listener(stack, stack.control.issue_key())
+    stack.proxy.process.process.send_signal(signal.SIGTERM)
+    listener.wait()
+    assert json.loads(listener.last)["error"]["code"] == "service_unavailable"
+    stack.proxy.process.process.wait(20)
+    (event,) = stack.control.events()
+    assert (event["error_type"], stack.control.holds()) == ("shutdown", 0)
+
+
+def test_two_workers_finish_what_a_third_left_once(make_stack):
+    stack = make_stack(workers=3)
+    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    secret = stack.control.issue_key()
+    assert all(_post(stack, secret).status_code == 200 for _ in range(6))
+    listeners = [Listener(stack, secret) for _ in range(3)]
+    dead = max(stack.control.redis.scan_iter("tg:holds:*"), key=stack.control.redis.hlen).decode().split(":", 2)[2]
+    running = [name.decode() for name in stack.control.redis.hkeys(gate.holds_key(dead))]
+    (pid,) = re.findall(r"-(\d+)-[0-9a-f]+$", dead)
+    os.kill(int(pid), signal.SIGKILL)
+    wait_until(lambda: len(_suspended(stack)) == len(running), "the take-over", timeout_s=12)
+    journals = Path(stack.proxy.directory, "journal")
+    assert list(journals.glob(f"{dead}.*")), "the journal stays until PostgreSQL has what it says"
+    for listener in listeners:
+        listener.wait()
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
+    events = stack.control.events()
+    assert len(events) == 9
+    assert len({event["attempt_id"] for event in events}) == 9
+    assert {event["attempt_id"] for event in _suspended(stack)} == set(running)
+    assert stack.control.spent_nanos("b1") == sum(int(event["cost_nanos"]) for event in events)
+    for entry_id, _ in stack.control.redis.xrange(gate.USAGE):  # As ingest does.
+        stack.control.redis.xdel(gate.USAGE, entry_id)
+    wait_until(lambda: not list(journals.glob(f"{dead}.*")), "the end of the dead worker's journal", timeout_s=12)
+
+
+def _suspended(stack: Stack) -> list[dict]:
+    return [event for event in stack.control.events() if event.get("state") == "suspense"]
+
+
+def test_what_was_taken_over_is_written_again_when_redis_forgets_it(make_stack):
+    stack = make_stack(workers=2)
+    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    secret = stack.control.issue_key()
+    listener = Listener(stack, secret)
+    (holder,) = stack.control.redis.scan_iter("tg:holds:*")
+    (pid,) = re.findall(rb"-(\d+)-[0-9a-f]+$", holder)
+    os.kill(int(pid), signal.SIGKILL)
+    listener.wait()
+    wait_until(lambda: len(_suspended(stack)) == 1, "the take-over", timeout_s=12)
+    (suspended,) = _suspended(stack)
+    keys = stack.control.redis.hgetall(gate.KEYS)
+    stack.control.redis.flushall()
+    _rebuild(stack, keys)
+    wait_until(lambda: len(_suspended(stack)) == 1, "the take-over once more", timeout_s=15)
+    assert _suspended(stack)[0]["attempt_id"] == suspended["attempt_id"]
+    assert stack.control.spent_nanos("b1") == int(suspended["cost_nanos"])
+
+
+def test_a_full_disk_refuses_new_calls_and_ends_no_accounting(make_stack):
+    stack = make_stack()
+    secret = stack.control.issue_key()
+    listener = Listener(stack, secret)
+    (worker,) = stack.proxy.workers()
+    before = resource.prlimit(worker, resource.RLIMIT_FSIZE)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, before[1]))
+    response = _post(stack, secret)
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    listener.wait()
+    assert listener.last == "[DONE]"
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, before)
+    wait_until(lambda: _post(stack, secret).status_code == 200, "traffic", timeout_s=5)
+    assert sorted(event.get("state", "posted") for event in stack.control.events()) == ["posted", "posted", "voided"]
+
+
+def test_a_stream_whose_hold_cannot_be_journaled_is_ended_at_its_true_cost(make_stack):
+    stack = make_stack()
+    # Room for the first tranche of 1,024 tokens, and for one more, but not for all that the stream may cost.
+    budget = Budget(budget_id="b1", name="tight", scope="team", window="month", amount_nanos=20_000_000)
+    stack.control.add_deployment("long", max_output_tokens=100_000)
+    stack.control.add_alias("long", "long")
+    stack.wait_for_version(stack.control.publish(team={"budgets": (budget,)}))
+    body = chat("long", content="[[simulate tokens_per_second=200,output_tokens=3000]]", stream=True)
+    listener = Listener(stack, stack.control.issue_key(), body)
+    (worker,) = stack.proxy.workers()
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (0, resource.prlimit(worker, resource.RLIMIT_FSIZE)[1]))
+    listener.wait()
+    assert json.loads(listener.last)["error"]["code"] == "service_unavailable"
+    wait_until(lambda: stack.control.holds() == 0, "the end of the hold", timeout_s=5)
+    (event,) = stack.control.events()
+    assert event["usage"]["output_tokens"] > 10
+    assert stack.control.spent_nanos("b1") == event["cost_nanos"]
+
+
+def test_a_client_that_leaves_before_the_provider_is_connected_costs_nothing(stack):
+    known = stack.control.providers["sim"]
+    # Nobody answers there (TEST-NET-1), nobody refuses either.
+    stack.control.providers["void"] = known.__class__(slug="void", api="openai", base_url="http://192.0.2.1/v1")
+    stack.control.add_deployment("void", provider="void")
+    stack.control.add_alias("void", "void")
+    stack.wait_for_version(stack.control.publish())
+    with stack.client(stack.control.issue_key()) as client, contextlib.suppress(httpx.TimeoutException):
+        client.post("/v1/chat/completions", json=chat("void"), timeout=0.5)
+    wait_until(lambda: bool(stack.control.events()), "the event", timeout_s=5)
+    assert stack.control.events()[0]["state"] == "voided"
+
+
+def test_a_worker_starts_without_redis_and_recovers_by_itself(simulator, redis_server, short_tmp_path):
+    control = ControlPlane(redis_server.url, simulator.url)
+    control.publish()
+    control.open()
+    secret = control.issue_key()
+    proxy = Proxy(short_tmp_path, redis_server.url, free_port(), 1)
+    stack = Stack(simulator, control, proxy)
+    try:
+        proxy.wait_ready()
+        wait_until((short_tmp_path / "snapshot.json").exists, "the snapshot on the disk")
+        proxy.process.stop()
+        redis_server.kill()
+        proxy.start()
+        with stack.client(secret) as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/readyz").status_code == 503
+            response = client.post("/v1/chat/completions", json=chat())
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert "snapshot in force" in proxy.log
+        redis_server.start()
+        wait_until(lambda: _post(stack, secret).status_code == 200, "traffic", timeout_s=10)
+    finally:
+        proxy.process.stop()
+        control.redis.close()
+
+
+def test_the_proxy_starts_where_django_cannot_be_imported(short_tmp_path):
+    program = (
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('django', 'celery', 'rest_framework', 'psycopg', 'redis'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+        "import proxy.asgi, proxy.worker\n"
+        "assert callable(proxy.asgi.application)\n"
+    )
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "TOLLGATE_VAULT_KEY": VAULT_KEY,
+        "TOLLGATE_DATA_DIR": str(short_tmp_path),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
