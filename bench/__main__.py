@@ -140,7 +140,9 @@ def _through(
 
 def measure_keys(made: Rig, seconds: float) -> list[Row]:
     body = chat_body(150)
-    direct = run(Plan(port=made.upstream_port, path="/v1/chat/completions", body=body, connections=32, seconds=1))
+    direct = run(
+        Plan(port=made.upstream_port, path="/v1/chat/completions", body=body, connections=32, seconds=1), OTHER_CORE
+    )
     few = _through(made, body, "150 B, 100 keys", 32, seconds, direct)
     many_keys = made.issue(KEYS_MANY)
     many = _through(made, body, f"150 B, {KEYS_MANY:,} keys", 32, seconds, direct, many_keys)
