@@ -107,8 +107,14 @@ class RouteUnknown(GatewayError):
 
 
 class MethodNotAllowed(RouteUnknown):
+    """`allowed` is what the path takes, as the `Allow` header has it."""
+
     status_code = 405
     error_type = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class BudgetExceeded(GatewayError):

@@ -118,8 +118,9 @@ class Gateway:
         method, handler = self._routes.get(request.path, ("", None))
         if handler is None:
             raise RouteUnknown(f"there is no {request.path}: see GET /v1/models and POST /v1/chat/completions")
-        if request.method != method:
-            raise MethodNotAllowed(f"{request.path} takes {method}")
+        if request.method != method and (request.method, method) != ("HEAD", "GET"):
+            allowed = "GET, HEAD" if method == "GET" else method
+            raise MethodNotAllowed(f"{request.path} takes {allowed}", allowed=allowed)
         await handler(exchange)
 
     async def _last_words(self, responder: Responder, error: GatewayError) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from proxy.authenticate import Subject
 from proxy.dialects import openai
-from proxy.errors import ClientGone, GatewayError, UpstreamRefused
+from proxy.errors import ClientGone, GatewayError, MethodNotAllowed, UpstreamRefused
 from proxy.receive import Request, Send
 
 Headers = list[tuple[bytes, bytes]]
@@ -84,6 +84,8 @@ def _error_headers(error: GatewayError) -> Headers:
         headers.append((b"retry-after", b"%d" % error.retry_after_s))
     if error.should_retry is not None:
         headers.append((b"x-should-retry", b"true" if error.should_retry else b"false"))
+    if isinstance(error, MethodNotAllowed):
+        headers.append((b"allow", error.allowed.encode()))
     return headers
 
 

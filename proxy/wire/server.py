@@ -65,7 +65,7 @@ USUAL_NAMES = {
 }  # fmt: skip
 
 
-def last_answer(status_code: int, error_type: str, code: str, message: str) -> bytes:
+def last_answer(status_code: int, error_type: str, code: str, message: str, *more_headers: str) -> bytes:
     """A whole answer in OpenAI's error shape, after which the connection is closed."""
     body = json.dumps({"error": {"message": message, "type": error_type, "param": None, "code": code}}).encode()
     lines = [
@@ -73,12 +73,15 @@ def last_answer(status_code: int, error_type: str, code: str, message: str) -> b
         "content-type: application/json",
         f"content-length: {len(body)}",
         "connection: close",
+        *more_headers,
     ]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 FAILED = last_answer(500, "server_error", "gateway_error", "the gateway failed")
-STOPPING = last_answer(503, "server_error", "server_stopping", "this server stops: ask again, another one answers")
+STOPPING = last_answer(
+    503, "server_error", "server_stopping", "this server stops: ask again, another one answers", "retry-after: 1"
+)
 
 
 class Refusal(Enum):

@@ -326,3 +326,34 @@ def test_the_proxy_starts_where_django_cannot_be_imported(short_tmp_path):
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_kill_switch_thrown_again_cuts_what_began_in_between_although_no_push_told(stack):
+    secret = stack.control.issue_key()
+    field = stack.control.throw("team", stack.control.team.team_id).field
+    assert _post(stack, secret).status_code == 403
+    first = json.loads(stack.control.redis.hget(gate.KILLS, field))
+    stack.control.redis.hdel(gate.KILLS, field)
+    listener = Listener(stack, secret)
+    stack.control.redis.hset(gate.KILLS, field, json.dumps({**first, "kill_switch_id": "the second"}))
+    stack.control.redis.hincrby(gate.VERSIONS, "kills", 1)
+    listener.wait()
+    assert json.loads(listener.last)["error"]["kill_switch_id"] == "the second"
+
+
+def test_a_bad_snapshot_is_refused_once_not_every_second(stack):
+    stack.control.version = 9
+    stack.control.publish_raw(b"nonsense")
+    wait_until(lambda: "snapshot refused" in stack.proxy.log, "the refusal")
+    refusals = stack.proxy.log.count("snapshot refused")
+    time.sleep(2.5)
+    assert stack.proxy.log.count("snapshot refused") == refusals
+    stack.wait_for_version(stack.control.publish())
+
+
+def test_head_is_answered_as_get_without_a_body_and_405_names_what_is_allowed(stack):
+    with stack.client() as client:
+        answer = client.head("/healthz")
+        assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "18")
+        assert client.options("/v1/chat/completions").headers["allow"] == "POST"
+        assert client.post("/healthz").headers["allow"] == "GET, HEAD"
