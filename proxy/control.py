@@ -34,7 +34,7 @@ log = structlog.get_logger()
 
 BEAT_INTERVAL_S = 1.0
 LAPSE_CHECK_INTERVAL_S = 0.25
-ADOPT_INTERVAL_S = 5.0
+ADOPT_INTERVAL_S = 2.0
 # Half of a trip is how far off the clock may be: one that took longer (this process was paused) says nothing.
 CLOCK_TRIP_S_MAX = 0.5
 ACK_EXPIRES_S = 7 * 24 * 3600
@@ -87,7 +87,6 @@ class Control:
         self._epoch = ""
         self.ingested_seq = 0
         self._started_at_s = time.time()
-        self._looked_for_orphans_at_s = 0.0
         self._adopted: list[tuple[Orphan, bytes]] = []
         self._keeping = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -105,6 +104,8 @@ class Control:
     def start(self) -> None:
         self._spawn(self._forever(self._beat_and_keep_house, BEAT_INTERVAL_S))
         self._spawn(self._forever(self._check_lapse, LAPSE_CHECK_INTERVAL_S))
+        # Apart from the beat: a long journal to replay must not cost this worker its own lease.
+        self._spawn(self._forever(self._adopt_orphans, ADOPT_INTERVAL_S))
 
     async def stop(self) -> None:
         for task in list(self._tasks):
@@ -249,12 +250,11 @@ class Control:
         await self.beat()
         self._admission.journal.forget(self.ingested_seq)
         await asyncio.to_thread(self._admission.journal.sync)
-        if self._clock.monotonic_s() - self._looked_for_orphans_at_s > ADOPT_INTERVAL_S and self._admission.is_in_step:
-            self._looked_for_orphans_at_s = self._clock.monotonic_s()
-            await self._adopt_orphans()
 
     async def _adopt_orphans(self) -> None:
         """Finish what dead workers of this host left; their files go once PostgreSQL has what they hold."""
+        if not self._admission.is_ready:
+            return
         journal = self._admission.journal
         for orphan in adopt(journal.directory, journal.worker):
             with contextlib.ExitStack() as until_taken_over:
