@@ -91,8 +91,7 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, to its end: whatever happens, the client gets an answer in its own dialect or a cut stream's last
         words, and the request is no longer live."""
-        task = asyncio.current_task()
-        assert task is not None
+        task: asyncio.Task[None] = scope["tollgate.task"]
         request, live = Request(scope), LiveRequest(task)
         responder = Responder(send, request)
         scope["tollgate.client_gone"] = live.client_gone  # Called by the server protocol when the connection is lost.
