@@ -13,8 +13,8 @@ from proxy.registry import Registry
 from proxy.snapshot import Budget, KeyRecord, Limits, Project, Team, decode_key
 from proxy.wire.redis import RedisPipeline
 
-# Two kilobytes each with what is prepared for them; a key that is not here costs one more round trip.
-RECORDS_MAX = 20_000
+# Eight kilobytes each with what is prepared for them; a key that is not here costs one more round trip.
+RECORDS_MAX = 5_000
 BEARER = b"bearer "
 
 
