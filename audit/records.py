@@ -12,9 +12,12 @@ UsageSource = Literal["provider", "estimated", "none"]
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Tokens of one attempt, as OpenTelemetry `gen_ai.usage.*` counts them.
+    """What one attempt used, tokens as OpenTelemetry `gen_ai.usage.*` counts them.
 
-    `input_tokens` includes the cached ones; `output_tokens` includes the reasoning ones.
+    `input_tokens` includes the cached, written, audio and image ones; `output_tokens` includes the reasoning, audio and image
+    ones; `cache_write_input_tokens` includes those written for an hour. `tool_calls` are the provider's own tools' runs that
+    it bills each (web searches, …). `units` is what an API bills by that is no token: images, seconds of audio, characters
+    of speech, search units; the operation says which.
     """
 
     input_tokens: int = 0
@@ -22,6 +25,24 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     cache_write_input_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_1h_input_tokens: int = 0
+    input_audio_tokens: int = 0
+    input_image_tokens: int = 0
+    output_audio_tokens: int = 0
+    output_image_tokens: int = 0
+    tool_calls: int = 0
+    units: int = 0
+
+    @property
+    def has_rare_meters(self) -> bool:
+        """Whether tokens were used that may have a rate of their own, apart from cached ones."""
+        return bool(
+            self.cache_write_1h_input_tokens
+            or self.input_audio_tokens
+            or self.input_image_tokens
+            or self.output_audio_tokens
+            or self.output_image_tokens
+        )
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

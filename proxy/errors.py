@@ -2,6 +2,7 @@
 
     GatewayError
     ├── InvalidRequest            400  malformed_request, invalid_tags, missing_tags, …
+    │   ├── CannotCarry           400  across dialects
     │   └── RequestTooLarge       413
     ├── InvalidKey                401
     ├── AliasNotAllowed           403
@@ -58,6 +59,20 @@ class InvalidRequest(GatewayError):
 class RequestTooLarge(InvalidRequest):
     status_code = 413
     error_type = "request_too_large"
+
+
+class CannotCarry(InvalidRequest):
+    """The request says something that the provider's API has no place for, and the alias does not allow to drop it."""
+
+    error_type = "unsupported_parameter"
+
+    def __init__(self, lost: Sequence[str], provider: str) -> None:
+        super().__init__(
+            f"{', '.join(f'`{name}`' for name in lost)} cannot be carried to {provider}: leave it out, ask for a model at a "
+            "provider that has it, or let an administrator mark the alias as lenient",
+            param=lost[0],
+            details={"unsupported": list(lost)},
+        )
 
 
 class MissingTags(InvalidRequest):

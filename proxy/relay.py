@@ -8,7 +8,8 @@ from proxy.errors import LeaseLost, UpstreamBroken
 from proxy.providers import openai
 from proxy.respond import JSON, Headers, Responder, rate_limit_headers
 from proxy.wire import http1
-from proxy.wire.sse import SSEParser, StreamTooLarge
+from proxy.wire.frame import StreamTooLarge
+from proxy.wire.sse import SSEParser
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 # The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.

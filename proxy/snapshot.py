@@ -52,6 +52,10 @@ class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True):
     first_byte_timeout_s: float = 120.0
     idle_timeout_s: float = 60.0
     is_active: bool = True
+    # What only this kind of provider knows: Azure's `api_version`, Vertex's `project` and `location`, Bedrock's `region`, ….
+    options: dict[str, str] = {}
+    # What is held for a call that is passed through at an unknown price; None refuses it.
+    passthrough_hold_nanos: int | None = None
 
 
 class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -75,6 +79,8 @@ class Alias(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     targets: tuple[AliasTarget, ...]
     created_at_s: int = 0
+    # What a provider cannot be told is left out, and named in `x-tollgate-dropped`, where it would be refused.
+    is_lenient: bool = False
 
 
 class Team(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -115,6 +121,8 @@ class KeyRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     project_id: str
     aliases: tuple[str, ...]
+    # Slugs of the providers of which it may call any path, `*` means all.
+    passthrough: tuple[str, ...] = ()
     is_paused: bool = False
     is_revoked: bool = False
     expires_at_s: float | None = None

@@ -7,8 +7,8 @@ import msgspec
 from audit.records import Usage
 from proxy.dialects.openai import CHAT, EMBEDDINGS, Call
 from proxy.snapshot import Deployment, Provider
+from proxy.wire.frame import Frame
 from proxy.wire.json_gate import dump_object
-from proxy.wire.sse import SSEEvent
 
 BEARER = b"Bearer "
 TARGETS = {CHAT: b"/chat/completions", EMBEDDINGS: b"/embeddings"}
@@ -152,7 +152,7 @@ class StreamMeter:
         """Whether the provider has said so: a stream that just stops was cut."""
         return self.is_done or bool(self.finish_reason) or self.has_error
 
-    def observe(self, event: SSEEvent) -> bool:
+    def observe(self, event: Frame) -> bool:
         """Take note of one event. True when it carries usage and no choices: the chunk of `include_usage`."""
         data = event.data
         if not data:

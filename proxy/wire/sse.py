@@ -5,7 +5,8 @@ change is relayed as it came. Lines end in `\\n`, `\\r\\n` or `\\r`, as the stan
 """
 
 import re
-from typing import NamedTuple
+
+from proxy.wire.frame import Frame, StreamTooLarge
 
 EVENT_BYTES_MAX = 1024 * 1024
 EVENT_LINES_MAX = 16_384
@@ -19,20 +20,9 @@ _STRADDLED_BYTES = 4
 _CARRIAGE_RETURN = 0x0D
 
 
-class StreamTooLarge(Exception):
-    """An event without end, in bytes or in lines."""
-
-
-class SSEEvent(NamedTuple):
-    """`raw` holds the empty line that ends the event, and those before it. A block of comments has no data and no event."""
-
-    raw: bytes
-    data: bytes
-    event: bytes
-
-
 class SSEParser:
-    """One stream. After `StreamTooLarge` the stream is lost: nothing more may be fed."""
+    """One stream. `raw` holds the empty line that ends the event, and those before it; a block of comments is a frame without
+    data and event. After `StreamTooLarge` the stream is lost: nothing more may be fed."""
 
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX, event_lines_max: int = EVENT_LINES_MAX) -> None:
         self.event_bytes_max = event_bytes_max
@@ -41,7 +31,7 @@ class SSEParser:
         self._pending_lines = 0
         self._is_first = True
 
-    def feed(self, chunk: bytes) -> list[SSEEvent]:
+    def feed(self, chunk: bytes) -> list[Frame]:
         """The events that `chunk` completes. Raises `StreamTooLarge`."""
         # Nearly every chunk is one event of one data line, or several such.
         if (
@@ -53,29 +43,29 @@ class SSEParser:
         ):
             self._is_first = False
             if chunk.find(b"\n") == len(chunk) - 2:
-                return [SSEEvent(chunk, chunk[6:-2], b"")]
+                return [Frame(chunk, chunk[6:-2], b"")]
             if chunk.count(b"\n") == 2 * chunk.count(b"\n\ndata: ") + 2:
-                return [SSEEvent(part + b"\n\n", part[6:], b"") for part in chunk[:-2].split(b"\n\n")]
+                return [Frame(part + b"\n\n", part[6:], b"") for part in chunk[:-2].split(b"\n\n")]
         return self._feed_slowly(chunk)
 
     def pending(self) -> bytes:
         """What belongs to no event yet."""
         return bytes(self._pending)
 
-    def finish(self) -> SSEEvent | None:
+    def finish(self) -> Frame | None:
         """The stream has ended: what is pending, as an event. The last one may lack its empty line, or be cut short."""
         raw = bytes(self._pending)
         self._pending.clear()
         self._pending_lines = 0
         return self._parse(raw) if raw else None
 
-    def _feed_slowly(self, chunk: bytes) -> list[SSEEvent]:
+    def _feed_slowly(self, chunk: bytes) -> list[Frame]:
         search_from = max(0, len(self._pending) - _STRADDLED_BYTES)
         text: bytes | bytearray = chunk
         if self._pending:
             self._pending += chunk
             text = self._pending
-        events: list[SSEEvent] = []
+        events: list[Frame] = []
         start = 0
         while (found := _EVENT_END.search(text, search_from)) is not None:
             end = found.end()
@@ -99,7 +89,7 @@ class SSEParser:
         if event_lines > self.event_lines_max:
             raise StreamTooLarge(f"an event of the stream has more than {self.event_lines_max} lines")
 
-    def _parse(self, raw: bytes) -> SSEEvent:
+    def _parse(self, raw: bytes) -> Frame:
         text = raw
         if self._is_first:
             self._is_first = False
@@ -112,7 +102,7 @@ class SSEParser:
                 data.append(value.removeprefix(b" "))
             elif name == b"event":
                 event = value.removeprefix(b" ")
-        return SSEEvent(raw, data[0] if len(data) == 1 else b"\n".join(data), event)
+        return Frame(raw, data[0] if len(data) == 1 else b"\n".join(data), event)
 
 
 def _count_lines(text: bytes | bytearray) -> int:

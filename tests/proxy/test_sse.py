@@ -4,10 +4,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.wire.sse import SSEEvent, SSEParser, StreamTooLarge
+from proxy.wire.frame import Frame, StreamTooLarge
+from proxy.wire.sse import SSEParser
 
 
-def parse(stream: bytes, cuts: list[int] | None = None) -> list[SSEEvent]:
+def parse(stream: bytes, cuts: list[int] | None = None) -> list[Frame]:
     parser = SSEParser()
     places = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts or [])})
     events = [event for start, end in pairwise(places) for event in parser.feed(stream[start:end])]
@@ -82,14 +83,14 @@ def test_an_event_is_given_out_with_its_last_byte() -> None:
     parser = SSEParser()
     assert parser.feed(b"data: a\n") == []
     assert parser.pending() == b"data: a\n"
-    assert parser.feed(b"\n") == [SSEEvent(b"data: a\n\n", b"a", b"")]
+    assert parser.feed(b"\n") == [Frame(b"data: a\n\n", b"a", b"")]
     assert parser.pending() == b""
 
 
 def test_a_carriage_return_waits_for_the_byte_after_it() -> None:
     parser = SSEParser()
     assert parser.feed(b"data: a\r\n\r") == []
-    assert parser.feed(b"\n") == [SSEEvent(b"data: a\r\n\r\n", b"a", b"")]
+    assert parser.feed(b"\n") == [Frame(b"data: a\r\n\r\n", b"a", b"")]
 
 
 def test_a_chunk_of_one_event_is_not_copied() -> None:

@@ -1,0 +1,139 @@
+"""What every dialect is: a client's requests described and read, answers, streams and errors written. Pure; no I/O.
+
+One file per API that clients speak (`openai_chat.py`, `anthropic.py`, …), each with a class derived from `Dialect`;
+`table.py` says which path belongs to which. A dialect knows nothing of providers.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+import msgspec
+
+from proxy.errors import GatewayError, InvalidRequest
+from proxy.neutral import Answer, Event, Prompt
+from proxy.snapshot import Alias
+from proxy.wire.json_gate import MalformedBody, parse_object
+
+JSON = b"application/json"
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
+
+# Chat templates add a few tokens for each message and for the answer's start.
+TEMPLATE_TOKENS = 64
+# An image by URL, a file by id, audio: what its tokens are bounded by, since they do not show in the request's bytes.
+MEDIA_TOKENS_MAX = 32_768
+
+
+class Call(msgspec.Struct, kw_only=True):
+    """One client call, described: what admission, routing and the provider's side need to know of it.
+
+    `fields` is the JSON body's top level, values as the raw bytes that were validated (empty where the body is no JSON);
+    `parameters` what the path and query say. Bounds hold for the whole call: tokens, and `units_max` of whatever else the
+    API bills by (`audit.records.Usage.units`).
+    """
+
+    dialect: "Dialect"
+    operation: str
+    # What a model must be able to do to serve this; counting the tokens of a chat, for example, wants a chat model.
+    capability: str
+    alias: str
+    body: bytes
+    content_type: bytes = JSON
+    fields: dict[str, msgspec.Raw] = {}
+    parameters: Mapping[str, str] = {}
+    is_stream: bool = False
+    wants_usage_chunk: bool = False
+    input_tokens_max: int
+    output_tokens_max: int | None = None
+    choices: int = 1
+    units_max: int = 0
+    tool_calls_max: int = 0
+    # Whether it may be billed at the rates for audio or images.
+    has_audio: bool = False
+    has_images: bool = False
+    is_free: bool = False
+    metadata: Any = None
+
+
+class StreamWriter:
+    """Stream events → the bytes of one client's stream. One object per stream."""
+
+    def write(self, events: Iterable[Event]) -> bytes:
+        """What to send now; b"" for nothing yet. Nothing is held back that the dialect can already say."""
+        raise NotImplementedError
+
+    def finish(self) -> bytes:
+        """The provider said that this was all: what ends a good stream."""
+        raise NotImplementedError
+
+
+class Dialect:
+    """Stateless: one instance serves all requests."""
+
+    # Also the name of the wire format: an API of a provider with the same name takes its requests as they are.
+    name: ClassVar[str]
+    operation: ClassVar[str]
+    capability: ClassVar[str]
+    # The headers of a client that may cross to a provider that speaks the same dialect.
+    request_headers: ClassVar[tuple[bytes, ...]] = ()
+    # The header that tells the client which request this was.
+    request_id_header: ClassVar[bytes] = b"x-request-id"
+    stream_content_type: ClassVar[bytes] = EVENT_STREAM
+    # Whether `read_prompt`, `write_answer` and `stream_writer` exist: not for APIs that have no counterpart.
+    is_translatable: ClassVar[bool] = False
+
+    def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
+        """Raises `InvalidRequest` naming the field that is wrong."""
+        raise NotImplementedError
+
+    def read_prompt(self, call: Call) -> Prompt:
+        """The whole request in neutral words. Raises `InvalidRequest`; what cannot be said goes into `lost` by its path."""
+        raise NotImplementedError
+
+    def write_answer(self, answer: Answer, call: Call) -> bytes:
+        """The model is named as the client named it: by its alias."""
+        raise NotImplementedError
+
+    def stream_writer(self, call: Call) -> StreamWriter:
+        raise NotImplementedError
+
+    def render_error(self, error: GatewayError, request_id: str) -> bytes:
+        raise NotImplementedError
+
+    def render_error_event(self, error: GatewayError, request_id: str) -> bytes:
+        """The last words of a stream that cannot go on; the official SDKs raise them as an API error."""
+        raise NotImplementedError
+
+    def render_models(self, aliases: Iterable[Alias], parameters: Mapping[str, str]) -> bytes:
+        """The list of models, or the one that `parameters["model"]` names; it is among `aliases`."""
+        raise NotImplementedError
+
+
+def json_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The top level of a JSON body. Raises `InvalidRequest`."""
+    try:
+        return parse_object(body)
+    except MalformedBody as error:
+        raise InvalidRequest(f"the body is not acceptable JSON: {error}") from error
+
+
+def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:
+    """msgspec ends its reasons with ``- at `$.field` ``; a missing field is named in its own words."""
+    reason = str(error)
+    _, found, path = reason.partition("`$.")
+    if not found:
+        _, found, path = reason.partition("missing required field `")
+    param = path.rstrip("`").split("[")[0] if found else None
+    return InvalidRequest(f"invalid request: {reason}", code="invalid_value", param=param)
+
+
+def error_type_of(status_code: int) -> str:
+    """OpenAI's word for the class of an error; most others use the same."""
+    if status_code == 401:
+        return "authentication_error"
+    if status_code == 403:
+        return "permission_error"
+    if status_code == 404:
+        return "not_found_error"
+    if status_code == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status_code < 500 else "server_error"

@@ -1,0 +1,238 @@
+"""What every provider is: how it is authorized, and the APIs it has, each a pure translation. No I/O, no clock.
+
+One file per provider with its `Provider`, made of `Api`s; `table.py` lists them by the word that stands in
+`snapshot.Provider.api`. A provider that speaks another's API reuses its class and overrides what differs.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+
+import msgspec
+
+from audit.records import Usage
+from proxy import snapshot
+from proxy.dialects.dialect import JSON, Call
+from proxy.neutral import (
+    Answer,
+    Began,
+    Done,
+    Event,
+    Failed,
+    Finished,
+    OpaqueDone,
+    Prompt,
+    ProviderError,
+    RefusalDelta,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallBegan,
+    ToolCallDelta,
+    UsageSeen,
+)
+from proxy.wire.frame import Frame, FrameParser
+from proxy.wire.sse import SSEParser
+
+Headers = list[tuple[bytes, bytes]]
+
+# More than any context window. A provider that says so, or that says less than nothing, is not believed.
+TOKENS_MAX = 1_000_000_000
+# Its own words, of which the ledger keeps so much.
+NAME_CHARACTERS_MAX = 200
+
+
+class Outgoing(NamedTuple):
+    """A request to the provider, but for its authorization. `target` comes after the base URL's path."""
+
+    target: bytes
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = JSON
+    method: bytes = b"POST"
+
+
+class Measured(NamedTuple):
+    """What a whole answer says of itself. `usage` is None where it does not say."""
+
+    usage: Usage | None = None
+    response_model: str = ""
+    finish_reason: str = ""
+    has_error: bool = False
+
+
+class StreamReader:
+    """One stream of a provider, frame by frame, in neutral words."""
+
+    def read(self, frame: Frame) -> Sequence[Event]:
+        """What the frame says. Never raises: what cannot be read is an `OpaqueDone` with its size."""
+        raise NotImplementedError
+
+
+class StreamMeter:
+    """Counts along as the events of a stream pass. What was seen is told to SETTLE."""
+
+    __slots__ = (
+        "finish_reason", "has_error", "is_done", "output_bytes", "output_chunks", "reader", "response_model", "usage",
+    )  # fmt: skip
+
+    def __init__(self, reader: StreamReader) -> None:
+        self.reader = reader
+        self.usage: Usage | None = None
+        self.response_model = ""
+        self.finish_reason = ""
+        self.is_done = False
+        self.has_error = False
+        self.output_chunks = 0
+        self.output_bytes = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the provider has said so: a stream that just stops was cut."""
+        return self.is_done or bool(self.finish_reason) or self.has_error
+
+    def observe(self, frame: Frame) -> bool:
+        """Take note of a frame that passes untouched. True when it is not for the client: it came because we asked."""
+        self.count(self.reader.read(frame))
+        return False
+
+    def count(self, events: Sequence[Event]) -> None:
+        for event in events:
+            match event:
+                case TextDelta(text=text) | ThinkingDelta(text=text) | RefusalDelta(text=text):
+                    self._saw(len(text.encode()))
+                case ToolCallDelta(arguments=text) | ToolCallBegan(name=text):
+                    self._saw(len(text.encode()))
+                case OpaqueDone(size=size):
+                    self._saw(size)
+                case UsageSeen(usage=usage):
+                    self.usage = usage
+                case Began(model=model):
+                    self.response_model = model[:NAME_CHARACTERS_MAX]
+                case Finished(finish=finish, finish_detail=detail):
+                    self.finish_reason = (detail or finish)[:NAME_CHARACTERS_MAX]
+                case Failed():
+                    self.has_error = True
+                case Done():
+                    self.is_done = True
+                case _:
+                    pass
+
+    def _saw(self, size: int) -> None:
+        if size:
+            self.output_chunks += 1
+            self.output_bytes += size
+
+
+class Api:
+    """One API of a provider. Stateless: one instance serves all requests."""
+
+    # The dialect whose requests it takes as they are, and whose answers it gives.
+    name: ClassVar[str]
+    # What a model must be able to do to be called through it: `Call.capability`.
+    capability: ClassVar[str]
+    # How its streams are framed, and the content types that such a stream may have.
+    frames: ClassVar[Callable[[], FrameParser]] = SSEParser
+    stream_types: ClassVar[tuple[bytes, ...]] = (b"text/event-stream",)
+    # Whether `write_request`, `read_answer` and `stream_reader` exist.
+    is_translatable: ClassVar[bool] = False
+
+    def serves(self, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bool:
+        """Whether this deployment can be called through this API: some providers have one API per family of models."""
+        return True
+
+    # The same dialect on both sides
+
+    def pass_request(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
+        """The client's request, bytes untouched but for what must change: the model, an output cap, a request for usage."""
+        raise NotImplementedError
+
+    def measure(self, body: bytes) -> Measured:
+        """Raises `msgspec.DecodeError` when a whole answer is not of the API's shape."""
+        raise NotImplementedError
+
+    def stream_meter(self, call: Call) -> StreamMeter:
+        return StreamMeter(self.stream_reader())
+
+    # Across dialects
+
+    def write_request(
+        self,
+        prompt: Prompt,
+        call: Call,
+        deployment: snapshot.Deployment,
+        provider: snapshot.Provider,
+        lost: list[str],
+    ) -> Outgoing:
+        """Into `lost` goes, by the client's own name or path, whatever this API cannot be told. The output cap is
+        `prompt.max_output_tokens`, and `deployment.max_output_tokens` where there is none. Must not change `prompt`."""
+        raise NotImplementedError
+
+    def read_answer(self, body: bytes) -> Answer:
+        """Raises `msgspec.DecodeError` when it is not an answer of this API."""
+        raise NotImplementedError
+
+    def stream_reader(self) -> StreamReader:
+        raise NotImplementedError
+
+    def read_error(self, status_code: int, body: bytes) -> ProviderError:
+        """Of an answer with an error status, or a whole answer with `has_error`. Never raises."""
+        raise NotImplementedError
+
+
+class Authorizer:
+    """One credential of a provider, ready to authorize requests."""
+
+    # What must never be passed on, were the provider to quote it.
+    secrets: Sequence[bytes] = ()
+
+    def headers(self, outgoing: Outgoing, origin: str, path: bytes, now_s: float) -> Headers:
+        """`origin` is the authority, `path` the whole request path with its query: what a signature covers."""
+        raise NotImplementedError
+
+    def token_request(self, now_s: float) -> tuple[str, Outgoing] | None:
+        """(base URL, request) for the short-lived token that `headers` needs; None while it has a good one."""
+        return None
+
+    def token_answered(self, status_code: int, body: bytes, now_s: float) -> None:
+        """Raises `ValueError` where the answer holds no token."""
+        raise NotImplementedError
+
+
+class HeaderAuthorizer(Authorizer):
+    """The same header for each request."""
+
+    def __init__(self, name: bytes, value: str, secret: str) -> None:
+        self._headers: Headers = [(name, value.encode("ascii"))]
+        self.secrets = (secret.encode("ascii"),)
+
+    def headers(self, outgoing: Outgoing, origin: str, path: bytes, now_s: float) -> Headers:
+        return self._headers
+
+
+def bearer(secret: str, provider: snapshot.Provider) -> Authorizer:
+    return HeaderAuthorizer(b"authorization", f"Bearer {secret}", secret)
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """A provider's protocol. `apis` in the order of preference where a request has to be translated.
+
+    `authorize(secret, provider)` raises `ValueError` for a secret that cannot be one of this provider's.
+    """
+
+    name: str
+    apis: tuple[Api, ...]
+    authorize: Callable[[str, snapshot.Provider], Authorizer] = bearer
+    # What crosses back to the client, besides what the gateway says itself; the rest of its headers stays here.
+    response_headers: frozenset[bytes] = frozenset({b"content-type", b"retry-after"})
+    # Where another path of the provider is passed through, what its credential needs besides.
+    passthrough_headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def name_of(text: object) -> str:
+    """A provider's own word, as much of it as the ledger keeps; "" for anything that is no text."""
+    return text[:NAME_CHARACTERS_MAX] if isinstance(text, str) else ""
+
+
+def checked_usage(usage: Usage) -> Usage | None:
+    """None for counts that no provider can mean."""
+    counts = msgspec.structs.astuple(usage)
+    return usage if all(0 <= count <= TOKENS_MAX for count in counts) else None
