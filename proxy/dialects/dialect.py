@@ -28,7 +28,8 @@ class Call(msgspec.Struct, kw_only=True):
 
     `fields` is the JSON body's top level, values as the raw bytes that were validated (empty where the body is no JSON);
     `parameters` what the path and query say. Bounds hold for the whole call: tokens, and `units_max` of whatever else the
-    API bills by (`audit.records.Usage.units`).
+    API bills by (`audit.records.Usage.units`). `output_tokens_max` is None where the client may get as many as the model
+    gives, and 0 where an API makes none (embeddings).
     """
 
     dialect: "Dialect"
@@ -52,6 +53,8 @@ class Call(msgspec.Struct, kw_only=True):
     has_images: bool = False
     is_free: bool = False
     metadata: Any = None
+    # Read by `Dialect.read_prompt` once, when a provider of another dialect is called.
+    prompt: Prompt | None = None
 
 
 class StreamWriter:
@@ -132,8 +135,6 @@ def error_type_of(status_code: int) -> str:
         return "authentication_error"
     if status_code == 403:
         return "permission_error"
-    if status_code == 404:
-        return "not_found_error"
     if status_code == 429:
         return "rate_limit_error"
     return "invalid_request_error" if status_code < 500 else "server_error"

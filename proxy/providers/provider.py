@@ -68,14 +68,9 @@ class StreamReader:
 
 
 class StreamMeter:
-    """Counts along as the events of a stream pass. What was seen is told to SETTLE."""
+    """Reads along as the frames of a stream pass. What was seen is told to SETTLE."""
 
-    __slots__ = (
-        "finish_reason", "has_error", "is_done", "output_bytes", "output_chunks", "reader", "response_model", "usage",
-    )  # fmt: skip
-
-    def __init__(self, reader: StreamReader) -> None:
-        self.reader = reader
+    def __init__(self) -> None:
         self.usage: Usage | None = None
         self.response_model = ""
         self.finish_reason = ""
@@ -90,7 +85,18 @@ class StreamMeter:
         return self.is_done or bool(self.finish_reason) or self.has_error
 
     def observe(self, frame: Frame) -> bool:
-        """Take note of a frame that passes untouched. True when it is not for the client: it came because we asked."""
+        """Take note of a frame. True when it is not for the client: it came only because we asked."""
+        raise NotImplementedError
+
+
+class EventMeter(StreamMeter):
+    """Counts what a reader makes of the frames."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        super().__init__()
+        self.reader = reader
+
+    def observe(self, frame: Frame) -> bool:
         self.count(self.reader.read(frame))
         return False
 
@@ -150,7 +156,7 @@ class Api:
         raise NotImplementedError
 
     def stream_meter(self, call: Call) -> StreamMeter:
-        return StreamMeter(self.stream_reader())
+        return EventMeter(self.stream_reader())
 
     # Across dialects
 
