@@ -477,3 +477,8 @@ class Ranked(Struct):
     answer_id: str = ""
     model: str = ""
     usage: Usage | None = None
+
+
+# What each operation asks and is told: a chat, embeddings, a reranking.
+Request = Prompt | Embedding | Reranking
+Reply = Answer | Embedded | Ranked

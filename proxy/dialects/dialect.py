@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from proxy.errors import GatewayError, InvalidRequest
-from proxy.neutral import Answer, Event, Prompt
+from proxy.neutral import Event, Request
 from proxy.snapshot import Alias
 from proxy.wire.json_gate import MalformedBody, parse_object
 
@@ -54,7 +54,7 @@ class Call(msgspec.Struct, kw_only=True):
     is_free: bool = False
     metadata: Any = None
     # Read by `Dialect.read_prompt` once, when a provider of another dialect is called.
-    prompt: Prompt | None = None
+    prompt: Request | None = None
 
 
 class StreamWriter:
@@ -88,16 +88,22 @@ class Dialect:
         """Raises `InvalidRequest` naming the field that is wrong."""
         raise NotImplementedError
 
-    def read_prompt(self, call: Call) -> Prompt:
-        """The whole request in neutral words. Raises `InvalidRequest`; what cannot be said goes into `lost` by its path."""
+    def read_prompt(self, call: Call) -> Request:
+        """The whole request in neutral words, of the operation's own type. Raises `InvalidRequest`; what cannot be said goes
+        into `lost` by its path."""
         raise NotImplementedError
 
-    def write_answer(self, answer: Answer, call: Call) -> bytes:
-        """The model is named as the client named it: by its alias."""
+    def write_answer(self, answer: Any, call: Call) -> bytes:
+        """`answer` is of the operation's own type (`neutral.Reply`). The model is named as the client named it: by its
+        alias."""
         raise NotImplementedError
 
     def stream_writer(self, call: Call) -> StreamWriter:
         raise NotImplementedError
+
+    def stream_type(self, call: Call) -> bytes:
+        """The content type of the stream that the client gets."""
+        return self.stream_content_type
 
     def render_error(self, error: GatewayError, request_id: str) -> bytes:
         raise NotImplementedError

@@ -5,7 +5,7 @@ One file per provider with its `Provider`, made of `Api`s; `table.py` lists them
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 
@@ -13,16 +13,15 @@ from audit.records import Usage
 from proxy import snapshot
 from proxy.dialects.dialect import JSON, Call
 from proxy.neutral import (
-    Answer,
     Began,
     Done,
     Event,
     Failed,
     Finished,
     OpaqueDone,
-    Prompt,
     ProviderError,
     RefusalDelta,
+    Reply,
     TextDelta,
     ThinkingDelta,
     ToolCallBegan,
@@ -162,17 +161,18 @@ class Api:
 
     def write_request(
         self,
-        prompt: Prompt,
+        prompt: Any,
         call: Call,
         deployment: snapshot.Deployment,
         provider: snapshot.Provider,
         lost: list[str],
     ) -> Outgoing:
-        """Into `lost` goes, by the client's own name or path, whatever this API cannot be told. The output cap is
-        `prompt.max_output_tokens`, and `deployment.max_output_tokens` where there is none. Must not change `prompt`."""
+        """`prompt` is of the operation's own type (`neutral.Request`). Into `lost` goes, by the client's own name or path,
+        whatever this API cannot be told. The output cap is `prompt.max_output_tokens`, and `deployment.max_output_tokens` where there is none. Must not
+        change `prompt`."""
         raise NotImplementedError
 
-    def read_answer(self, body: bytes) -> Answer:
+    def read_answer(self, body: bytes) -> Reply:
         """Raises `msgspec.DecodeError` when it is not an answer of this API."""
         raise NotImplementedError
 
