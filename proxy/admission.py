@@ -14,12 +14,13 @@ import structlog
 from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate
 from budgets.limits import NEVER_FITS
-from budgets.pricing import cost_nanos, hold_nanos
+from budgets.pricing import Price, cost_nanos, hold_nanos
 from keys.kills import decode_flag
 from proxy.ask import ask, call, send
 from proxy.authenticate import Subject
 from proxy.clock import Clock
 from proxy.describe import Described
+from proxy.dialects.dialect import Call
 from proxy.errors import (
     BudgetExceeded,
     GatewayError,
@@ -31,6 +32,7 @@ from proxy.errors import (
 )
 from proxy.ids import new_id
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
+from proxy.prepare import Prepared
 from proxy.registry import Upstream
 from proxy.wire.redis import RedisError, RedisPipeline
 
@@ -60,6 +62,7 @@ class Attempt:
         "held_nanos",
         "is_dispatched",
         "is_settled",
+        "prepared",
         "remaining",
         "reset_ms",
         "started_at_s",
@@ -67,11 +70,12 @@ class Attempt:
         "upstream",
     )
 
-    def __init__(self, described: Described, upstream: Upstream, event: UsageEvent, started_at_s: float) -> None:
+    def __init__(self, prepared: Prepared, event: UsageEvent, started_at_s: float) -> None:
         self.attempt_id = event.attempt_id
-        self.described = described
-        self.subject: Subject = described.subject
-        self.upstream = upstream
+        self.prepared = prepared
+        self.described = prepared.described
+        self.subject: Subject = prepared.described.subject
+        self.upstream = prepared.upstream
         self.event = event
         self.started_at_s = started_at_s
         self.first_token_at_s: float | None = None
@@ -131,19 +135,18 @@ class Admission:
 
     # Admit and extend
 
-    async def admit(self, described: Described, upstream: Upstream, attempt_number: int) -> Attempt:
+    async def admit(self, prepared: Prepared) -> Attempt:
         """Hold the money for one attempt, journal it, and return it. Raises a GatewayError; then nothing is held."""
         if not self.is_ready:
             raise Unavailable("the gateway cannot admit requests now")
+        described, upstream = prepared.described, prepared.upstream
         deployment = upstream.deployment
         if deployment.price is None:
             raise UnpricedModel(
                 f"`{deployment.model}` has no price at {deployment.provider}: an administrator must set one"
             )
         now_s = self.clock.now_s()
-        attempt = Attempt(
-            described, upstream, _event(described, upstream, attempt_number, now_s), self.clock.monotonic_s()
-        )
+        attempt = Attempt(prepared, _event(prepared, now_s), self.clock.monotonic_s())
         attempt.counters = described.subject.counters(now_s)
         attempt.full_nanos, tranche_nanos = _hold_sizes(described, upstream)
         attempt.costs = _limit_costs(described)
@@ -224,7 +227,7 @@ class Admission:
         usage, source = outcome.usage, "provider"
         if usage is None:
             usage, source = _estimate(attempt, outcome), "estimated"
-        is_billable = attempt.is_dispatched and outcome.may_have_been_billed
+        is_billable = attempt.is_dispatched and outcome.may_have_been_billed and not attempt.described.call.is_free
         if not is_billable:
             usage, source = Usage(), "none"
         return msgspec.structs.replace(
@@ -403,12 +406,13 @@ def _sort_out(orphan: Orphan) -> tuple[dict[str, Dispatched], list[Settled]]:
     return open_attempts, settles
 
 
-def _event(described: Described, upstream: Upstream, attempt_number: int, now_s: float) -> UsageEvent:
-    subject, deployment = described.subject, upstream.deployment
+def _event(prepared: Prepared, now_s: float) -> UsageEvent:
+    described, deployment = prepared.described, prepared.upstream.deployment
+    subject = described.subject
     return UsageEvent(
         attempt_id=new_id(),
         request_id=described.request_id,
-        attempt_number=attempt_number,
+        attempt_number=prepared.attempt_number,
         admitted_at_us=int(now_s * 1_000_000),
         team_id=subject.team.team_id,
         project_id=subject.project.project_id,
@@ -432,19 +436,32 @@ def _hold_sizes(described: Described, upstream: Upstream) -> tuple[int, int]:
     assert deployment.price is not None
     input_tokens = min(call.input_tokens_max, max(deployment.context_window, 1))
     output_tokens = output_tokens_max(described, upstream)
-    full = hold_nanos(deployment.price, input_tokens, output_tokens)
+    if call.is_free:
+        return 0, 0
+    full = _hold(deployment.price, call, input_tokens, output_tokens)
     if not (call.is_stream and deployment.output_is_visible):
         return full, full
     tranche_tokens = min(output_tokens, TRANCHE_TOKENS * call.choices)
-    return full, hold_nanos(deployment.price, input_tokens, tranche_tokens)
+    return full, _hold(deployment.price, call, input_tokens, tranche_tokens)
+
+
+def _hold(price: Price, call: Call, input_tokens: int, output_tokens: int) -> int:
+    return hold_nanos(
+        price,
+        input_tokens,
+        output_tokens,
+        units_max=call.units_max,
+        tool_calls_max=call.tool_calls_max,
+        has_audio=call.has_audio,
+        has_images=call.has_images,
+    )
 
 
 def output_tokens_max(described: Described, upstream: Upstream) -> int:
     """What the provider may bill as output at most."""
     call = described.call
-    if call.operation != "chat":
-        return 0
-    return (call.output_tokens_max or upstream.deployment.max_output_tokens) * call.choices
+    most = upstream.deployment.max_output_tokens if call.output_tokens_max is None else call.output_tokens_max
+    return most * call.choices
 
 
 def _limit_costs(described: Described) -> list[int]:
@@ -453,7 +470,7 @@ def _limit_costs(described: Described) -> list[int]:
     call, subject = described.call, described.subject
     costs = [1] * len(subject.limits)
     if subject.token_limits:
-        output = (call.output_tokens_max or ASSUMED_OUTPUT_TOKENS) * call.choices if call.operation == "chat" else 0
+        output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
         tokens = call.input_tokens_max // BYTES_PER_TOKEN + output
         for i, check in subject.token_limits:
             costs[i] = min(tokens, check.per_minute)

@@ -1,6 +1,6 @@
 """Who is asking: the presented virtual key → its record → the subject that limits and budgets apply to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 
 from budgets import gate
@@ -16,6 +16,8 @@ from proxy.wire.redis import RedisPipeline
 # Eight kilobytes each with what is prepared for them; a key that is not here costs one more round trip.
 RECORDS_MAX = 5_000
 BEARER = b"bearer "
+# Where clients of Anthropic, Google and Azure put their key.
+KEY_HEADERS = (b"x-api-key", b"x-goog-api-key", b"api-key")
 
 
 class _RateHeaders:
@@ -140,9 +142,11 @@ class KeyCache:
             self._subjects.pop(digest, None)
 
 
-async def authenticate(authorization: bytes, keys: KeyCache, registry: Registry, now_s: Callable[[], float]) -> Subject:
-    """The subject of the presented `Authorization` header. Raises `InvalidKey` or `Unavailable`."""
-    digest = tokens.digest(_presented(authorization))
+async def authenticate(
+    headers: Mapping[bytes, bytes], keys: KeyCache, registry: Registry, now_s: Callable[[], float]
+) -> Subject:
+    """The subject of the presented virtual key. Raises `InvalidKey` or `Unavailable`."""
+    digest = tokens.digest(_presented(headers))
     key = await keys.find(digest)
     if key is None:
         raise InvalidKey("this virtual key is not known: check it, or ask for a new one")
@@ -163,10 +167,17 @@ def check_key(key: KeyRecord, now_s: float) -> None:
         raise InvalidKey("this virtual key has expired", code="key_expired")
 
 
-def _presented(authorization: bytes) -> str:
-    if authorization[:7].lower() != BEARER:
+def _presented(headers: Mapping[bytes, bytes]) -> str:
+    """The one key that the headers hold, wherever the client's dialect puts it."""
+    found = {headers[name].strip() for name in KEY_HEADERS if name in headers}
+    authorization = headers.get(b"authorization", b"")
+    if authorization[:7].lower() == BEARER:
+        found.add(authorization[7:].strip())
+    if not found:
         raise InvalidKey("no virtual key: send it as `Authorization: Bearer tg-…`", code="missing_api_key")
-    secret = authorization[7:].strip()
+    if len(found) > 1:
+        raise InvalidKey("the request presents two different keys: send one", code="ambiguous_api_key")
+    secret = found.pop()
     if not secret or len(secret) > tokens.TOKEN_LENGTH_MAX or not secret.isascii():
         raise InvalidKey("this is not a virtual key")
     return secret.decode("ascii")

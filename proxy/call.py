@@ -1,61 +1,101 @@
 """Calling the provider: one attempt's request sent, its failures told in the gateway's words."""
 
+from collections.abc import Callable
+
 from proxy.admission import Attempt
-from proxy.describe import Described
+from proxy.clock import Clock
 from proxy.errors import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimedOut, UpstreamUnreachable
-from proxy.providers import openai
+from proxy.prepare import Prepared
+from proxy.providers.provider import Authorizer, Headers, Outgoing
 from proxy.receive import Request
+from proxy.registry import Upstream
+from proxy.snapshot import Provider
 from proxy.wire import http1
+from proxy.wire.http1 import Origin
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
+TOKEN_BODY_BYTES_MAX = 64 * 1024
 FIRST_REDIRECT = 300
-# What crosses from the client to the provider; everything else of its headers stays here.
-REQUEST_HEADERS = (b"openai-beta", b"traceparent", b"tracestate")
+# What crosses from every client to the provider, besides what the dialect's own rules let through.
+REQUEST_HEADERS = (b"traceparent", b"tracestate")
 
-_FIXED_HEADERS = (
-    (b"content-type", b"application/json"),
-    (b"accept-encoding", b"identity"),
-    (b"user-agent", b"tollgate"),
-)
+_FIXED_HEADERS = ((b"accept-encoding", b"identity"), (b"user-agent", b"tollgate"))
 
 
 async def call_provider(
-    pool: http1.UpstreamPool, attempt: Attempt, described: Described, request: Request
+    pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock
 ) -> http1.UpstreamResponse:
     """The provider's answer, its head read and its status 200. Raises an `UpstreamFailed`."""
-    upstream, call = attempt.upstream, described.call
-    authorization = upstream.authorization()
+    upstream, prepared = attempt.upstream, attempt.prepared
+    outgoing = prepared.outgoing
+    authorizer = upstream.authorizer()
     headers = [
         *_FIXED_HEADERS,
-        *authorization,
-        (b"accept", b"text/event-stream" if call.is_stream else b"application/json"),
+        (b"content-type", outgoing.content_type),
+        (b"accept", prepared.api.accept(attempt.described.call)),
         # The provider's own log then names our attempt.
         (b"x-client-request-id", attempt.attempt_id.encode()),
+        *outgoing.headers,
     ]
-    headers.extend((name, request.headers[name]) for name in REQUEST_HEADERS if name in request.headers)
-    body = openai.build_body(call, upstream.deployment, upstream.provider)
-    try:
-        response = await pool.send(
-            upstream.origin,
-            b"POST",
-            openai.TARGETS[call.operation],
-            headers,
-            body,
-            connect_timeout_s=upstream.provider.connect_timeout_s,
-            first_byte_timeout_s=upstream.provider.first_byte_timeout_s,
-            idle_timeout_s=upstream.provider.idle_timeout_s,
-            on_dispatch=attempt.dispatched,
-        )
-    except http1.UpstreamFailure as failure:
-        raise gateway_error(failure) from failure
+    crossing: tuple[bytes, ...] = REQUEST_HEADERS
+    if not prepared.is_translated:
+        crossing += attempt.described.call.dialect.request_headers
+    headers.extend((name, request.headers[name]) for name in crossing if name in request.headers)
+    if authorizer is not None:
+        await _refresh(pool, authorizer, upstream, clock)
+        path = upstream.origin.path_prefix + outgoing.target
+        headers += authorizer.headers(outgoing, upstream.origin.authority.decode(), path, clock.now_s())
+    response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
-        raise await _refused(response, authorization)
+        raise await _refused(response, prepared, upstream, authorizer)
     if response.status != 200:
         response.close()  # A redirect is never followed, and never told: where a provider is, is the gateway's own affair.
         raise UpstreamBroken(
             f"the provider answered {response.status}", may_have_been_billed=response.status < FIRST_REDIRECT
         )
     return response
+
+
+async def _send(
+    pool: http1.UpstreamPool,
+    provider: Provider,
+    origin: Origin,
+    outgoing: Outgoing,
+    headers: Headers,
+    *,
+    on_dispatch: Callable[[], None] | None = None,
+) -> http1.UpstreamResponse:
+    try:
+        return await pool.send(
+            origin,
+            outgoing.method,
+            outgoing.target,
+            headers,
+            outgoing.body,
+            connect_timeout_s=provider.connect_timeout_s,
+            first_byte_timeout_s=provider.first_byte_timeout_s,
+            idle_timeout_s=provider.idle_timeout_s,
+            on_dispatch=on_dispatch,
+        )
+    except http1.UpstreamFailure as failure:
+        raise gateway_error(failure) from failure
+
+
+async def _refresh(pool: http1.UpstreamPool, authorizer: Authorizer, upstream: Upstream, clock: Clock) -> None:
+    """Fetch the short-lived token that some providers want instead of the credential itself, when there is no good one."""
+    wanted = authorizer.token_request(clock.now_s())
+    if wanted is None:
+        return
+    base_url, outgoing = wanted
+    headers = [*_FIXED_HEADERS, (b"content-type", outgoing.content_type), *outgoing.headers]
+    response = await _send(pool, upstream.provider, Origin.parse(base_url), outgoing, headers)
+    try:
+        body = await response.read(TOKEN_BODY_BYTES_MAX)
+        authorizer.token_answered(response.status, body, clock.now_s())
+    except (http1.UpstreamFailure, ValueError) as error:
+        raise UpstreamBroken("no access token for the provider could be had", may_have_been_billed=False) from error
+    finally:
+        response.close()
 
 
 def gateway_error(failure: http1.UpstreamFailure) -> UpstreamFailed:
@@ -71,7 +111,9 @@ def gateway_error(failure: http1.UpstreamFailure) -> UpstreamFailed:
             return UpstreamBroken("the provider's answer broke off or is not HTTP", may_have_been_billed=billed)
 
 
-async def _refused(response: http1.UpstreamResponse, authorization: http1.Headers) -> UpstreamFailed:
+async def _refused(
+    response: http1.UpstreamResponse, prepared: Prepared, upstream: Upstream, authorizer: Authorizer | None
+) -> UpstreamFailed:
     try:
         body = await response.read(ERROR_BODY_BYTES_MAX)
     except http1.UpstreamFailure:
@@ -81,8 +123,16 @@ async def _refused(response: http1.UpstreamResponse, authorization: http1.Header
     if response.status in (401, 403):
         # The provider does not like *our* credential; its words may quote it.
         return UpstreamBroken("the provider refused the gateway's credential", may_have_been_billed=False)
-    for _, value in authorization:
+    for secret in authorizer.secrets if authorizer is not None else ():
         # Some quote the key with other refusals too.
-        body = body.replace(openai.secret_of(value), b"[redacted]")
-    headers = [(name, value) for name, value in response.headers if name in openai.RESPONSE_HEADERS]
-    return UpstreamRefused(response.status, body, headers)
+        body = body.replace(secret, b"[redacted]")
+    error = prepared.api.read_error(response.status, body)
+    return UpstreamRefused(
+        response.status,
+        error.message,
+        kind=error.kind,
+        code=error.code,
+        param=error.param,
+        body=None if prepared.is_translated else body,
+        headers=[(name, value) for name, value in response.headers if name in upstream.kind.response_headers],
+    )

@@ -1,38 +1,37 @@
 """What is being asked: the dialect's view of the body, tags, and what the later stages need to know. No I/O."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import msgspec
-
 from proxy.authenticate import Subject
-from proxy.dialects import openai
+from proxy.dialects.dialect import JSON, Call, Dialect
 from proxy.errors import InvalidRequest, MissingTags
 from proxy.receive import Request
-from proxy.wire.json_gate import MalformedBody, parse_object
 from teams import tags as tag_rules
 
 
 class Described(NamedTuple):
     request_id: str
     subject: Subject
-    call: openai.Call
+    call: Call
     tags: dict[str, str]
 
+    @property
+    def is_lenient(self) -> bool:
+        """Whether what a provider cannot be told may be left out."""
+        alias = self.subject.registry.snapshot.aliases.get(self.call.alias)
+        return alias is not None and alias.is_lenient
 
-def describe(request: Request, subject: Subject) -> Described:
+
+def describe(request: Request, subject: Subject, dialect: Dialect, parameters: Mapping[str, str]) -> Described:
     """Raises `InvalidRequest`, also for tags that the project requires and nobody gave."""
-    try:
-        fields = parse_object(request.body)
-    except MalformedBody as error:
-        raise InvalidRequest(f"the body is not acceptable JSON: {error}") from error
-    try:
-        call = openai.describe(openai.OPERATIONS[request.path], fields, request.body)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"the body is not acceptable JSON: {error}") from error
+    if request.query:
+        parameters = {**parameters, "query": request.query.decode("latin-1")}
+    call = dialect.describe(request.body, request.headers.get(b"content-type", JSON), parameters)
     return Described(request.request_id, subject, call, _tags(request, subject, call))
 
 
-def _tags(request: Request, subject: Subject, call: openai.Call) -> dict[str, str]:
+def _tags(request: Request, subject: Subject, call: Call) -> dict[str, str]:
     header = request.headers.get(b"x-tollgate-tags")
     try:
         given = tag_rules.merge(

@@ -15,6 +15,7 @@
     ├── UpstreamRefused           the provider's own 4xx and 5xx, told in its own words
     ├── UpstreamUnreachable       502  transient
     ├── UpstreamBroken            502
+    ├── UpstreamStreamFailed      502  an error inside a stream of 200
     ├── UpstreamTimedOut          504
     ├── Unavailable               503  a dependency of ours is down
     └── ClientGone                499  nobody is left to tell
@@ -175,17 +176,44 @@ class UpstreamTimedOut(UpstreamFailed):
 
 
 class UpstreamRefused(UpstreamFailed):
-    """The provider answered with an error status; `body` is its own answer, `headers` those that may cross."""
+    """The provider answered with an error status. `body` is its own answer where the client speaks its dialect, else None;
+    `headers` are those that may cross."""
 
     error_type = "upstream_refused"
 
-    def __init__(self, status_code: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        super().__init__(f"the provider answered {status_code}", may_have_been_billed=False)
-        self.status_code = status_code
+    def __init__(
+        self,
+        status_code: int,
+        message: str,
+        *,
+        kind: str,
+        code: str,
+        param: str,
+        body: bytes | None,
+        headers: list[tuple[bytes, bytes]],
+    ) -> None:
+        """`kind`, `code` and `param` are the provider's words, "" where it has none."""
+        super().__init__(f"the provider answered {status_code}: {message}", may_have_been_billed=False)
+        # A client error of the provider is the client's; a failure of the provider is one of a gateway's.
+        self.status_code = status_code if status_code < 500 else 502
         self.error_type = str(status_code)
         self.transient = status_code in TRANSIENT_STATUS_CODES
+        self.code = code or "upstream_error"
+        self.param = param or None
+        self.details = {"upstream_status": status_code, **({"upstream_type": kind} if kind else {})}
+        self.upstream_status = status_code
         self.body = body
         self.headers = headers
+
+
+class UpstreamStreamFailed(UpstreamFailed):
+    """The provider reported an error inside a stream that had begun."""
+
+    error_type = "upstream_stream_error"
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(f"the provider failed in the middle of its answer: {message}", may_have_been_billed=True)
+        self.code = code or self.error_type
 
 
 # 408, 409 and 425 are about this connection or moment; 429 and 5xx about this deployment. Another may do better.

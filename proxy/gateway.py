@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import structlog
@@ -13,9 +13,12 @@ from proxy.cache import look_in_cache
 from proxy.call import call_provider
 from proxy.clock import Clock
 from proxy.control import Control
-from proxy.describe import Described, describe
-from proxy.dialects import openai
+from proxy.describe import describe
+from proxy.dialects.dialect import Dialect
+from proxy.dialects.table import INFER, MODELS, TABLE, Match, dialect_of
 from proxy.errors import (
+    AliasUnknown,
+    CannotCarry,
     ClientGone,
     GatewayError,
     MethodNotAllowed,
@@ -27,8 +30,9 @@ from proxy.errors import (
 from proxy.guard import guard
 from proxy.live import LiveRequest, LiveRequests
 from proxy.metrics import Counts
+from proxy.prepare import Prepared, prepare
 from proxy.receive import Receive, Request, Scope, Send, read_body
-from proxy.registry import Registry, Upstream
+from proxy.registry import Registry
 from proxy.relay import relay_stream, relay_whole
 from proxy.respond import JSON, Responder
 from proxy.route import allowed_aliases, choose_route
@@ -49,6 +53,8 @@ class Exchange(NamedTuple):
     receive: Receive
     responder: Responder
     live: LiveRequest
+    dialect: Dialect
+    parameters: Mapping[str, str]
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -80,12 +86,11 @@ class Gateway:
         self._metrics = metrics
         self._body_bytes_max = body_bytes_max
         self.is_draining = False
-        self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/models": ("GET", self._list_models),
-            "/healthz": ("GET", self._healthz),
-            "/readyz": ("GET", self._readyz),
-            "/metrics": ("GET", self._show_metrics),
-            **dict.fromkeys(openai.OPERATIONS, ("POST", self._infer)),
+        self._actions: dict[str, Handler] = {INFER: self._infer, MODELS: self._list_models}
+        self._own: dict[str, Handler] = {
+            "/healthz": self._healthz,
+            "/readyz": self._readyz,
+            "/metrics": self._show_metrics,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -93,12 +98,15 @@ class Gateway:
         words, and the request is no longer live."""
         task: asyncio.Task[None] = scope["tollgate.task"]
         request, live = Request(scope), LiveRequest(task)
-        responder = Responder(send, request)
+        match = TABLE.find(request.method, request.path)
+        dialect = match.endpoint.dialect if match.endpoint is not None else dialect_of(request.path)
+        responder = Responder(send, request, dialect)
         scope["tollgate.client_gone"] = live.client_gone  # Called by the server protocol when the connection is lost.
         began_at_s = self._clock.monotonic_s()
         self._live.add(live)
         try:
-            await self._dispatch(Exchange(request, receive, responder, live))
+            handler = self._handler(request, match)
+            await handler(Exchange(request, receive, responder, live, dialect, match.parameters))
         except GatewayError as error:
             await self._last_words(responder, error)
         except asyncio.CancelledError:
@@ -112,22 +120,26 @@ class Gateway:
             status_code = responder.status_code or ClientGone.status_code
             self._counts.request_done(status_code, (self._clock.monotonic_s() - began_at_s) * 1000)
 
-    async def _dispatch(self, exchange: Exchange) -> None:
-        request = exchange.request
-        method, handler = self._routes.get(request.path, ("", None))
-        if handler is None:
-            raise RouteUnknown(f"there is no {request.path}: see GET /v1/models and POST /v1/chat/completions")
-        if request.method != method and (request.method, method) != ("HEAD", "GET"):
-            allowed = "GET, HEAD" if method == "GET" else method
+    def _handler(self, request: Request, match: Match) -> Handler:
+        """Raises `RouteUnknown` or `MethodNotAllowed`."""
+        if match.endpoint is not None:
+            return self._actions[match.endpoint.action]
+        methods = match.methods
+        if request.path in self._own:
+            if request.method in ("GET", "HEAD"):
+                return self._own[request.path]
+            methods = ("GET",)
+        if methods:
+            allowed = ", ".join(f"{method}, HEAD" if method == "GET" else method for method in methods)
             raise MethodNotAllowed(f"{request.path} takes {allowed}", allowed=allowed)
-        await handler(exchange)
+        raise RouteUnknown(f"there is no {request.path}: docs/compatibility.md lists what there is")
 
     async def _last_words(self, responder: Responder, error: GatewayError) -> None:
         try:
             async with asyncio.timeout(LAST_WORDS_S):
                 await responder.fail(error)
         except TimeoutError:
-            log.info("client does not read its stream's end", request_id=responder.request_id.decode())
+            log.info("client does not read its stream's end", request_id=responder.request_id)
 
     # The story of a request
 
@@ -135,31 +147,38 @@ class Gateway:
         request, responder = exchange.request, exchange.responder
         subject = await self._authenticate(request)  # Before the body: a stranger's takes no memory here.
         request.body = await read_body(exchange.receive, self._body_bytes_max)
-        described = guard(describe(request, subject))
+        described = guard(describe(request, subject, exchange.dialect, exchange.parameters))
         cached = look_in_cache(described)
         if cached is not None:
             await responder.whole(200, cached, [JSON])
             return
         exchange.live.is_stream = described.call.is_stream
         route = choose_route(described, self._control.kills, random.random)
+        failure: GatewayError | None = None
         for attempt_number, upstream in enumerate(route, start=1):
             try:
-                await self._attempt(exchange, described, upstream, attempt_number)
+                prepared = prepare(described, upstream, attempt_number)
+                await self._attempt(exchange, prepared)
+            except CannotCarry as error:
+                failure = failure or error  # What a provider that was asked has said tells the client more.
             except (UpstreamFailed, TrafficHalted) as error:
-                if responder.has_started or attempt_number == len(route) or not _may_do_better(error):
+                if responder.has_started or not _may_do_better(error):
                     raise
+                failure = error
             else:
                 return
+        assert failure is not None, "a route has at least one upstream"
+        raise failure
 
-    async def _attempt(self, exchange: Exchange, described: Described, upstream: Upstream, attempt_number: int) -> None:
+    async def _attempt(self, exchange: Exchange, prepared: Prepared) -> None:
         """One upstream call under one hold. Leaving settles what was counted, however it ends."""
-        live = exchange.live
-        live.kill_fields = described.subject.kill_fields + upstream.kill_fields
-        attempt = await self._admission.admit(described, upstream, attempt_number)
+        live, described = exchange.live, prepared.described
+        live.kill_fields = described.subject.kill_fields + prepared.upstream.kill_fields
+        attempt = await self._admission.admit(prepared)
         outcome = Outcome(may_have_been_billed=True)
         response = None
         try:
-            response = await call_provider(self._pool, attempt, described, exchange.request)
+            response = await call_provider(self._pool, attempt, exchange.request, self._clock)
             relay = relay_stream if described.call.is_stream else relay_whole
             await relay(response, attempt, outcome, exchange.responder, self._admission)
         except UpstreamFailed as error:
@@ -184,9 +203,7 @@ class Gateway:
         self._counts.attempt_settled(usage.input_tokens, usage.output_tokens, cost)
 
     async def _authenticate(self, request: Request) -> Subject:
-        return await authenticate(
-            request.headers.get(b"authorization", b""), self._keys, self._registry(), self._clock.now_s
-        )
+        return await authenticate(request.headers, self._keys, self._registry(), self._clock.now_s)
 
     def _registry(self) -> Registry:
         if self._control.registry is None:
@@ -198,7 +215,12 @@ class Gateway:
     async def _list_models(self, exchange: Exchange) -> None:
         subject = await self._authenticate(exchange.request)
         aliases = allowed_aliases(subject.key, subject.registry)
-        await exchange.responder.whole(200, openai.render_models(aliases), [JSON])
+        wanted = exchange.parameters.get("model")
+        if wanted is not None:
+            aliases = [alias for alias in aliases if alias.name == wanted]
+            if not aliases:
+                raise AliasUnknown(f"the model `{wanted}` does not exist, or this key may not use it", param="model")
+        await exchange.responder.whole(200, exchange.dialect.render_models(aliases, exchange.parameters), [JSON])
 
     async def _healthz(self, exchange: Exchange) -> None:
         await exchange.responder.whole(200, b'{"status":"alive"}', [JSON])

@@ -12,14 +12,15 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Request:
-    """`headers` by lower-case name; the edge has refused the ambiguous ones."""
+    """`headers` by lower-case name; the edge has refused the ambiguous ones. `query` as it was sent, without its `?`."""
 
-    __slots__ = ("body", "headers", "method", "path", "request_id", "scope")
+    __slots__ = ("body", "headers", "method", "path", "query", "request_id", "scope")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = new_id()
         self.body = b""

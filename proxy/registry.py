@@ -8,8 +8,10 @@ from collections.abc import Callable
 import structlog
 
 from keys.kills import kill_field
-from proxy.providers import openai
-from proxy.snapshot import Credential, Deployment, Provider, Snapshot
+from proxy import snapshot as configuration
+from proxy.dialects.dialect import Dialect
+from proxy.providers.provider import Api, Authorizer, Provider
+from proxy.providers.table import PROVIDERS
 from proxy.wire.http1 import Origin
 
 log = structlog.get_logger()
@@ -21,41 +23,69 @@ OpenSealed = Callable[[str, str], str]
 class Upstream:
     """One deployment, ready to be called. Credentials are used in turn."""
 
-    __slots__ = ("_headers", "_turn", "deployment", "deployment_header", "kill_fields", "origin", "provider")
+    __slots__ = (
+        "_api_by_dialect",
+        "_apis",
+        "_authorizers",
+        "_turn",
+        "deployment",
+        "deployment_header",
+        "kill_fields",
+        "kind",
+        "origin",
+        "provider",
+    )
 
-    def __init__(self, deployment: Deployment, provider: Provider, headers: list[tuple[bytes, bytes]]) -> None:
+    def __init__(
+        self,
+        deployment: configuration.Deployment,
+        provider: configuration.Provider,
+        kind: Provider,
+        authorizers: list[Authorizer],
+    ) -> None:
         self.deployment = deployment
         self.provider = provider
+        self.kind = kind
         self.origin = Origin.parse(provider.base_url)
         self.kill_fields = (kill_field("model", deployment.model), kill_field("provider", provider.slug))
         self.deployment_header = (b"x-tollgate-deployment", deployment.name.encode())
-        self._headers = headers
+        self._apis = [api for api in kind.apis if api.serves(deployment, provider)]
+        self._api_by_dialect: dict[str, Api | None] = {}
+        self._authorizers = authorizers
         self._turn = 0
 
     @property
     def can_be_called(self) -> bool:
         """Not when it has credentials and the vault opens none of them. One that has none needs none: a model of one's own."""
-        return bool(self._headers) or not self.deployment.credentials
+        return bool(self._authorizers) or not self.deployment.credentials
 
-    def authorization(self) -> list[tuple[bytes, bytes]]:
-        """The header of the credential whose turn it is; none where none is needed."""
-        if not self._headers:
-            return []
-        self._turn = (self._turn + 1) % len(self._headers)
-        return [self._headers[self._turn]]
+    def authorizer(self) -> Authorizer | None:
+        """The credential whose turn it is; None where none is needed."""
+        if not self._authorizers:
+            return None
+        self._turn = (self._turn + 1) % len(self._authorizers)
+        return self._authorizers[self._turn]
+
+    def api_for(self, dialect: Dialect, capability: str) -> Api | None:
+        """The provider's API that speaks the dialect, else its first that can be translated to; None where there is none."""
+        try:
+            return self._api_by_dialect[dialect.name]
+        except KeyError:
+            pass
+        chosen = next((api for api in self._apis if api.name == dialect.name), None)
+        if chosen is None and dialect.is_translatable:
+            chosen = next((api for api in self._apis if api.capability == capability and api.is_translatable), None)
+        self._api_by_dialect[dialect.name] = chosen
+        return chosen
 
 
 class Registry:
     """`snapshot` as it came, `upstreams` by deployment id."""
 
-    def __init__(self, snapshot: Snapshot, open_sealed: OpenSealed) -> None:
+    def __init__(self, snapshot: configuration.Snapshot, open_sealed: OpenSealed) -> None:
         self.snapshot = snapshot
         self.upstreams = {
-            deployment_id: Upstream(
-                deployment,
-                snapshot.providers[deployment.provider],
-                [header for c in deployment.credentials if (header := _authorization(c, open_sealed)) is not None],
-            )
+            deployment_id: _upstream(deployment, snapshot.providers[deployment.provider], open_sealed)
             for deployment_id, deployment in snapshot.deployments.items()
         }
 
@@ -64,10 +94,21 @@ class Registry:
         return self.snapshot.version
 
 
-def _authorization(credential: Credential, open_sealed: OpenSealed) -> tuple[bytes, bytes] | None:
+def _upstream(
+    deployment: configuration.Deployment, provider: configuration.Provider, open_sealed: OpenSealed
+) -> Upstream:
+    # Of a provider that a newer control plane knows and this worker does not, nothing can be called.
+    kind = PROVIDERS.get(provider.api) or Provider(name=provider.api, apis=())
+    opened = (_authorizer(credential, kind, provider, open_sealed) for credential in deployment.credentials)
+    return Upstream(deployment, provider, kind, [authorizer for authorizer in opened if authorizer is not None])
+
+
+def _authorizer(
+    credential: configuration.Credential, kind: Provider, provider: configuration.Provider, open_sealed: OpenSealed
+) -> Authorizer | None:
     try:
-        return openai.authorization(open_sealed(credential.sealed, credential.credential_id))
+        return kind.authorize(open_sealed(credential.sealed, credential.credential_id), provider)
     except ValueError:
-        # The rest of the snapshot is good: one credential that the vault cannot open must not stop all traffic.
-        log.error("credential cannot be opened", credential_id=credential.credential_id)
+        # The rest of the snapshot is good: one credential that cannot be opened or used must not stop all traffic.
+        log.error("credential cannot be used", credential_id=credential.credential_id)
         return None

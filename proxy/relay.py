@@ -1,82 +1,107 @@
-"""Relaying the provider's answer, whole or chunk by chunk, and counting along. What was seen is told to SETTLE."""
+"""Relaying the provider's answer, whole or frame by frame, and counting along. What was seen is told to SETTLE."""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
 from proxy.admission import HIDDEN_OUTPUT_TOKENS, TRANCHE_TOKENS, Admission, Attempt, Outcome, output_tokens_max
 from proxy.call import gateway_error
-from proxy.errors import LeaseLost, UpstreamBroken
-from proxy.providers import openai
+from proxy.dialects.dialect import Call, StreamWriter
+from proxy.errors import LeaseLost, UpstreamBroken, UpstreamStreamFailed
+from proxy.neutral import Answer, Event, Failed
+from proxy.prepare import Prepared
+from proxy.providers.provider import Api, EventMeter, Measured, StreamMeter, StreamReader, name_of
 from proxy.respond import JSON, Headers, Responder, rate_limit_headers
 from proxy.wire import http1
-from proxy.wire.frame import StreamTooLarge
-from proxy.wire.sse import SSEParser
+from proxy.wire.frame import Frame, StreamMalformed, StreamTooLarge
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 # The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.
 EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
-EVENT_STREAM_TYPE = b"text/event-stream"
 
 
 async def relay_whole(
-    response: http1.UpstreamResponse, attempt: Attempt, outcome: Outcome, responder: Responder, admission: Admission
+    response: http1.UpstreamResponse,
+    attempt: Attempt,
+    outcome: Outcome,
+    responder: Responder,
+    admission: Admission,
 ) -> None:
     """Read the answer, settle, then send it with its cost. Raises an `UpstreamFailed` when it breaks off."""
     try:
         body = await response.read(ANSWER_BYTES_MAX)
     except http1.UpstreamFailure as failure:
         raise gateway_error(failure) from failure
-    try:
-        answer = openai.read_answer(body)
-    except msgspec.DecodeError as error:
-        raise UpstreamBroken(
-            "the provider's answer is not JSON of the expected shape", may_have_been_billed=True
-        ) from error
-    outcome.usage = answer.usage
     outcome.output_bytes = len(body)
-    outcome.response_model = answer.response_model
-    outcome.finish_reason = answer.finish_reason
     outcome.status_code = response.status
-    if answer.has_error:
+    try:
+        measured, told = _read_whole(body, attempt.prepared, attempt.described.call)
+    except msgspec.DecodeError as error:
+        raise UpstreamBroken("the provider's answer is not of the expected shape", may_have_been_billed=True) from error
+    outcome.usage = measured.usage
+    outcome.response_model = measured.response_model
+    outcome.finish_reason = measured.finish_reason
+    if measured.has_error:
         raise UpstreamBroken("the provider's answer is an error", may_have_been_billed=True)
     _check_lease(admission)
     cost = admission.settle(attempt, outcome)
-    headers = [*_headers(response, attempt), JSON, (b"x-tollgate-cost-usd", _usd(cost))]
-    await responder.whole(response.status, body, headers)
+    headers = _headers(response, attempt)
+    headers += [_content_type(response, attempt.prepared), (b"x-tollgate-cost-usd", _usd(cost))]
+    await responder.whole(response.status, told, headers)
+
+
+def _read_whole(body: bytes, prepared: Prepared, call: Call) -> tuple[Measured, bytes]:
+    """(what it says of itself, what the client gets). Raises `msgspec.DecodeError`."""
+    if not prepared.is_translated:
+        return prepared.api.measure(body), body
+    answer = prepared.api.read_answer(body)
+    finish_reason = ""
+    if isinstance(answer, Answer) and answer.choices:
+        finish_reason = answer.choices[-1].finish_detail or answer.choices[-1].finish
+    measured = Measured(answer.usage, name_of(answer.model), name_of(finish_reason))
+    return measured, call.dialect.write_answer(answer, call)
 
 
 async def relay_stream(
-    response: http1.UpstreamResponse, attempt: Attempt, outcome: Outcome, responder: Responder, admission: Admission
+    response: http1.UpstreamResponse,
+    attempt: Attempt,
+    outcome: Outcome,
+    responder: Responder,
+    admission: Admission,
 ) -> None:
     """Send each event as it comes. Raises an `UpstreamFailed`, `LeaseLost` or a refusal of `extend` in mid-stream."""
-    _check_is_stream(response)
+    call, api = attempt.described.call, attempt.prepared.api
+    _check_is_stream(response, api)
     outcome.status_code = response.status
-    wants_usage_chunk = attempt.described.call.wants_usage_chunk
-    meter = openai.StreamMeter()
+    passage: _Passage = _Translation(api, call) if attempt.prepared.is_translated else _Untouched(api, call)
+    meter = passage.meter
     tranches = Tranches(attempt, admission)
-    parser = SSEParser()
+    parser = api.frames()
     received_bytes = 0
-    await responder.start_stream(_headers(response, attempt))
+    await responder.start_stream(call.dialect.stream_type(call), _headers(response, attempt))
     try:
         while chunk := await response.next_chunk():
             received_bytes += len(chunk)
             if received_bytes > ANSWER_BYTES_MAX:
                 raise UpstreamBroken("the provider's stream does not end", may_have_been_billed=True)
-            passing = [event.raw for event in parser.feed(chunk) if not meter.observe(event) or wants_usage_chunk]
+            passing = passage.take(parser.feed(chunk))
             if attempt.first_token_at_s is None and meter.output_chunks:
                 attempt.first_token_at_s = admission.clock.monotonic_s()
             if tranches.are_short(meter.output_bytes):
                 await tranches.extend(meter.output_bytes)
             _check_lease(admission)
             if passing:
-                await responder.part(b"".join(passing) if len(passing) > 1 else passing[0])
+                await responder.part(passing)
         tail = parser.finish()
-        # An event that was cut short is not passed on: whatever follows it could not be read.
-        if tail is not None and (not meter.observe(tail) or wants_usage_chunk) and meter.has_ended:
+        passing = passage.take([tail]) if tail is not None else b""
+        # A frame that was cut short is not passed on: whatever follows it could not be read.
+        if meter.has_ended and (passing := passing + passage.end()):
             _check_lease(admission)
-            await responder.part(tail.raw)
+            await responder.part(passing)
     except http1.UpstreamFailure as failure:
         raise gateway_error(failure) from failure
-    except StreamTooLarge as error:
+    except (StreamTooLarge, StreamMalformed) as error:
         raise UpstreamBroken("the provider's stream is malformed", may_have_been_billed=True) from error
     finally:
         outcome.usage = meter.usage
@@ -85,11 +110,70 @@ async def relay_stream(
         outcome.response_model = meter.response_model
         outcome.finish_reason = meter.finish_reason
         if meter.has_error:
-            outcome.error_type = "upstream_stream_error"
+            outcome.error_type = UpstreamStreamFailed.error_type
     if not meter.has_ended:
         raise UpstreamBroken("the provider's stream ended before it was finished", may_have_been_billed=True)
     admission.settle(attempt, outcome)
     await responder.end_stream()
+
+
+class _Passage(Protocol):
+    """The way of a stream's frames to the client."""
+
+    @property
+    def meter(self) -> StreamMeter: ...
+
+    def take(self, frames: list[Frame]) -> bytes:
+        """What the client gets for them now."""
+        ...
+
+    def end(self) -> bytes:
+        """What it gets when the provider has said that this was all."""
+        ...
+
+
+class _Untouched:
+    """The same dialect on both sides: as it came, but for what came only because we asked."""
+
+    def __init__(self, api: Api, call: Call) -> None:
+        self.meter = api.stream_meter(call)
+        self._reframe = api.reframe
+
+    def take(self, frames: list[Frame]) -> bytes:
+        if len(frames) == 1:
+            return b"" if self.meter.observe(frames[0]) else self._reframe(frames[0])
+        return b"".join([self._reframe(frame) for frame in frames if not self.meter.observe(frame)])
+
+    def end(self) -> bytes:
+        return b""
+
+
+class _Translation:
+    """Across dialects: frame to events, events to the client's frames."""
+
+    def __init__(self, api: Api, call: Call) -> None:
+        self._reader: StreamReader = api.stream_reader()
+        self._writer: StreamWriter = call.dialect.stream_writer(call)
+        self.meter: EventMeter = EventMeter(self._reader)
+
+    def take(self, frames: list[Frame]) -> bytes:
+        """Raises `UpstreamStreamFailed` for an error inside the stream; what came with it before is lost with it."""
+        told = b""
+        for frame in frames:
+            events = self._reader.read(frame)
+            self.meter.count(events)
+            if self.meter.has_error:
+                raise _stream_failed(events)
+            told += self._writer.write(events)
+        return told
+
+    def end(self) -> bytes:
+        return self._writer.finish()
+
+
+def _stream_failed(events: Sequence[Event]) -> UpstreamStreamFailed:
+    error = next(event.error for event in events if isinstance(event, Failed))
+    return UpstreamStreamFailed(error.message, code=error.code or error.kind)
 
 
 class Tranches:
@@ -129,23 +213,27 @@ def _check_lease(admission: Admission) -> None:
         raise LeaseLost("this worker lost its lease; the request was stopped")
 
 
-def _check_is_stream(response: http1.UpstreamResponse) -> None:
+def _check_is_stream(response: http1.UpstreamResponse, api: Api) -> None:
     headers = dict(response.headers)
-    content_type = headers.get(b"content-type", EVENT_STREAM_TYPE)
-    if (
-        not content_type.lower().startswith(EVENT_STREAM_TYPE)
-        or headers.get(b"content-encoding", b"identity") != b"identity"
-    ):
+    content_type = headers.get(b"content-type", api.stream_types[0]).lower()
+    if not content_type.startswith(api.stream_types) or headers.get(b"content-encoding", b"identity") != b"identity":
         raise UpstreamBroken("the provider's answer is not a stream", may_have_been_billed=True)
 
 
+def _content_type(response: http1.UpstreamResponse, prepared: Prepared) -> tuple[bytes, bytes]:
+    if prepared.is_translated:
+        return JSON
+    return b"content-type", dict(response.headers).get(b"content-type", JSON[1])
+
+
 def _headers(response: http1.UpstreamResponse, attempt: Attempt) -> Headers:
-    passing = [(n, v) for n, v in response.headers if n in openai.RESPONSE_HEADERS and n != b"content-type"]
-    return [
-        *passing,
-        attempt.upstream.deployment_header,
-        *rate_limit_headers(attempt.subject, attempt.remaining, attempt.reset_ms),
-    ]
+    crossing = attempt.upstream.kind.response_headers
+    headers = [(n, v) for n, v in response.headers if n in crossing and n != b"content-type"]
+    headers.append(attempt.upstream.deployment_header)
+    dropped = attempt.prepared.dropped
+    if dropped:
+        headers.append((b"x-tollgate-dropped", ", ".join(dropped).encode("ascii", "replace")))
+    return headers + rate_limit_headers(attempt.subject, attempt.remaining, attempt.reset_ms)
 
 
 def _usd(nanos: int) -> bytes:

@@ -2,27 +2,26 @@
 
 from collections.abc import Sequence
 
-import msgspec
-
 from proxy.authenticate import Subject
-from proxy.dialects import openai
+from proxy.dialects.dialect import Dialect
 from proxy.errors import ClientGone, GatewayError, MethodNotAllowed, UpstreamRefused
 from proxy.receive import Request, Send
+from proxy.wire.json_gate import is_object
 
 Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json")
-EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
 class Responder:
     """One answer: nothing sent, then a whole body, or a stream that ends once."""
 
-    __slots__ = ("_send", "has_ended", "has_started", "request_id", "status_code")
+    __slots__ = ("_dialect", "_send", "has_ended", "has_started", "request_id", "status_code")
 
-    def __init__(self, send: Send, request: Request) -> None:
+    def __init__(self, send: Send, request: Request, dialect: Dialect) -> None:
         self._send = send
-        self.request_id = request.request_id.encode()
+        self._dialect = dialect
+        self.request_id = request.request_id
         self.has_started = False
         self.has_ended = False
         self.status_code = 0
@@ -33,9 +32,9 @@ class Responder:
         self.has_ended = True
         await self._send({"type": "http.response.body", "body": body})
 
-    async def start_stream(self, headers: Headers) -> None:
+    async def start_stream(self, content_type: bytes, headers: Headers) -> None:
         # Some reverse proxies buffer unless told not to.
-        headers += [EVENT_STREAM, (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        headers += [(b"content-type", content_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
         await self._start(200, headers)
 
     async def part(self, body: bytes) -> None:
@@ -50,29 +49,22 @@ class Responder:
         if self.has_ended or isinstance(error, ClientGone):
             return
         if self.has_started:
-            await self.end_stream(openai.render_error_event(error))
-        elif isinstance(error, UpstreamRefused):
-            await self._fail_in_the_providers_words(error)
-        else:
-            await self.whole(error.status_code, openai.render_error(error), _error_headers(error))
-
-    async def _fail_in_the_providers_words(self, error: UpstreamRefused) -> None:
-        """A client error of the provider crosses as it is; a failure of the provider is one of a gateway's (502)."""
-        passes = error.status_code < 500 and _is_json_object(error.body)
-        retry_after = [(name, value) for name, value in error.headers if name == b"retry-after"]
-        if passes:
-            await self.whole(error.status_code, error.body, [JSON, *retry_after])
+            await self.end_stream(self._dialect.render_error_event(error, self.request_id))
             return
-        told = GatewayError(
-            f"the provider answered {error.status_code}: {_message_of(error.body)}",
-            code="upstream_error",
-            details={"upstream_status": error.status_code},
-        )
-        told.status_code = error.status_code if error.status_code < 500 else 502
-        await self.whole(told.status_code, openai.render_error(told), [JSON, *retry_after])
+        headers = _error_headers(error)
+        if isinstance(error, UpstreamRefused):
+            headers += [(name, value) for name, value in error.headers if name == b"retry-after"]
+            if error.body is not None and error.upstream_status < 500 and is_object(error.body):
+                # A client error of the provider crosses as it is, where the client speaks its dialect.
+                await self.whole(error.upstream_status, error.body, headers)
+                return
+        await self.whole(error.status_code, self._dialect.render_error(error, self.request_id), headers)
 
     async def _start(self, status_code: int, headers: Headers) -> None:
-        headers.append((b"x-request-id", self.request_id))
+        request_id = self.request_id.encode()
+        headers.append((b"x-request-id", request_id))
+        if self._dialect.request_id_header != b"x-request-id":
+            headers.append((self._dialect.request_id_header, request_id))
         self.has_started = True
         self.status_code = status_code
         await self._send({"type": "http.response.start", "status": status_code, "headers": headers})
@@ -99,25 +91,3 @@ def rate_limit_headers(subject: Subject, remaining: Sequence[int], reset_ms: Seq
             headers.append((names.remaining, b"%d" % max(remaining[at], 0)))
             headers.append((names.reset, b"%dms" % reset_ms[at]))
     return headers
-
-
-def _is_json_object(body: bytes) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(body), dict)
-    except msgspec.DecodeError:
-        return False
-
-
-class _ErrorObject(msgspec.Struct):
-    message: str = ""
-
-
-class _ErrorBody(msgspec.Struct):
-    error: _ErrorObject
-
-
-def _message_of(body: bytes) -> str:
-    try:
-        return msgspec.json.decode(body, type=_ErrorBody).error.message[:500] or "no message"
-    except msgspec.DecodeError:
-        return "no message"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from keys.kills import KillFlag
 from proxy.describe import Described
+from proxy.dialects.dialect import Call
 from proxy.errors import AliasNotAllowed, AliasUnknown, InvalidRequest, TrafficHalted, Unavailable
 from proxy.registry import Registry, Upstream
 from proxy.snapshot import Alias, KeyRecord
@@ -33,7 +34,7 @@ def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Call
         raise AliasNotAllowed(f"this virtual key may not use the model `{call.alias}`", param="model")
 
     def obstacle(deployment_id: str) -> str | None:
-        return _obstacle(registry.upstreams[deployment_id], call.operation, kills)
+        return _obstacle(registry.upstreams[deployment_id], call, kills)
 
     candidates = choose(alias.targets, obstacle, draw)
     route = [registry.upstreams[candidate.deployment_id] for candidate in candidates if candidate.is_usable]
@@ -45,9 +46,12 @@ def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Call
             if field in kills:
                 raise halted(kills[field])
     reasons = {candidate.reason for candidate in candidates}
-    if reasons == {"operation"}:
+    if reasons and reasons <= {"operation", "dialect"}:
         raise InvalidRequest(
-            f"the model `{call.alias}` does not serve {call.operation}", code="operation_not_supported", param="model"
+            f"the model `{call.alias}` does not serve {call.operation}"
+            + (f" for {call.dialect.name} clients" if "dialect" in reasons else ""),
+            code="operation_not_supported",
+            param="model",
         )
     raise Unavailable(
         f"no deployment of `{call.alias}` can be called: {', '.join(sorted(reasons)) or 'it has none'}",
@@ -59,9 +63,11 @@ def halted(flag: KillFlag) -> TrafficHalted:
     return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
 
 
-def _obstacle(upstream: Upstream, operation: str, kills: Mapping[str, KillFlag]) -> str | None:
-    if operation not in upstream.deployment.operations:
+def _obstacle(upstream: Upstream, call: Call, kills: Mapping[str, KillFlag]) -> str | None:
+    if call.capability not in upstream.deployment.operations:
         return "operation"
+    if upstream.api_for(call.dialect, call.capability) is None:
+        return "dialect"
     if not upstream.deployment.is_active or not upstream.provider.is_active:
         return "paused"
     if not upstream.can_be_called:

@@ -135,10 +135,14 @@ class Api:
     # What a model must be able to do to be called through it: `Call.capability`.
     capability: ClassVar[str]
     # How its streams are framed, and the content types that such a stream may have.
-    frames: ClassVar[Callable[[], FrameParser]] = SSEParser
+    frames: ClassVar[type[FrameParser]] = SSEParser
     stream_types: ClassVar[tuple[bytes, ...]] = (b"text/event-stream",)
     # Whether `write_request`, `read_answer` and `stream_reader` exist.
     is_translatable: ClassVar[bool] = False
+
+    def accept(self, call: Call) -> bytes:
+        """The `accept` header: what kind of answer is asked for."""
+        return self.stream_types[0] if call.is_stream else JSON
 
     def serves(self, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bool:
         """Whether this deployment can be called through this API: some providers have one API per family of models."""
@@ -172,6 +176,10 @@ class Api:
         change `prompt`."""
         raise NotImplementedError
 
+    def reframe(self, frame: Frame) -> bytes:
+        """The same dialect in another framing: what a client gets for a frame. Its own bytes, where the framing is the same."""
+        return frame.raw
+
     def read_answer(self, body: bytes) -> Reply:
         """Raises `msgspec.DecodeError` when it is not an answer of this API."""
         raise NotImplementedError
@@ -181,7 +189,7 @@ class Api:
 
     def read_error(self, status_code: int, body: bytes) -> ProviderError:
         """Of an answer with an error status, or a whole answer with `has_error`. Never raises."""
-        raise NotImplementedError
+        return ProviderError(message="no message", status_code=status_code)
 
 
 class Authorizer:

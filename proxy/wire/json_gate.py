@@ -50,6 +50,15 @@ def parse_object(body: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
+def is_object(body: bytes) -> bool:
+    """Whether it is a JSON object at all; nothing more is checked."""
+    try:
+        _decode_fields(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
 def dump_object(fields: dict[str, msgspec.Raw]) -> bytes:
     """The inverse of `parse_object`: keeps the order, and every value byte for byte."""
     return _encode(fields)

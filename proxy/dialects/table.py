@@ -1,0 +1,94 @@
+"""Which path is whose: every endpoint that clients may call, its method and dialect. No I/O.
+
+Paths are matched as they were sent; what a path or a query says besides is in `parameters`.
+"""
+
+import re
+from typing import NamedTuple
+
+from proxy.dialects.dialect import Dialect
+from proxy.dialects.openai_chat import CHAT
+from proxy.dialects.openai_embeddings import EMBEDDINGS
+
+# What answers: an inference call with admission, or the list of what the key may use.
+INFER = "infer"
+MODELS = "models"
+
+
+class Endpoint(NamedTuple):
+    method: str
+    path: str
+    dialect: Dialect
+    action: str = INFER
+
+
+# `{name}` is one segment of a path, `{name*}` the rest of it. The first that fits counts.
+ENDPOINTS = (
+    Endpoint("POST", "/v1/chat/completions", CHAT),
+    Endpoint("POST", "/v1/embeddings", EMBEDDINGS),
+    Endpoint("GET", "/v1/models", CHAT, MODELS),
+    Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
+)
+
+
+class Match(NamedTuple):
+    """`methods` is what the path takes; `endpoint` is None where the method is another."""
+
+    endpoint: Endpoint | None
+    parameters: dict[str, str]
+    methods: tuple[str, ...] = ()
+
+
+class Table:
+    def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
+        self._exact: dict[tuple[str, str], Match] = {}
+        self._patterns: list[tuple[re.Pattern[str], Endpoint]] = []
+        for endpoint in endpoints:
+            if "{" in endpoint.path:
+                self._patterns.append((_pattern(endpoint.path), endpoint))
+            else:
+                self._exact[endpoint.method, endpoint.path] = Match(endpoint, {})
+
+    def find(self, method: str, path: str) -> Match:
+        """Never fails: an unknown path takes no method."""
+        if method == "HEAD":
+            method = "GET"
+        exact = self._exact.get((method, path))
+        if exact is not None:
+            return exact
+        methods: list[str] = [known for known, known_path in self._exact if known_path == path]
+        for pattern, endpoint in self._patterns:
+            found = pattern.fullmatch(path)
+            if found is None:
+                continue
+            if endpoint.method == method:
+                return Match(endpoint, found.groupdict())
+            methods.append(endpoint.method)
+        return Match(None, {}, tuple(dict.fromkeys(methods)))
+
+
+def dialect_of(path: str) -> Dialect:
+    """In which dialect to refuse a path that is nobody's: that of its nearest relative, or OpenAI's."""
+    for prefix, dialect in RELATIVES:
+        if path.startswith(prefix):
+            return dialect
+    return CHAT
+
+
+RELATIVES: tuple[tuple[str, Dialect], ...] = ()
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+\*?)\}", path)
+    text = ""
+    for index, piece in enumerate(pieces):
+        if index % 2 == 0:
+            text += re.escape(piece)
+        elif piece.endswith("*"):
+            text += f"(?P<{piece[:-1]}>.+)"
+        else:
+            text += f"(?P<{piece}>[^/:]+)"
+    return re.compile(text)
+
+
+TABLE = Table(ENDPOINTS)

@@ -1,0 +1,38 @@
+"""What is sent to one upstream: the client's own bytes where the provider speaks its dialect, a translation elsewhere. No I/O."""
+
+from typing import NamedTuple
+
+from proxy.describe import Described
+from proxy.errors import CannotCarry
+from proxy.providers.provider import Api, Outgoing
+from proxy.registry import Upstream
+
+
+class Prepared(NamedTuple):
+    """One attempt, ready to be admitted. `dropped` names what a lenient alias lets fall."""
+
+    described: Described
+    upstream: Upstream
+    attempt_number: int
+    api: Api
+    outgoing: Outgoing
+    is_translated: bool = False
+    dropped: tuple[str, ...] = ()
+
+
+def prepare(described: Described, upstream: Upstream, attempt_number: int) -> Prepared:
+    """Raises `InvalidRequest` for a request that is wrong in itself, `CannotCarry` for what this provider cannot be told."""
+    call = described.call
+    api = upstream.api_for(call.dialect, call.capability)
+    assert api is not None, "the route holds only upstreams that can take the call"
+    if api.name == call.dialect.name:
+        outgoing = api.pass_request(call, upstream.deployment, upstream.provider)
+        return Prepared(described, upstream, attempt_number, api, outgoing)
+    if call.prompt is None:
+        call.prompt = call.dialect.read_prompt(call)
+    lost = list(call.prompt.lost)
+    outgoing = api.write_request(call.prompt, call, upstream.deployment, upstream.provider, lost)
+    lost = list(dict.fromkeys(lost))
+    if lost and not described.is_lenient:
+        raise CannotCarry(lost, upstream.provider.slug)
+    return Prepared(described, upstream, attempt_number, api, outgoing, True, tuple(lost))
