@@ -482,7 +482,8 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
     seen = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
     # Never past what is held: it is the provider that made it longer than it was allowed to.
     output = min(seen, output_tokens_max(attempt.described, attempt.upstream))
-    return Usage(input_tokens=attempt.described.call.input_tokens_max // BYTES_PER_TOKEN, output_tokens=output)
+    call = attempt.described.call
+    return Usage(input_tokens=call.input_tokens_max // BYTES_PER_TOKEN, output_tokens=output, units=call.units_max)
 
 
 _KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "running": "requests at once"}

@@ -77,9 +77,9 @@ async def relay_stream(
     passage: _Passage = _Translation(api, call) if attempt.prepared.is_translated else _Untouched(api, call)
     meter = passage.meter
     tranches = Tranches(attempt, admission)
-    parser = api.frames()
+    parser = api.frame_parser(call)
     received_bytes = 0
-    await responder.start_stream(call.dialect.stream_type(call), _headers(response, attempt))
+    await responder.start_stream(_stream_type(response, attempt.prepared, call), _headers(response, attempt))
     try:
         while chunk := await response.next_chunk():
             received_bytes += len(chunk)
@@ -218,6 +218,13 @@ def _check_is_stream(response: http1.UpstreamResponse, api: Api) -> None:
     content_type = headers.get(b"content-type", api.stream_types[0]).lower()
     if not content_type.startswith(api.stream_types) or headers.get(b"content-encoding", b"identity") != b"identity":
         raise UpstreamBroken("the provider's answer is not a stream", may_have_been_billed=True)
+
+
+def _stream_type(response: http1.UpstreamResponse, prepared: Prepared, call: Call) -> bytes:
+    default = call.dialect.stream_type(call)
+    if prepared.is_translated:
+        return default
+    return prepared.api.stream_type(call, dict(response.headers).get(b"content-type", default))
 
 
 def _content_type(response: http1.UpstreamResponse, prepared: Prepared) -> tuple[bytes, bytes]:

@@ -13,6 +13,7 @@ from proxy.errors import GatewayError, InvalidRequest
 from proxy.neutral import Event, Request
 from proxy.snapshot import Alias
 from proxy.wire.json_gate import MalformedBody, parse_object
+from proxy.wire.multipart import FormPart, MalformedForm, field, parse_form
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
@@ -73,7 +74,7 @@ class Dialect:
     """Stateless: one instance serves all requests."""
 
     # Also the name of the wire format: an API of a provider with the same name takes its requests as they are.
-    name: ClassVar[str]
+    name: str
     operation: ClassVar[str]
     capability: ClassVar[str]
     # The headers of a client that may cross to a provider that speaks the same dialect.
@@ -123,6 +124,48 @@ def json_fields(body: bytes) -> dict[str, msgspec.Raw]:
         return parse_object(body)
     except MalformedBody as error:
         raise InvalidRequest(f"the body is not acceptable JSON: {error}") from error
+
+
+class Form:
+    """The fields of a multipart form. A field that is missing or wrong is an `InvalidRequest` that names it."""
+
+    def __init__(self, body: bytes, parts: list[FormPart]) -> None:
+        self._body = body
+        self._parts = parts
+
+    def text(self, name: str) -> str | None:
+        try:
+            return field(self._parts, self._body, name)
+        except MalformedForm as error:
+            raise InvalidRequest(f"the form is not acceptable: {error}", param=name) from error
+
+    def required(self, name: str) -> str:
+        value = self.text(name)
+        if not value:
+            raise InvalidRequest(f"the form lacks `{name}`", code="invalid_value", param=name)
+        return value
+
+    def integer(self, name: str) -> int | None:
+        value = self.text(name)
+        if value is None:
+            return None
+        if not value.isascii() or not value.isdigit():
+            raise InvalidRequest(f"`{name}` must be a whole number", code="invalid_value", param=name)
+        return int(value[:18])
+
+
+def is_form(content_type: bytes) -> bool:
+    return content_type[:19].lower() == b"multipart/form-data"
+
+
+def form_of(body: bytes, content_type: bytes) -> Form:
+    """Raises `InvalidRequest`."""
+    if not is_form(content_type):
+        raise InvalidRequest("the body must be multipart/form-data")
+    try:
+        return Form(body, parse_form(body, content_type))
+    except MalformedForm as error:
+        raise InvalidRequest(f"the form is not acceptable: {error}") from error
 
 
 def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:

@@ -131,9 +131,9 @@ class Api:
     """One API of a provider. Stateless: one instance serves all requests."""
 
     # The dialect whose requests it takes as they are, and whose answers it gives.
-    name: ClassVar[str]
+    name: str
     # What a model must be able to do to be called through it: `Call.capability`.
-    capability: ClassVar[str]
+    capability: str
     # How its streams are framed, and the content types that such a stream may have.
     frames: ClassVar[type[FrameParser]] = SSEParser
     stream_types: ClassVar[tuple[bytes, ...]] = (b"text/event-stream",)
@@ -147,6 +147,9 @@ class Api:
     def serves(self, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bool:
         """Whether this deployment can be called through this API: some providers have one API per family of models."""
         return True
+
+    def frame_parser(self, call: Call) -> FrameParser:
+        return self.frames()
 
     # The same dialect on both sides
 
@@ -175,6 +178,10 @@ class Api:
         whatever this API cannot be told. The output cap is `prompt.max_output_tokens`, and `deployment.max_output_tokens` where there is none. Must not
         change `prompt`."""
         raise NotImplementedError
+
+    def stream_type(self, call: Call, content_type: bytes) -> bytes:
+        """The content type that a client of the same dialect gets for a stream of the provider's `content_type`."""
+        return content_type
 
     def reframe(self, frame: Frame) -> bytes:
         """The same dialect in another framing: what a client gets for a frame. Its own bytes, where the framing is the same."""

@@ -6,7 +6,7 @@ from collections import Counter
 
 import httpx
 
-from proxy.dialects.openai import TEMPLATE_TOKENS
+from proxy.dialects.dialect import TEMPLATE_TOKENS
 from proxy.snapshot import Budget
 from tests.stack import PRICE, Stack, chat, wait_until
 
