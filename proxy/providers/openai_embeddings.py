@@ -1,15 +1,23 @@
 """OpenAI's embeddings, as OpenAI and the providers shaped like it speak them. Pure; no I/O."""
 
+import base64
+from array import array
+from sys import byteorder
+from typing import Any
+
 import msgspec
 
 from audit.records import Usage
 from proxy.dialects.dialect import Call
+from proxy.neutral import Embedded, Embedding, Media, ProviderError
 from proxy.providers.provider import Api, Measured, Outgoing, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
+from proxy.wire.json_shape import Shape
 
 _encode = msgspec.json.Encoder().encode
 _NULL = msgspec.Raw(b"null")
+_FLOAT_BYTES = 4
 
 
 class _Usage(msgspec.Struct):
@@ -17,31 +25,115 @@ class _Usage(msgspec.Struct):
     total_tokens: int | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Head(msgspec.Struct):
     model: str | None = None
     usage: _Usage | None = None
     error: msgspec.Raw = _NULL
 
 
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+class _Vector(msgspec.Struct):
+    embedding: list[float] | str
+    index: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Vector]
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+_heads = Shape(_Head)
+_answers = Shape(_Answer)
+_errors = Shape(dict[str, Any])
 
 
 class OpenAIEmbeddings(Api):
     name = "openai.embeddings"
     capability = "embeddings"
     target = b"/embeddings"
+    is_translatable = True
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
         fields = {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}
         return Outgoing(self.target, dump_object(fields))
 
     def measure(self, body: bytes) -> Measured:
-        answer = _decode_answer(body)
-        usage = None
-        if answer.usage is not None:
-            tokens = answer.usage.prompt_tokens or answer.usage.total_tokens
-            usage = checked_usage(Usage(input_tokens=tokens)) if tokens is not None else None
-        return Measured(usage=usage, response_model=name_of(answer.model), has_error=bytes(answer.error) != b"null")
+        head = _heads.read(body)
+        return Measured(
+            usage=_usage_of(head.usage), response_model=name_of(head.model), has_error=bytes(head.error) != b"null"
+        )
+
+    def write_request(
+        self, prompt: Embedding, call: Call, deployment: Deployment, provider: Provider, lost: list[str]
+    ) -> Outgoing:
+        """A task is no loss: these models make one embedding for every task."""
+        if prompt.title:
+            lost.append(prompt.names.get("title", "title"))
+        lost += [item.path for item in prompt.inputs if isinstance(item, Media)]
+        body: dict[str, Any] = {
+            "model": deployment.upstream_model,
+            "input": [item for item in prompt.inputs if not isinstance(item, Media)],
+            "encoding_format": "float",
+        }
+        if prompt.dimensions is not None:
+            body["dimensions"] = prompt.dimensions
+        if prompt.user is not None:
+            body["user"] = prompt.user
+        return Outgoing(self.target, _encode(body))
+
+    def read_answer(self, body: bytes) -> Embedded:
+        answer = _answers.read(body)
+        data = sorted(answer.data, key=lambda item: item.index or 0)
+        return Embedded(
+            vectors=[_floats(item.embedding) for item in data],
+            model=name_of(answer.model),
+            usage=_usage_of(answer.usage),
+        )
+
+    def read_error(self, status_code: int, body: bytes) -> ProviderError:
+        return read_error(status_code, body)
+
+
+def read_error(status_code: int, body: bytes) -> ProviderError:
+    """`{"error": {message, type, code, param}}`, or those fields at the top, or any of `error`, `message`, `detail` as text."""
+    top = _errors.find(body) or {}
+    inner = top.get("error")
+    fields = inner if isinstance(inner, dict) else top
+    message = next(
+        (text for text in (fields.get("message"), inner, fields.get("detail")) if isinstance(text, str) and text),
+        "no message",
+    )
+    code = fields.get("code")
+    return ProviderError(
+        message=message,
+        kind=name_of(fields.get("type") or fields.get("error_type")),
+        code=str(code) if isinstance(code, int) else name_of(code),
+        param=name_of(fields.get("param")),
+        status_code=status_code,
+    )
+
+
+def _usage_of(usage: _Usage | None) -> Usage | None:
+    if usage is None:
+        return None
+    tokens = usage.prompt_tokens or usage.total_tokens
+    return checked_usage(Usage(input_tokens=tokens)) if tokens is not None else None
+
+
+def _floats(embedding: list[float] | str) -> list[float]:
+    """Base64 is of little-endian 32-bit floats. Some providers send it although floats were asked for."""
+    if isinstance(embedding, list):
+        return embedding
+    try:
+        packed = base64.b64decode(embedding)
+    except ValueError as error:
+        raise msgspec.DecodeError("an embedding is not base64") from error
+    if len(packed) % _FLOAT_BYTES:
+        raise msgspec.DecodeError("an embedding holds a part of a number")
+    floats = array("f", packed)
+    if byteorder == "big":
+        floats.byteswap()
+    return floats.tolist()
 
 
 EMBEDDINGS = OpenAIEmbeddings()
