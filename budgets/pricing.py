@@ -30,6 +30,18 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     batch_percent: int = 100
 
 
+def fixed_price(request_nanos: int) -> Price:
+    """So much for a request, whatever it uses."""
+    return Price(
+        price_id="",
+        input_nanos=0,
+        output_nanos=0,
+        cache_read_nanos=0,
+        cache_write_nanos=0,
+        request_nanos=request_nanos,
+    )
+
+
 def cost_nanos(usage: Usage, price: Price) -> int:
     """The cost of one attempt in nano-USD, rounded up once, so that two roundings never add up. Never negative.
 

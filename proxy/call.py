@@ -15,6 +15,7 @@ from proxy.wire.http1 import Origin
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
 TOKEN_BODY_BYTES_MAX = 64 * 1024
+SUCCESS = 200
 FIRST_REDIRECT = 300
 # What crosses from every client to the provider, besides what the dialect's own rules let through.
 REQUEST_HEADERS = (b"traceparent", b"tracestate")
@@ -25,7 +26,7 @@ _FIXED_HEADERS = ((b"accept-encoding", b"identity"), (b"user-agent", b"tollgate"
 async def call_provider(
     pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock
 ) -> http1.UpstreamResponse:
-    """The provider's answer, its head read and its status 200. Raises an `UpstreamFailed`."""
+    """The provider's answer, its head read and its status a success. Raises an `UpstreamFailed`."""
     upstream, prepared = attempt.upstream, attempt.prepared
     outgoing = prepared.outgoing
     authorizer = upstream.authorizer()
@@ -48,11 +49,9 @@ async def call_provider(
     response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
         raise await _refused(response, prepared, upstream, authorizer)
-    if response.status != 200:
+    if not SUCCESS <= response.status < FIRST_REDIRECT:
         response.close()  # A redirect is never followed, and never told: where a provider is, is the gateway's own affair.
-        raise UpstreamBroken(
-            f"the provider answered {response.status}", may_have_been_billed=response.status < FIRST_REDIRECT
-        )
+        raise UpstreamBroken(f"the provider answered {response.status}", may_have_been_billed=response.status < SUCCESS)
     return response
 
 

@@ -33,7 +33,7 @@ from proxy.metrics import Counts
 from proxy.prepare import Prepared, prepare
 from proxy.receive import Receive, Request, Scope, Send, read_body
 from proxy.registry import Registry
-from proxy.relay import relay_stream, relay_whole
+from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
 from proxy.route import allowed_aliases, choose_route
 from proxy.wire.http1 import UpstreamPool
@@ -98,7 +98,7 @@ class Gateway:
         words, and the request is no longer live."""
         task: asyncio.Task[None] = scope["tollgate.task"]
         request, live = Request(scope), LiveRequest(task)
-        match = TABLE.find(request.method, request.path)
+        match = TABLE.find(request.method, request.raw_path)
         dialect = match.endpoint.dialect if match.endpoint is not None else dialect_of(request.path)
         responder = Responder(send, request, dialect)
         scope["tollgate.client_gone"] = live.client_gone  # Called by the server protocol when the connection is lost.
@@ -179,7 +179,7 @@ class Gateway:
         response = None
         try:
             response = await call_provider(self._pool, attempt, exchange.request, self._clock)
-            relay = relay_stream if described.call.is_stream else relay_whole
+            relay = relay_stream if answers_in_stream(response, attempt) else relay_whole
             await relay(response, attempt, outcome, exchange.responder, self._admission)
         except UpstreamFailed as error:
             outcome.error_type = error.error_type

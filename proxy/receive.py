@@ -12,14 +12,15 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class Request:
-    """`headers` by lower-case name; the edge has refused the ambiguous ones. `query` as it was sent, without its `?`."""
+    """`headers` by lower-case name; the edge has refused the ambiguous ones. `raw_path` and `query` as they were sent, without the `?`."""
 
-    __slots__ = ("body", "headers", "method", "path", "query", "request_id", "scope")
+    __slots__ = ("body", "headers", "method", "path", "query", "raw_path", "request_id", "scope")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.raw_path: str = scope["raw_path"].decode("ascii")
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.request_id = new_id()

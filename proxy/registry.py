@@ -6,10 +6,13 @@ A registry is built whole from a good snapshot and swapped by one assignment; a 
 from collections.abc import Callable
 
 import structlog
+from msgspec import structs
 
+from budgets.pricing import fixed_price
 from keys.kills import kill_field
 from proxy import snapshot as configuration
 from proxy.dialects.dialect import Dialect
+from proxy.providers.passthrough import PASSTHROUGH
 from proxy.providers.provider import Api, Authorizer, Provider
 from proxy.providers.table import PROVIDERS
 from proxy.wire.http1 import Origin
@@ -66,6 +69,15 @@ class Upstream:
         self._turn = (self._turn + 1) % len(self._authorizers)
         return self._authorizers[self._turn]
 
+    def passthrough(self, model: str) -> "Upstream":
+        """The same provider and credentials for any of its paths, at the price that is fixed for a call of unknown cost."""
+        held_nanos = self.provider.passthrough_hold_nanos
+        price = None if held_nanos is None else fixed_price(held_nanos)
+        deployment = structs.replace(
+            self.deployment, name=f"passthrough/{self.provider.slug}", model=model, upstream_model=model, price=price
+        )
+        return Upstream(deployment, self.provider, structs.replace(self.kind, apis=(PASSTHROUGH,)), self._authorizers)
+
     def api_for(self, dialect: Dialect, capability: str) -> Api | None:
         """The provider's API that speaks the dialect, else its first that can be translated to; None where there is none."""
         try:
@@ -88,6 +100,15 @@ class Registry:
             deployment_id: _upstream(deployment, snapshot.providers[deployment.provider], open_sealed)
             for deployment_id, deployment in snapshot.deployments.items()
         }
+        # By provider and upstream model; "" for calls that name no model we know.
+        self.passthroughs: dict[tuple[str, str], Upstream] = {}
+        for upstream in self.upstreams.values():
+            slug = upstream.provider.slug
+            self.passthroughs[slug, upstream.deployment.upstream_model] = upstream.passthrough(
+                upstream.deployment.model
+            )
+            if (slug, "") not in self.passthroughs:
+                self.passthroughs[slug, ""] = upstream.passthrough("")
 
     @property
     def version(self) -> int:

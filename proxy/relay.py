@@ -21,6 +21,11 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
 
 
+def answers_in_stream(response: http1.UpstreamResponse, attempt: Attempt) -> bool:
+    content_type = dict(response.headers).get(b"content-type", b"")
+    return attempt.prepared.api.answers_in_stream(attempt.described.call, content_type)
+
+
 async def relay_whole(
     response: http1.UpstreamResponse,
     attempt: Attempt,

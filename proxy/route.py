@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from keys.kills import KillFlag
 from proxy.describe import Described
 from proxy.dialects.dialect import Call
-from proxy.errors import AliasNotAllowed, AliasUnknown, InvalidRequest, TrafficHalted, Unavailable
+from proxy.errors import AliasNotAllowed, AliasUnknown, InvalidRequest, TrafficHalted, Unavailable, UnpricedModel
 from proxy.registry import Registry, Upstream
 from proxy.snapshot import Alias, KeyRecord
 from routing.engine import choose
@@ -25,6 +25,8 @@ def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Call
     """At least one upstream, best first. Raises when the alias is unknown or not allowed, or no deployment can serve."""
     subject, call = described.subject, described.call
     registry = subject.registry
+    if call.capability == "passthrough":
+        return [_passthrough(described, kills)]
     alias = registry.snapshot.aliases.get(call.alias)
     if alias is None:
         raise AliasUnknown(
@@ -57,6 +59,28 @@ def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Call
         f"no deployment of `{call.alias}` can be called: {', '.join(sorted(reasons)) or 'it has none'}",
         retry_after_s=10,
     )
+
+
+def _passthrough(described: Described, kills: Mapping[str, KillFlag]) -> Upstream:
+    """Any path of a provider that the key may call so."""
+    key, registry, said = described.subject.key, described.subject.registry, described.call.parameters
+    slug = said["provider"]
+    if slug not in key.passthrough and EVERY_ALIAS not in key.passthrough:
+        raise AliasNotAllowed(f"this virtual key may not pass requests through to `{slug}`")
+    upstream = registry.passthroughs.get((slug, said["model"])) or registry.passthroughs.get((slug, ""))
+    if upstream is None:
+        raise AliasUnknown(f"there is no provider `{slug}` with a deployment")
+    for field in upstream.kill_fields:
+        if field in kills:
+            raise halted(kills[field])
+    if upstream.deployment.price is None:
+        raise UnpricedModel(
+            f"nothing can be passed through to `{slug}`: what such a call costs is unknown, and an administrator has not set "
+            "what to hold for it"
+        )
+    if not upstream.provider.is_active or not upstream.can_be_called:
+        raise Unavailable(f"`{slug}` cannot be called now", retry_after_s=10)
+    return upstream
 
 
 def halted(flag: KillFlag) -> TrafficHalted:

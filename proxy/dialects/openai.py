@@ -1,7 +1,7 @@
 """What OpenAI's APIs have in common for their clients: errors and the list of models. Pure; no I/O."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -13,7 +13,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class OpenAI(Dialect):
-    request_headers = (b"openai-beta",)
+    request_headers: ClassVar[tuple[bytes, ...]] = (b"openai-beta",)
 
     def render_error(self, error: GatewayError, request_id: str) -> bytes:
         """`{"error": {message, type, param, code, …}}`."""

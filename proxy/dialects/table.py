@@ -5,7 +5,9 @@ Paths are matched as they were sent; what a path or a query says besides is in `
 
 import re
 from typing import NamedTuple
+from urllib.parse import unquote
 
+from proxy.dialects import openai_audio, openai_images, openai_moderations, passthrough
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_embeddings import EMBEDDINGS
@@ -22,12 +24,22 @@ class Endpoint(NamedTuple):
     action: str = INFER
 
 
-# `{name}` is one segment of a path, `{name*}` the rest of it. The first that fits counts.
+# `{name}` is one segment of a path, `{name*}` the rest of it; percent-decoded, but for what is passed on. The first that
+# fits counts.
+RAW = "path"
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", CHAT),
     Endpoint("POST", "/v1/embeddings", EMBEDDINGS),
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
+    Endpoint("POST", "/v1/audio/speech", openai_audio.SPEECH),
+    Endpoint("POST", "/v1/audio/transcriptions", openai_audio.TRANSCRIPTIONS),
+    Endpoint("POST", "/v1/audio/translations", openai_audio.TRANSLATIONS),
+    Endpoint("POST", "/v1/images/generations", openai_images.GENERATIONS),
+    Endpoint("POST", "/v1/images/edits", openai_images.EDITS),
+    Endpoint("POST", "/v1/images/variations", openai_images.VARIATIONS),
+    Endpoint("POST", "/v1/moderations", openai_moderations.MODERATIONS),
+    *(Endpoint(method, "/passthrough/{provider}/{path*}", dialect) for method, dialect in passthrough.METHODS.items()),
 )
 
 
@@ -50,7 +62,7 @@ class Table:
                 self._exact[endpoint.method, endpoint.path] = Match(endpoint, {})
 
     def find(self, method: str, path: str) -> Match:
-        """Never fails: an unknown path takes no method."""
+        """`path` as it was sent. Never fails: an unknown path takes no method."""
         if method == "HEAD":
             method = "GET"
         exact = self._exact.get((method, path))
@@ -62,7 +74,8 @@ class Table:
             if found is None:
                 continue
             if endpoint.method == method:
-                return Match(endpoint, found.groupdict())
+                said = found.groupdict()
+                return Match(endpoint, {name: text if name == RAW else unquote(text) for name, text in said.items()})
             methods.append(endpoint.method)
         return Match(None, {}, tuple(dict.fromkeys(methods)))
 

@@ -10,7 +10,7 @@ import msgspec
 
 from audit.records import Usage
 from proxy.dialects.dialect import Call, is_form
-from proxy.providers.provider import Api, Measured, Outgoing, StreamMeter, checked_usage, name_of
+from proxy.providers.provider import Api, ChunkMeter, Measured, Outgoing, StreamMeter, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.chunks import Chunks
 from proxy.wire.frame import Frame, FrameParser
@@ -53,7 +53,7 @@ class OpenAISpeech(OpenAIMedia):
         return SSEParser() if call.parameters.get("stream_format") == "sse" else Chunks()
 
     def stream_meter(self, call: Call) -> StreamMeter:
-        return MediaMeter() if call.parameters.get("stream_format") == "sse" else SoundMeter()
+        return MediaMeter() if call.parameters.get("stream_format") == "sse" else ChunkMeter()
 
 
 class MediaMeter(StreamMeter):
@@ -73,18 +73,6 @@ class MediaMeter(StreamMeter):
         elif event.type.endswith((".done", ".completed")):
             self.is_done = True
             self.usage = _usage_of(event.usage) or self.usage
-        return False
-
-
-class SoundMeter(StreamMeter):
-    """Sound says nothing of itself; it has ended when the connection says so."""
-
-    @property
-    def has_ended(self) -> bool:
-        return True
-
-    def observe(self, frame: Frame) -> bool:
-        self.output_chunks += 1
         return False
 
 

@@ -127,6 +127,19 @@ class EventMeter(StreamMeter):
             self.output_bytes += size
 
 
+class ChunkMeter(StreamMeter):
+    """Bytes that say nothing of themselves; they have ended when the connection says so."""
+
+    @property
+    def has_ended(self) -> bool:
+        return True
+
+    def observe(self, frame: Frame) -> bool:
+        self.output_chunks += 1
+        self.output_bytes += len(frame.raw)
+        return False
+
+
 class Api:
     """One API of a provider. Stateless: one instance serves all requests."""
 
@@ -143,6 +156,9 @@ class Api:
     def accept(self, call: Call) -> bytes:
         """The `accept` header: what kind of answer is asked for."""
         return self.stream_types[0] if call.is_stream else JSON
+
+    def answers_in_stream(self, call: Call, content_type: bytes) -> bool:
+        return call.is_stream
 
     def serves(self, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bool:
         """Whether this deployment can be called through this API: some providers have one API per family of models."""
