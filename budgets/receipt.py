@@ -10,20 +10,33 @@ from typing import Any
 
 from audit.models import UsageRecord
 from budgets.pricing import TOKENS_PER_PRICING_UNIT
-from routing.models import Price
+from routing.models import Operation, Price
+
+WRITTEN_FOR_AN_HOUR = "Input written to the provider's cache for an hour"
+AUDIO_INPUT, IMAGE_INPUT = "Audio input", "Image input"
+AUDIO_OUTPUT, IMAGE_OUTPUT = "Audio output", "Image output"
+TOOL_CALLS = "Runs of the provider's tools"
+# What `UsageRecord.units` are, by the operation.
+UNITS: dict[str, str] = {
+    Operation.IMAGES: "Images",
+    Operation.SPEECH: "Characters",
+    Operation.TRANSCRIPTION: "Seconds of audio",
+    Operation.RERANK: "Search units",
+}
 
 
 @dataclass(frozen=True)
 class Line:
-    """`tokens` at `rate` per million, or one request at `rate` where tokens is None; in the price's currency."""
+    """So many tokens at `rate` per million, or where `is_each` pieces at `rate` each; in the price's currency."""
 
     what: str
-    tokens: int | None
+    number: int
     rate: Decimal
+    is_each: bool = False
 
     @property
     def amount(self) -> Decimal:
-        return self.rate if self.tokens is None else self.tokens * self.rate / TOKENS_PER_PRICING_UNIT
+        return self.number * self.rate / (1 if self.is_each else TOKENS_PER_PRICING_UNIT)
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,12 @@ class Receipt:
         return (self.record.cost_usd / self.total).quantize(Decimal("0.000001"))
 
     @property
+    def also_counted(self) -> list[tuple[str, int]]:
+        """What has no line of its own, for want of a rate: (what, how many)."""
+        lines = {line.what for line in self.lines}
+        return [(what, number) for what, number in _rare(self.record) if number and what not in lines]
+
+    @property
     def is_reckoned(self) -> bool:
         """Whether the cost is the sum of the lines. In suspense it is what was held, voided nothing."""
         return self.price is not None and self.record.state == UsageRecord.State.POSTED
@@ -64,12 +83,52 @@ def attempts_of(record: UsageRecord, viewer: Any) -> list[UsageRecord]:
 
 
 def _lines(record: UsageRecord, price: Price) -> Iterable[Line]:
+    """As `budgets.pricing.cost_nanos` reckons, step by step."""
+    # What a batch costs of everything.
+    share = Decimal(price.batch_percent if record.operation == Operation.BATCH else 100) / 100
+    rare = dict(_rare(record))
     cached, written = record.cache_read_input_tokens, record.cache_write_input_tokens
-    yield Line("Input", max(record.input_tokens - cached - written, 0), price.input)
+    fresh, output = max(record.input_tokens - cached - written, 0), record.output_tokens
+    apart: list[Line] = []
+
+    def take_apart(what: str, rate: Decimal | None, among: int) -> int:
+        """A line for tokens that have a rate of their own; how many of `among` are left at the common one."""
+        tokens = min(rare[what], among)
+        if rate is None or not tokens:
+            return among
+        apart.append(Line(what, tokens, rate * share))
+        return among - tokens
+
+    written = take_apart(WRITTEN_FOR_AN_HOUR, price.cache_write_1h, written)
+    fresh = take_apart(AUDIO_INPUT, price.input_audio, fresh)
+    fresh = take_apart(IMAGE_INPUT, price.input_image, fresh)
+    output = take_apart(AUDIO_OUTPUT, price.output_audio, output)
+    output = take_apart(IMAGE_OUTPUT, price.output_image, output)
+    yield Line("Input", fresh, price.input * share)
     if cached:
-        yield Line("Input read from the provider's cache", cached, price.cached_input)
+        yield Line("Input read from the provider's cache", cached, price.cached_input * share)
     if written:
-        yield Line("Input written to the provider's cache", written, price.cache_write)
-    yield Line("Output", record.output_tokens, price.output)
+        yield Line("Input written to the provider's cache", written, price.cache_write * share)
+    yield Line("Output", output, price.output * share)
+    yield from apart
     if price.per_request:
-        yield Line("Request", None, price.per_request)
+        yield Line("Request", 1, price.per_request * share, is_each=True)
+    if price.per_tool_call and record.tool_calls:
+        yield Line(TOOL_CALLS, record.tool_calls, price.per_tool_call * share, is_each=True)
+    if price.per_unit and record.units:
+        yield Line(_units(record), record.units, price.per_unit * share, is_each=True)
+
+
+def _rare(record: UsageRecord) -> Iterable[tuple[str, int]]:
+    """The meters that few records have."""
+    yield WRITTEN_FOR_AN_HOUR, record.cache_write_1h_input_tokens
+    yield AUDIO_INPUT, record.input_audio_tokens
+    yield IMAGE_INPUT, record.input_image_tokens
+    yield AUDIO_OUTPUT, record.output_audio_tokens
+    yield IMAGE_OUTPUT, record.output_image_tokens
+    yield TOOL_CALLS, record.tool_calls
+    yield _units(record), record.units
+
+
+def _units(record: UsageRecord) -> str:
+    return UNITS.get(record.operation, "Units")

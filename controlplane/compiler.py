@@ -18,6 +18,7 @@ from keys.models import UpstreamCredential, VirtualKey
 from proxy import snapshot
 from routing import engine
 from routing import models as routing
+from routing.apis import APIS
 from teams.models import Project, Team
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ _KEY_FIELDS = (
     "name",
     "project_id",
     "aliases",
+    "passthrough",
     "paused_at",
     "revoked_at",
     "expires_at",
@@ -103,6 +105,7 @@ def _key_record(key: Any, rules: Mapping[UUID, Rules]) -> snapshot.KeyRecord:
         name=key.name,
         project_id=str(key.project_id),
         aliases=tuple(key.aliases),
+        passthrough=tuple(key.passthrough),
         is_paused=key.paused_at is not None,
         is_revoked=key.revoked_at is not None,
         expires_at_s=key.expires_at.timestamp() if key.expires_at else None,
@@ -173,11 +176,13 @@ def _provider(provider: routing.Provider) -> snapshot.Provider:
         slug=provider.slug,
         api=provider.api,
         base_url=provider.base_url,
-        output_cap_field=provider.output_cap_field,
+        output_cap_field=provider.output_cap_field or APIS[provider.api].output_cap_field,
         connect_timeout_s=provider.connect_timeout_s,
         first_byte_timeout_s=provider.first_byte_timeout_s,
         idle_timeout_s=provider.idle_timeout_s,
         is_active=provider.is_active,
+        options=provider.options,
+        passthrough_hold_nanos=None if provider.passthrough_hold is None else nanos(provider.passthrough_hold),
     )
 
 
@@ -232,15 +237,35 @@ def _prices(now: datetime) -> dict[tuple[UUID, UUID], Price]:
         if rate is None:
             log.warning("no exchange rate for %s: models at %s are unpriced", price.provider.currency, price.provider)
             continue
-        prices[price.model_id, price.provider_id] = Price(
-            price_id=str(price.pk),
-            input_nanos=nanos(price.input, rate),
-            output_nanos=nanos(price.output, rate),
-            cache_read_nanos=nanos(price.cached_input, rate),
-            cache_write_nanos=nanos(price.cache_write, rate),
-            request_nanos=nanos(price.per_request, rate),
-        )
+        prices[price.model_id, price.provider_id] = price_in_usd(price, rate)
     return prices
+
+
+def price_in_usd(price: routing.Price, usd_per_unit: Decimal) -> Price:
+    """The price as the data path reckons with it; `usd_per_unit` is of the provider's currency."""
+
+    def usd(amount: Decimal) -> int:
+        return nanos(amount, usd_per_unit)
+
+    def usd_apart(amount: Decimal | None) -> int | None:
+        return None if amount is None else nanos(amount, usd_per_unit)
+
+    return Price(
+        price_id=str(price.pk),
+        input_nanos=usd(price.input),
+        output_nanos=usd(price.output),
+        cache_read_nanos=usd(price.cached_input),
+        cache_write_nanos=usd(price.cache_write),
+        request_nanos=usd(price.per_request),
+        cache_write_1h_nanos=usd_apart(price.cache_write_1h),
+        input_audio_nanos=usd_apart(price.input_audio),
+        input_image_nanos=usd_apart(price.input_image),
+        output_audio_nanos=usd_apart(price.output_audio),
+        output_image_nanos=usd_apart(price.output_image),
+        tool_call_nanos=usd(price.per_tool_call),
+        unit_nanos=usd(price.per_unit),
+        batch_percent=price.batch_percent,
+    )
 
 
 def _aliases() -> dict[str, snapshot.Alias]:
@@ -254,6 +279,7 @@ def _aliases() -> dict[str, snapshot.Alias]:
                 for target in alias.targets.all()
             ),
             created_at_s=int(alias.created_at.timestamp()),
+            is_lenient=alias.is_lenient,
         )
         for alias in routing.ModelAlias.objects.filter(is_active=True).prefetch_related("targets")
     }

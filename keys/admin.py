@@ -12,11 +12,12 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter, DropdownFilter
-from unfold.widgets import UnfoldAdminPasswordWidget, UnfoldAdminTextareaWidget
+from unfold.widgets import UnfoldAdminTextareaWidget
 
 from audit.actors import Actor
 from audit.admin_base import ReasonForm, TollgateAdmin, button, coloured
 from keys import services
+from keys.credentials import LENGTH_MAX
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import HINT_LENGTH, VIRTUAL_KEY_PREFIX
 from keys.vault import Secret
@@ -75,7 +76,18 @@ class VirtualKeyAdmin(IssuingAdmin):
     sortable_by = ("created_at",)  # Which is the order of the ids: any other would sort every key there is.
     autocomplete_fields = ("project",)
     readonly_fields = ("hint", "digest", "shown_status", "version", "created_at", "created_by")
-    fields = ("project", "name", "aliases", "default_tags", "expires_at", "shown_status", "hint", "digest", "version")
+    fields = (
+        "project",
+        "name",
+        "aliases",
+        "passthrough",
+        "default_tags",
+        "expires_at",
+        "shown_status",
+        "hint",
+        "digest",
+        "version",
+    )
     actions = ("pause_selected", "resume_selected", "revoke_selected", "export_csv", "delete_selected")
     actions_detail = ("pause", "resume", "rotate", "revoke")
 
@@ -226,15 +238,30 @@ class CredentialPoolAdmin(TollgateAdmin):
     ordering = ("name",)
 
 
+class SecretWidget(UnfoldAdminTextareaWidget):  # type: ignore[misc]
+    """Several lines, dotted out, and never filled in again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            attrs={"rows": 3, "autocomplete": "off", "spellcheck": "false", "style": "-webkit-text-security: disc"}
+        )
+
+    def format_value(self, value: Any) -> None:
+        return None
+
+
 class CredentialForm(ReasonForm):
     """The secret goes in and never comes out: an empty field keeps the one that is there."""
 
     secret = forms.CharField(
         required=False,
         strip=True,
-        max_length=10_000,
-        widget=UnfoldAdminPasswordWidget(attrs={"autocomplete": "new-password"}),
-        help_text="Sealed at once and never shown again. Leave empty to keep the present one.",
+        max_length=LENGTH_MAX,
+        widget=SecretWidget,
+        help_text=(
+            "Sealed at once and never shown again. Leave empty to keep the present one. Of a Google service account, paste its"
+            ' key file; of an AWS access key, {"access_key_id": "…", "secret_access_key": "…"}.'
+        ),
     )
 
     class Meta:

@@ -22,6 +22,7 @@ from audit.api_base import (
     WritingView,
 )
 from keys import services
+from keys.credentials import LENGTH_MAX
 from keys.models import CredentialPool, UpstreamCredential, VirtualKey
 from teams.models import ApiToken
 from teams.services import may_grant
@@ -40,6 +41,7 @@ class VirtualKeySerializer(ApiSerializer):
             "hint",
             "status",
             "aliases",
+            "passthrough",
             "default_tags",
             "expires_at",
             "paused_at",
@@ -196,7 +198,9 @@ class CredentialPoolView(WritingView):
 
 class UpstreamCredentialSerializer(ApiSerializer):
     secret = serializers.CharField(
-        write_only=True, max_length=10_000, help_text="As the provider gave it. It is sealed, and no answer says it."
+        write_only=True,
+        max_length=LENGTH_MAX,
+        help_text="As the provider gave it. It is sealed, and no answer says it.",
     )
 
     class Meta:

@@ -50,7 +50,7 @@ class UpstreamCredentialQuerySet(SharedQuerySet["UpstreamCredential"]):
 
 
 class UpstreamCredential(models.Model):
-    """A provider's secret, sealed. `fingerprint` is its last four characters, to recognise it by."""
+    """A provider's secret, sealed. `fingerprint` is its last four characters (of a JSON object those of its key's id)."""
 
     audit_hidden: ClassVar[frozenset[str]] = frozenset({"sealed"})
 
@@ -98,6 +98,14 @@ class VirtualKey(Versioned):
         default=list,
         blank=True,
         help_text="Model aliases it may call, separated by commas; * means every alias, empty none.",
+    )
+    passthrough = ArrayField(
+        models.CharField(max_length=64),
+        default=list,
+        db_default=[],  # For keys that the release before still issues.
+        blank=True,
+        verbose_name="pass-through",
+        help_text="Slugs of the providers of which it may call any path, separated by commas; * means all, empty none.",
     )
     default_tags = models.JSONField(default=dict, blank=True, validators=[validate_tags])
     expires_at = models.DateTimeField(null=True, blank=True)

@@ -19,6 +19,7 @@ from audit import services as audit
 from audit.actors import Actor
 from audit.ids import uuid7
 from audit.querysets import WRITERS
+from keys import credentials
 from keys import redis as flags
 from keys.kills import KillFlag, Scope, kill_field
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
@@ -26,8 +27,6 @@ from keys.tokens import API_TOKEN_PREFIX, mint
 from keys.vault import MasterKey, Secret, open_sealed, parse_master_keys, rewrap, seal
 from teams.models import ApiToken, Project, ServiceAccount, Team
 
-FINGERPRINT_LENGTH = 4
-CREDENTIAL_LENGTH_MIN = 8
 SCOPES_BY_ID = ("team", "project", "key")
 
 
@@ -56,15 +55,18 @@ def issue_virtual_key(
     *,
     actor: Actor,
     aliases: Iterable[str] = (),
+    passthrough: Iterable[str] = (),
     default_tags: Mapping[str, str] | None = None,
     expires_at: datetime | None = None,
     reason: str = "",
 ) -> IssuedKey:
-    """`aliases` names the model aliases the key may call; `*` is all of them, and none is the default."""
+    """`aliases` names the model aliases the key may call, `passthrough` the providers of which it may call any path; `*`
+    is all of them, and none is the default."""
     virtual_key = VirtualKey(
         project=project,
         name=name,
         aliases=list(aliases),
+        passthrough=list(passthrough),
         default_tags=dict(default_tags or {}),
         expires_at=expires_at,
     )
@@ -186,15 +188,17 @@ _parsed_master_keys = functools.lru_cache(maxsize=2)(parse_master_keys)
 
 
 def check_credential(secret: str) -> None:
-    """Raises ValidationError when this can be no provider's secret: a slip of the clipboard."""
-    if len(secret) < CREDENTIAL_LENGTH_MIN or not secret.isascii() or not secret.isprintable() or " " in secret:
-        raise ValidationError("A credential is 8 or more printable characters without blanks, as the provider gave it.")
+    """Raises ValidationError when this can be no provider's secret."""
+    try:
+        credentials.check_credential(secret)
+    except credentials.InvalidCredential as error:
+        raise ValidationError(str(error)) from error
 
 
 def _sealed(credential: UpstreamCredential, secret: str) -> tuple[str, str]:
     """The sealed text and the fingerprint of `secret`."""
     check_credential(secret)
-    return seal(secret, str(credential.pk), master_keys()), secret[-FINGERPRINT_LENGTH:]
+    return seal(secret, str(credential.pk), master_keys()), credentials.fingerprint(secret)
 
 
 # Kill switches

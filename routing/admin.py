@@ -8,6 +8,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
 from audit.admin_base import TollgateAdmin, TollgateInline, choices_field
 from audit.filters import PeriodFilter
+from routing.apis import APIS
 from routing.models import AliasTarget, Deployment, ExchangeRate, Model, ModelAlias, Operation, Price, Provider
 
 
@@ -31,12 +32,19 @@ class ProviderAdmin(TollgateAdmin):
     ordering = ("name",)
     fieldsets = (
         (None, {"fields": ("name", "slug", "is_active")}),
-        ("Where", {"fields": ("api", "base_url", "may_be_private", "output_cap_field", "currency")}),
+        ("Where", {"fields": ("api", "base_url", "options", "may_be_private", "output_cap_field")}),
+        ("Money", {"fields": ("currency", "passthrough_hold")}),
         ("Patience, in seconds", {"fields": ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s")}),
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return () if obj is None else ("slug",)
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if db_field.name == "base_url":
+            field.widget.attrs["placeholder"] = APIS["openai"].base_url
+        return field
 
 
 @admin.register(Model)
@@ -75,6 +83,7 @@ class PriceAdmin(SupersededAdmin):
         "cache_write",
         "output",
         "per_request",
+        "per_unit",
         "effective_from",
     )
     list_select_related = ("model", "provider")
@@ -91,9 +100,14 @@ class PriceAdmin(SupersededAdmin):
         (None, {"fields": ("model", "provider", "effective_from")}),
         (
             "Per 1,000,000 tokens, in the provider's currency",
-            {"fields": ("input", "cached_input", "cache_write", "output")},
+            {"fields": ("input", "cached_input", "cache_write", "cache_write_1h", "output")},
         ),
-        ("Per request", {"fields": ("per_request",)}),
+        (
+            "Per 1,000,000 tokens of sound and pictures",
+            {"fields": ("input_audio", "output_audio", "input_image", "output_image")},
+        ),
+        ("Each", {"fields": ("per_request", "per_tool_call", "per_unit")}),
+        ("In a batch", {"fields": ("batch_percent",)}),
     )
 
     @admin.display(description="currency")
@@ -128,8 +142,8 @@ class AliasTargetInline(TollgateInline):
 
 @admin.register(ModelAlias)
 class ModelAliasAdmin(TollgateAdmin):
-    list_display = ("name", "description", "is_active", "created_at")
-    list_filter = ("is_active",)
+    list_display = ("name", "description", "is_lenient", "is_active", "created_at")
+    list_filter = ("is_active", "is_lenient")
     search_fields = ("name", "description")
     ordering = ("name",)
     inlines = (AliasTargetInline,)

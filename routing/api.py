@@ -16,6 +16,8 @@ TARGETS_MAX = 100
 
 
 class ProviderSerializer(ApiSerializer):
+    options = serializers.DictField(child=serializers.CharField(max_length=500), required=False)
+
     class Meta:
         model = Provider
         fields = (
@@ -24,9 +26,11 @@ class ProviderSerializer(ApiSerializer):
             "name",
             "api",
             "base_url",
+            "options",
             "may_be_private",
             "currency",
             "output_cap_field",
+            "passthrough_hold",
             "connect_timeout_s",
             "first_byte_timeout_s",
             "idle_timeout_s",
@@ -89,7 +93,15 @@ class PriceSerializer(ApiSerializer):
             "output",
             "cached_input",
             "cache_write",
+            "cache_write_1h",
+            "input_audio",
+            "input_image",
+            "output_audio",
+            "output_image",
             "per_request",
+            "per_tool_call",
+            "per_unit",
+            "batch_percent",
             "created_at",
         )
         extra_kwargs: ClassVar[dict[str, Any]] = {
@@ -182,7 +194,7 @@ class ModelAliasSerializer(ApiSerializer):
 
     class Meta:
         model = ModelAlias
-        fields = ("id", "name", "description", "is_active", "targets", "created_at")
+        fields = ("id", "name", "description", "is_lenient", "is_active", "targets", "created_at")
 
 
 class ModelAliasView(WritingView):

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
-from django.core.validators import MinValueValidator, RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
@@ -12,6 +12,7 @@ from audit.ids import uuid7
 from audit.querysets import SharedQuerySet
 from keys.models import CredentialPool
 from routing.addresses import InvalidAddress, check_base_url
+from routing.apis import APIS, MAX_COMPLETION_TOKENS, MAX_TOKENS, InvalidOptions, check_options
 
 model_name_validator = RegexValidator(
     r"\A[A-Za-z0-9][A-Za-z0-9_.:/@\-]*\Z", "Letters, digits and _ . : / @ -, beginning with a letter or digit."
@@ -19,10 +20,23 @@ model_name_validator = RegexValidator(
 currency_validator = RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as USD (ISO 4217).")
 not_negative = MinValueValidator(0)
 
+_API_CHOICES = [(name, api.label) for name, api in APIS.items()]
+_OPTIONS = "; ".join(f"{api.label}: {', '.join(api.options)}" for api in APIS.values() if api.options)
+
 
 class Operation(models.TextChoices):
+    """What a model can be asked to do."""
+
     CHAT = "chat", "chat"
+    COMPLETIONS = "completions", "completions"
     EMBEDDINGS = "embeddings", "embeddings"
+    IMAGES = "images", "images"
+    SPEECH = "speech", "speech"
+    TRANSCRIPTION = "transcription", "transcription"
+    MODERATIONS = "moderations", "moderations"
+    RERANK = "rerank", "rerank"
+    REALTIME = "realtime", "realtime"
+    BATCH = "batch", "batch"
 
 
 def default_operations() -> list[str]:
@@ -36,18 +50,22 @@ class ProviderQuerySet(SharedQuerySet["Provider"]):
 class Provider(models.Model):
     """A place that serves models: where it is, what it speaks, how long it may take, and its currency."""
 
-    class Api(models.TextChoices):
-        OPENAI = "openai", "OpenAI"
-
-    class OutputCapField(models.TextChoices):
-        MAX_COMPLETION_TOKENS = "max_completion_tokens"
-        MAX_TOKENS = "max_tokens"
-
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     slug = models.SlugField(max_length=64, unique=True)
     name = models.CharField(max_length=100)
-    api = models.CharField(max_length=32, choices=Api, default=Api.OPENAI)
-    base_url = models.CharField("base URL", max_length=500, help_text="Such as https://api.openai.com/v1.")
+    api = models.CharField("API", max_length=32, choices=_API_CHOICES, default="openai")
+    base_url = models.CharField(
+        "base URL",
+        max_length=500,
+        blank=True,
+        help_text=(
+            "Empty: where everybody finds this API. Of one's own are https://RESOURCE.openai.azure.com,"
+            " https://LOCATION-aiplatform.googleapis.com/v1, https://bedrock-runtime.REGION.amazonaws.com."
+        ),
+    )
+    options = models.JSONField(
+        default=dict, blank=True, help_text=f'What else the API must be told, as {{"name": "value"}}. {_OPTIONS}.'
+    )
     may_be_private = models.BooleanField(
         "is on a private network",
         default=False,
@@ -55,7 +73,23 @@ class Provider(models.Model):
     )
     currency = models.CharField(max_length=3, default="USD", validators=[currency_validator])
     output_cap_field = models.CharField(
-        max_length=32, choices=OutputCapField, default=OutputCapField.MAX_COMPLETION_TOKENS
+        max_length=32,
+        blank=True,
+        default="",
+        choices=[(name, name) for name in (MAX_COMPLETION_TOKENS, MAX_TOKENS)],
+        help_text="What a chat calls the cap of its answer, where it is like OpenAI's. Empty: as this API has it.",
+    )
+    passthrough_hold = models.DecimalField(
+        "pass-through hold (USD)",
+        max_digits=18,
+        decimal_places=9,
+        null=True,
+        blank=True,
+        validators=[not_negative],
+        help_text=(
+            "Held while a call of any other path of the provider runs, whose price nobody knows. Empty: such calls are"
+            " refused. Virtual keys name the providers they may pass through to."
+        ),
     )
     connect_timeout_s = models.FloatField(default=5.0, validators=[MinValueValidator(0.1)])
     first_byte_timeout_s = models.FloatField(default=120.0, validators=[MinValueValidator(0.1)])
@@ -72,15 +106,28 @@ class Provider(models.Model):
         return self.name
 
     def clean(self) -> None:
-        try:
-            check_base_url(self.base_url, may_be_private=self.may_be_private)
-        except InvalidAddress as error:
-            raise ValidationError({"base_url": str(error)}) from error
+        if self.api in APIS:
+            self._clean_address()
         if not self._state.adding:
             stored = Provider.objects.values_list("slug", flat=True).get(pk=self.pk)
             # Pools, kill switches and the ledger name a provider by its slug.
             if stored != self.slug:
                 raise ValidationError({"slug": "A provider keeps its slug: records of its spend name it so."})
+
+    def _clean_address(self) -> None:
+        """Where it is, and what its API must be told besides."""
+        api = APIS[self.api]
+        self.base_url, self.options = self.base_url or api.base_url, self.options or {}
+        if not self.base_url:
+            raise ValidationError({"base_url": f"{api.label} has no address for everybody: such as {api.example}."})
+        try:
+            check_base_url(self.base_url, may_be_private=self.may_be_private)
+        except InvalidAddress as error:
+            raise ValidationError({"base_url": str(error)}) from error
+        try:
+            check_options(api, self.options, may_be_private=self.may_be_private)
+        except InvalidOptions as error:
+            raise ValidationError({"options": str(error)}) from error
 
 
 class ModelQuerySet(SharedQuerySet["Model"]):
@@ -121,6 +168,34 @@ class Model(models.Model):
                 raise ValidationError({"name": "A model keeps its name: records of its spend name it so."})
 
 
+PRICE_RATES = (
+    "input",
+    "output",
+    "cached_input",
+    "cache_write",
+    "cache_write_1h",
+    "input_audio",
+    "input_image",
+    "output_audio",
+    "output_image",
+    "per_request",
+    "per_tool_call",
+    "per_unit",
+)
+
+
+def _rate_apart(verbose_name: str, help_text: str) -> "models.DecimalField[Any, Any]":
+    return models.DecimalField(
+        verbose_name,
+        max_digits=18,
+        decimal_places=9,
+        null=True,
+        blank=True,
+        validators=[not_negative],
+        help_text=help_text,
+    )
+
+
 class PriceQuerySet(SharedQuerySet["Price"]):
     pass
 
@@ -128,7 +203,8 @@ class PriceQuerySet(SharedQuerySet["Price"]):
 class Price(models.Model):
     """What a model costs at a provider from a moment on, in the provider's currency per 1,000,000 tokens.
 
-    Never edited: a new row supersedes it, so that every record can still show the price it was reckoned at.
+    A rate that is null is not set apart: such tokens cost what the others do. Never edited: a new row supersedes it, so
+    that every record can still show the price it was reckoned at.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -139,7 +215,31 @@ class Price(models.Model):
     output = models.DecimalField(max_digits=18, decimal_places=9, validators=[not_negative])
     cached_input = models.DecimalField(max_digits=18, decimal_places=9, validators=[not_negative])
     cache_write = models.DecimalField(max_digits=18, decimal_places=9, validators=[not_negative])
+    cache_write_1h = _rate_apart("cache write for an hour", "Empty: as cache writes.")
+    input_audio = _rate_apart("audio input", "Empty: as input.")
+    input_image = _rate_apart("image input", "Empty: as input.")
+    output_audio = _rate_apart("audio output", "Empty: as output.")
+    output_image = _rate_apart("image output", "Empty: as output.")
     per_request = models.DecimalField(max_digits=18, decimal_places=9, default=0, validators=[not_negative])
+    per_tool_call = models.DecimalField(
+        max_digits=18,
+        decimal_places=9,
+        default=0,
+        validators=[not_negative],
+        help_text="Each run of a tool of the provider's own, such as a web search.",
+    )
+    per_unit = models.DecimalField(
+        max_digits=18,
+        decimal_places=9,
+        default=0,
+        validators=[not_negative],
+        help_text="What the operation is billed by besides tokens: an image, a second of audio, a character, a search unit.",
+    )
+    batch_percent = models.PositiveSmallIntegerField(
+        default=100,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="What a batch costs of all this, in percent.",
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     objects = PriceQuerySet.as_manager()
@@ -149,10 +249,11 @@ class Price(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["model", "provider", "effective_from"], name="routing_price_once"),
             models.CheckConstraint(
-                condition=models.Q(
-                    input__gte=0, output__gte=0, cached_input__gte=0, cache_write__gte=0, per_request__gte=0
-                ),
+                condition=models.Q(**dict.fromkeys((f"{name}__gte" for name in PRICE_RATES), 0)),
                 name="routing_price_not_negative",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(batch_percent__gte=1, batch_percent__lte=100), name="routing_price_batch_percent"
             ),
         ]
 
@@ -245,6 +346,12 @@ class ModelAlias(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     name = models.CharField(max_length=100, unique=True, validators=[model_name_validator])
     description = models.CharField(max_length=300, blank=True)
+    is_lenient = models.BooleanField(
+        default=False,
+        help_text=(
+            "What a provider cannot be told is left out and named in x-tollgate-dropped, instead of refusing the request."
+        ),
+    )
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 

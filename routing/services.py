@@ -24,7 +24,8 @@ class Target(NamedTuple):
 
 
 def create_provider(slug: str, name: str, base_url: str, *, actor: Actor, reason: str = "", **fields: Any) -> Provider:
-    """`fields` are the optional ones of `Provider`, such as `may_be_private`, `currency` and the timeouts."""
+    """`fields` are the optional ones of `Provider`, such as `api`, `options`, `may_be_private` and the timeouts. Where
+    `base_url` is empty, the provider is where everybody finds its API."""
     provider = Provider(slug=slug, name=name, base_url=base_url, **fields)
     audit.create(provider, actor=actor, reason=reason)
     return provider
@@ -62,13 +63,21 @@ def set_price(
     output: Decimal,
     cached_input: Decimal | None = None,
     cache_write: Decimal | None = None,
+    cache_write_1h: Decimal | None = None,
+    input_audio: Decimal | None = None,
+    input_image: Decimal | None = None,
+    output_audio: Decimal | None = None,
+    output_image: Decimal | None = None,
     per_request: Decimal = Decimal(0),
+    per_tool_call: Decimal = Decimal(0),
+    per_unit: Decimal = Decimal(0),
+    batch_percent: int = 100,
     effective_from: datetime | None = None,
     reason: str = "",
 ) -> Price:
     """The price from `effective_from` (now) on, in the provider's currency per 1,000,000 tokens.
 
-    Cached input and cache writes cost as input where nothing else is said.
+    Cached input and cache writes cost as input where nothing else is said; what else is None is not set apart.
     """
     price = Price(
         model=model,
@@ -78,7 +87,15 @@ def set_price(
         output=output,
         cached_input=input if cached_input is None else cached_input,
         cache_write=input if cache_write is None else cache_write,
+        cache_write_1h=cache_write_1h,
+        input_audio=input_audio,
+        input_image=input_image,
+        output_audio=output_audio,
+        output_image=output_image,
         per_request=per_request,
+        per_tool_call=per_tool_call,
+        per_unit=per_unit,
+        batch_percent=batch_percent,
     )
     audit.create(price, actor=actor, reason=reason)
     return price
@@ -118,10 +135,16 @@ def create_deployment(
 
 
 def create_alias(
-    name: str, targets: Iterable[Target], *, actor: Actor, description: str = "", reason: str = ""
+    name: str,
+    targets: Iterable[Target],
+    *,
+    actor: Actor,
+    description: str = "",
+    is_lenient: bool = False,
+    reason: str = "",
 ) -> ModelAlias:
     with transaction.atomic():
-        alias = ModelAlias(name=name, description=description)
+        alias = ModelAlias(name=name, description=description, is_lenient=is_lenient)
         audit.create(alias, actor=actor, reason=reason)
         set_targets(alias, targets, actor=actor, reason=reason)
     return alias

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 from django.utils import timezone
 
+from audit.records import Usage
 from tests import factories
 from tests.api import assert_problem, client_with, post, results, url
 
@@ -21,10 +22,12 @@ def test_neither_is_written(resource):
 
 
 def test_a_usage_record_says_all_that_the_ledger_knows():
-    record = factories.UsageRecordFactory(cost_usd=Decimal("0.000000001"), tags={"feature": "search"})
+    meters = {name: number for number, name in enumerate(Usage.__struct_fields__)}
+    record = factories.UsageRecordFactory(cost_usd=Decimal("0.000000001"), tags={"feature": "search"}, **meters)
     row = client_with("usage:read").get(url("usage-records", record.pk)).json()
     assert row["cost_usd"] == "0.000000001"
     assert row["tags"] == {"feature": "search"}
+    assert {name: row[name] for name in meters} == meters
     assert row["attempt_id"] == str(record.pk)
 
 

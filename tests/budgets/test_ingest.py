@@ -135,7 +135,8 @@ def test_every_field_of_an_event_is_in_its_row(client):
         held_nanos=2_000_000_000_001,
         price_id=str(uuid.uuid4()),
         kill_switch_id=str(uuid.uuid4()),
-        operation="chat",
+        operation="count_tokens",
+        usage=Usage(**{name: number for number, name in enumerate(Usage.__struct_fields__, start=1)}),
     )
     Worker(client).settle(event)
     assert ledger.ingest(client) == 1
@@ -367,11 +368,12 @@ def test_a_late_settle_resolves_suspense_once(client, comes_in_the_same_batch):
     reap.reap_lost_workers(client)
     if not comes_in_the_same_batch:
         ledger.ingest(client)
-    final = msgspec.structs.replace(event, cost_nanos=3_000, usage=Usage(input_tokens=9, output_tokens=1))
+    final = msgspec.structs.replace(event, cost_nanos=3_000, usage=Usage(input_tokens=9, input_audio_tokens=4, units=2))
     worker.settle(final)
     ledger.ingest(client)
     row = UsageRecord.objects.get()
     assert row.state == "posted" and row.cost_usd == Decimal("0.000003") and row.input_tokens == 9
+    assert (row.input_audio_tokens, row.units) == (4, 2)
     assert (row.resolved_at is None) == comes_in_the_same_batch
     assert_taken_in(1, 3_000)
     assert spent(client) == 3_000

@@ -7,7 +7,10 @@ import pytest
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 
+from audit.records import Usage
+from budgets import pricing
 from budgets.receipt import attempts_of, receipt_of
+from controlplane import compiler
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -23,14 +26,58 @@ def test_the_lines_add_up_to_the_cost():
         cost_usd=Decimal("0.0032"),
     )
     receipt = receipt_of(record)
-    assert [(line.what, line.tokens, line.amount) for line in receipt.lines] == [
+    assert [(line.what, line.number, line.amount) for line in receipt.lines] == [
         ("Input", 600, Decimal("0.0012")),
         ("Input read from the provider's cache", 400, Decimal("0.0002")),
         ("Output", 100, Decimal("0.0008")),
-        ("Request", None, Decimal("0.001")),
+        ("Request", 1, Decimal("0.001")),
     ]
     assert receipt.total == record.cost_usd
     assert receipt.usd_per_unit is None
+
+
+RARE = {
+    "input_tokens": 10_000,
+    "cache_read_input_tokens": 1_000,
+    "cache_write_input_tokens": 3_000,
+    "cache_write_1h_input_tokens": 1_000,
+    "input_audio_tokens": 500,
+    "input_image_tokens": 700,
+    "output_tokens": 900,
+    "output_audio_tokens": 300,
+    "output_image_tokens": 100,
+    "tool_calls": 2,
+    "units": 5,
+}
+RATES = {
+    "cache_write_1h": 6,
+    "input_audio": 32,
+    "input_image": 10,
+    "output_audio": 64,
+    "output_image": 40,
+    "per_tool_call": Decimal("0.01"),
+    "per_unit": Decimal("0.04"),
+    "per_request": Decimal("0.001"),
+}
+
+
+@pytest.mark.parametrize("operation", ["chat", "images", "batch"])
+@pytest.mark.parametrize("left_out", [None, *RATES])
+def test_the_lines_of_every_meter_add_up_to_what_was_charged(operation, left_out):
+    rates = {name: rate for name, rate in RATES.items() if name != left_out}
+    price = factories.PriceFactory(input=2, cached_input=1, cache_write=4, output=8, batch_percent=50, **rates)
+    charged = compiler.price_in_usd(price, Decimal(1))
+    if operation == "batch":
+        charged = pricing.batch_price(charged)
+    cost_nanos = pricing.cost_nanos(Usage(**RARE), charged)
+    record = factories.UsageRecordFactory(price_id=price.pk, operation=operation, **RARE)
+    assert receipt_of(record).total == Decimal(cost_nanos).scaleb(-9)
+
+
+def test_what_has_no_rate_of_its_own_is_said_besides():
+    price = factories.PriceFactory(input_audio=32)
+    record = factories.UsageRecordFactory(price_id=price.pk, operation="speech", input_audio_tokens=5, units=7)
+    assert receipt_of(record).also_counted == [("Characters", 7)]
 
 
 def test_a_price_in_another_currency_shows_the_rate_it_was_reckoned_at():

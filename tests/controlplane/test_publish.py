@@ -104,6 +104,54 @@ def test_a_snapshot_says_what_the_models_say(client, team, project):
     assert b"sk-secret" not in client.get(gate.SNAPSHOT)
 
 
+def test_a_provider_is_published_with_what_its_kind_knows(client, project):
+    routing.create_provider(
+        "vertex",
+        "Vertex",
+        "https://europe-west4-aiplatform.googleapis.com/v1",
+        actor=ACTOR,
+        api="vertex",
+        options={"project": "acme", "location": "europe-west4"},
+        passthrough_hold=Decimal("0.5"),
+    )
+    routing.create_provider("groq", "Groq", "", actor=ACTOR, api="groq")
+    routing.create_provider("own", "Own", "https://llm.example.com", actor=ACTOR, api="vllm")
+    routing.create_alias("loose", [], actor=ACTOR, is_lenient=True)
+    issued = keys.issue_virtual_key(project, "x", actor=ACTOR, passthrough=["vertex"])
+
+    published = snapshot(client)
+    vertex, groq, own = (published.providers[slug] for slug in ("vertex", "groq", "own"))
+    assert (vertex.api, vertex.options) == ("vertex", {"project": "acme", "location": "europe-west4"})
+    assert (vertex.passthrough_hold_nanos, groq.passthrough_hold_nanos) == (500_000_000, None)
+    assert (groq.base_url, groq.output_cap_field) == ("https://api.groq.com/openai/v1", "max_completion_tokens")
+    assert own.output_cap_field == "max_tokens"
+    assert published.aliases["loose"].is_lenient
+    assert key_record(client, issued.virtual_key).passthrough == ("vertex",)
+
+
+def test_every_rate_of_a_price_is_published_in_usd(client):
+    deployment = factories.DeploymentFactory(provider__currency="EUR")
+    routing.set_exchange_rate("EUR", Decimal("1.1"), actor=ACTOR)
+    routing.set_price(
+        deployment.model,
+        deployment.provider,
+        actor=ACTOR,
+        input=Decimal(1),
+        output=Decimal(2),
+        cache_write_1h=Decimal(2),
+        input_audio=Decimal(10),
+        output_image=Decimal(30),
+        per_tool_call=Decimal("0.01"),
+        per_unit=Decimal("0.04"),
+        batch_percent=50,
+    )
+    price = snapshot(client).deployments[str(deployment.pk)].price
+    assert (price.cache_write_1h_nanos, price.input_audio_nanos) == (2_200_000_000, 11_000_000_000)
+    assert (price.input_image_nanos, price.output_audio_nanos) == (None, None)
+    assert (price.output_image_nanos, price.batch_percent) == (33_000_000_000, 50)
+    assert (price.tool_call_nanos, price.unit_nanos) == (11_000_000, 44_000_000)
+
+
 @pytest.mark.parametrize(
     ("amount", "usd_per_unit", "expected"),
     [

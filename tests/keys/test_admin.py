@@ -1,6 +1,7 @@
 """The pages of keys, credentials and kill switches: secrets shown once or never, reasons asked, lists that stay fast."""
 
 import datetime
+import json
 
 import pytest
 import redis
@@ -17,6 +18,7 @@ from keys.models import KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import digest
 from tests import factories
 from tests.factories import ACTOR
+from tests.keys.test_credentials import KEY_FILE
 
 pytestmark = pytest.mark.django_db
 
@@ -45,7 +47,8 @@ def url(name, *args):
 
 
 def key_form(project, **fields):
-    return {"project": str(project.pk), "name": "chatbot", "aliases": "fast,cheap", "default_tags": "{}", **fields}
+    named = {"name": "chatbot", "aliases": "fast,cheap", "passthrough": "", "default_tags": "{}"}
+    return {"project": str(project.pk), **named, **fields}
 
 
 def secret_in(page):
@@ -74,6 +77,13 @@ def test_saving_a_key_unchanged_changes_nothing(client, boss):
     key = factories.VirtualKeyFactory(aliases=["fast", "cheap"], name="chatbot")
     client.post(url("virtualkey_change", key.pk), key_form(key.project))
     assert VirtualKey.objects.get().version == 1 and not AuditEntry.objects.exists()
+
+
+def test_a_key_may_pass_through_to_the_providers_it_names(client, boss):
+    key = factories.VirtualKeyFactory()
+    assert key.passthrough == []
+    client.post(url("virtualkey_change", key.pk), key_form(key.project, passthrough="openai,anthropic"))
+    assert VirtualKey.objects.get().passthrough == ["openai", "anthropic"]
 
 
 def test_an_edit_is_recorded_with_its_reason(client, boss):
@@ -276,6 +286,25 @@ def test_an_empty_secret_keeps_the_present_one(client, boss):
     client.post(url("upstreamcredential_change", credential.pk), form | {"secret": "sk-second-0123"})
     credential.refresh_from_db()
     assert services.reveal_credential(credential).reveal() == "sk-second-0123"
+
+
+def test_a_key_file_of_many_lines_is_taken_whole(client, boss):
+    key_file = json.dumps(KEY_FILE, indent=2)
+    page = client.get(url("upstreamcredential_add")).content.decode()
+    assert '<textarea name="secret"' in page
+    client.post(url("upstreamcredential_add"), credential_form(factories.CredentialPoolFactory(), secret=key_file))
+    credential = UpstreamCredential.objects.get()
+    assert json.loads(services.reveal_credential(credential).reveal()) == KEY_FILE
+    assert credential.fingerprint == "4b5a"
+
+
+def test_half_a_key_file_is_refused_at_its_field(client, boss):
+    form = credential_form(
+        factories.CredentialPoolFactory(), secret='{"type": "service_account", "private_key": "canary'
+    )
+    page = client.post(url("upstreamcredential_add"), form)
+    assert "paste all of it" in str(page.context["adminform"].form.errors["secret"])
+    assert "canary" not in page.content.decode()
 
 
 def test_a_refused_credential_is_not_sent_back(client, boss):

@@ -18,11 +18,12 @@ SECRET = "sk-the-providers-own-secret-7Qx9"
 def test_a_new_keys_secret_is_answered_once():
     project = factories.ProjectFactory()
     client = client_with(team=project.team)
-    body = {"project": str(project.pk), "name": "chatbot", "aliases": ["fast"], "default_tags": {"feature": "search"}}
+    body = {"project": str(project.pk), "name": "chatbot", "aliases": ["fast"], "passthrough": ["openai"]}
+    body["default_tags"] = {"feature": "search"}
     answer = post(client, url("virtual-keys"), body)
     assert answer.status_code == 201 and answer["Cache-Control"] == "no-store"
     secret, key = answer.json()["secret"], VirtualKey.objects.get()
-    assert key.digest == digest(secret) and key.aliases == ["fast"]
+    assert key.digest == digest(secret) and (key.aliases, key.passthrough) == (["fast"], ["openai"])
     for again in (client.get(url("virtual-keys")), client.get(url("virtual-keys", key.pk))):
         assert again.status_code == 200
         assert secret not in again.content.decode() and key.digest not in again.content.decode()

@@ -1,10 +1,12 @@
 """Pages of models and prices: prices are added only, and the parts of an alias are recorded one by one."""
 
+from decimal import Decimal
+
 import pytest
 from django.urls import reverse
 
 from audit.models import AuditEntry
-from routing.models import Model, ModelAlias, Price
+from routing.models import Model, ModelAlias, Price, Provider
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -33,11 +35,16 @@ def test_a_price_is_added_and_then_only_shown(client):
         "cache_write": "1.25",
         "output": "10",
         "per_request": "0",
+        "output_audio": "20",
+        "per_tool_call": "0.01",
+        "per_unit": "0",
+        "batch_percent": "50",
     }
     page = client.post(url("price_add"), form | {"reason": "new contract"})
     assert page.status_code == 302, page.context["adminform"].form.errors
     price = Price.objects.get()
     assert AuditEntry.objects.get().after["input"] == "1.25"
+    assert (price.output_audio, price.output_image, price.batch_percent) == (20, None, 50)
     assert client.post(url("price_change", price.pk), form | {"input": "0"}).status_code == 403
     assert client.get(url("price_delete", price.pk)).status_code == 403
     assert "EUR" in client.get(url("price_changelist")).content.decode()
@@ -82,18 +89,57 @@ def test_a_pool_of_another_provider_is_refused_in_the_form(client):
     assert page.status_code == 200 and "belong to mistral" in page.content.decode()
 
 
-def test_a_url_with_a_password_is_refused_and_not_logged(client, caplog):
-    form = {
+def provider_form(**fields):
+    return {
         "name": "X",
         "slug": "x",
         "api": "openai",
-        "base_url": "https://user:canary@api.example.com",
+        "base_url": "",
+        "options": "{}",
         "currency": "USD",
-        "output_cap_field": "max_tokens",
+        "output_cap_field": "",
+        "passthrough_hold": "",
         "connect_timeout_s": "5",
         "first_byte_timeout_s": "120",
         "idle_timeout_s": "60",
+        "is_active": "on",
+        **fields,
     }
-    page = client.post(url("provider_add"), form)
+
+
+def test_a_provider_that_everybody_knows_is_made_without_an_address(client):
+    assert client.post(url("provider_add"), provider_form(api="anthropic", options="")).status_code == 302
+    provider = Provider.objects.get()
+    assert (provider.base_url, provider.options) == ("https://api.anthropic.com/v1", {})
+    assert provider.passthrough_hold is None
+    page = client.post(url("provider_change", provider.pk), provider_form(api="anthropic", passthrough_hold="0.5"))
+    assert page.status_code == 302 and Provider.objects.get().passthrough_hold == Decimal("0.5")
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong", "words"),
+    [
+        ({"api": "azure"}, "base_url", "such as https://RESOURCE.openai.azure.com"),
+        ({"api": "bedrock", "base_url": "https://bedrock-runtime.eu.example.com"}, "options", "needs region"),
+        ({"options": '{"region": "eu"}'}, "options", "has no option"),
+        ({"options": "region=eu"}, "options", "valid JSON"),
+        ({"api": "telepathy"}, "api", "valid choice"),
+    ],
+)
+def test_what_is_wrong_with_a_provider_is_said_at_its_field(client, fields, wrong, words):
+    page = client.post(url("provider_add"), provider_form(**fields))
+    assert page.status_code == 200 and words in str(page.context["adminform"].form.errors[wrong])
+
+
+def test_an_alias_says_that_it_is_lenient(client):
+    alias = factories.ModelAliasFactory()
+    form = {"name": alias.name, "is_lenient": "on", "targets-TOTAL_FORMS": 0, "targets-INITIAL_FORMS": 0}
+    assert client.post(url("modelalias_change", alias.pk), form).status_code == 302
+    assert ModelAlias.objects.get().is_lenient
+    assert "x-tollgate-dropped" in client.get(url("modelalias_change", alias.pk)).content.decode()
+
+
+def test_a_url_with_a_password_is_refused_and_not_logged(client, caplog):
+    page = client.post(url("provider_add"), provider_form(base_url="https://user:canary@api.example.com"))
     assert page.status_code == 200 and page.context["adminform"].form.errors["base_url"]
     assert "canary" not in caplog.text

@@ -34,6 +34,58 @@ def test_everything_a_request_needs_is_made_through_the_api():
     assert (price["input"], price["cached_input"], price["cache_write"]) == ("0.150000000",) * 3
 
 
+def test_a_provider_of_any_kind_is_made_and_told_what_it_must_know():
+    client = client_with()
+    body = {
+        "slug": "bedrock",
+        "name": "Bedrock",
+        "api": "bedrock",
+        "base_url": "https://bedrock-runtime.eu-central-1.amazonaws.com",
+        "options": {"region": "eu-central-1"},
+        "passthrough_hold": "0.25",
+    }
+    made = post(client, url("providers"), body).json()
+    assert (made["options"], made["passthrough_hold"]) == ({"region": "eu-central-1"}, "0.250000000")
+    assert set(assert_problem(patch(client, url("providers", made["id"]), {"options": {}}), 400)["errors"]) == {
+        "options"
+    }
+    public = post(client, url("providers"), {"slug": "gemini", "name": "Gemini", "api": "gemini"}).json()
+    assert public["base_url"] == "https://generativelanguage.googleapis.com/v1beta"
+
+
+def test_rates_of_every_meter_are_set_and_those_that_are_not_are_null():
+    model, provider = factories.ModelFactory(), factories.ProviderFactory()
+    body = {
+        "model": str(model.pk),
+        "provider": str(provider.pk),
+        "input": "1",
+        "output": "2",
+        "cache_write_1h": "2",
+        "input_audio": "40",
+        "per_tool_call": "0.01",
+        "per_unit": "0.04",
+        "batch_percent": 50,
+    }
+    price = post(client_with(), url("prices"), body).json()
+    assert (price["cache_write_1h"], price["input_audio"], price["input_image"]) == (
+        "2.000000000",
+        "40.000000000",
+        None,
+    )
+    assert (price["per_tool_call"], price["per_unit"], price["batch_percent"]) == ("0.010000000", "0.040000000", 50)
+
+
+def test_a_model_does_what_it_is_said_to_do():
+    operations = ["images", "speech", "transcription", "rerank", "realtime", "batch", "moderations", "completions"]
+    answer = post(client_with(), url("models"), {"name": "all", "operations": operations})
+    assert answer.json()["operations"] == operations
+
+
+def test_an_alias_is_lenient_where_that_is_said():
+    alias = factories.ModelAliasFactory()
+    assert patch(client_with(), url("model-aliases", alias.pk), {"is_lenient": True}).json()["is_lenient"] is True
+
+
 def test_targets_are_set_as_a_whole_and_left_alone_when_not_named():
     alias = factories.ModelAliasFactory()
     kept, dropped = (factories.AliasTargetFactory(alias=alias) for _ in range(2))

@@ -4,6 +4,7 @@ from decimal import Decimal
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.db import IntegrityError
 
 from audit import services as audit
 from audit.models import AuditEntry
@@ -38,6 +39,35 @@ def test_a_price_is_superseded_never_edited():
     assert Price.objects.count() == 2
     with pytest.raises(ValidationError, match="never edited"):
         audit.change(first, actor=ACTOR, values={"input": Decimal(0)})
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"input_audio": Decimal(-1)},
+        {"output_image": Decimal("NaN")},
+        {"per_unit": Decimal("-0.1")},
+        {"batch_percent": 0},
+        {"batch_percent": 101},
+    ],
+)
+def test_a_rate_apart_that_is_none_is_refused(rates):
+    with pytest.raises(ValidationError):
+        services.set_price(
+            factories.ModelFactory(),
+            factories.ProviderFactory(),
+            actor=ACTOR,
+            input=Decimal(1),
+            output=Decimal(1),
+            **rates,
+        )
+
+
+@pytest.mark.parametrize("column", ["input_audio", "per_tool_call", "batch_percent"])
+def test_the_database_itself_refuses_a_rate_below_nothing(column):
+    price = factories.PriceFactory()
+    with pytest.raises(IntegrityError):
+        Price.objects.filter(pk=price.pk).update(**{column: -1})
 
 
 @pytest.mark.parametrize("amount", ["-0.000000001", "1234567890", "0.0000000001", "NaN"])
