@@ -170,6 +170,12 @@ class OutputFormat(Struct):
     description: str = ""
     is_strict: bool | None = None
 
+    def described_schema(self) -> Any:
+        """The schema for an API that has no other place for a description."""
+        if self.description and isinstance(self.schema, dict) and "description" not in self.schema:
+            return {**self.schema, "description": self.description}
+        return self.schema
+
 
 class Reasoning(Struct):
     """What the client asks for: an effort, a budget in tokens, or neither and just on or off (`is_on`)."""
