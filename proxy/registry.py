@@ -50,7 +50,8 @@ class Upstream:
         self.provider = provider
         self.kind = kind
         self.origin = Origin.parse(provider.base_url)
-        self.kill_fields = (kill_field("model", deployment.model), kill_field("provider", provider.slug))
+        halting = (("model", deployment.model), ("provider", provider.slug))
+        self.kill_fields = tuple(kill_field(scope, target) for scope, target in halting if target)
         self.deployment_header = (b"x-tollgate-deployment", deployment.name.encode())
         self._apis = [api for api in kind.apis if api.serves(deployment, provider)]
         self._api_by_dialect: dict[str, Api | None] = {}
