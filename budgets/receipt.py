@@ -12,6 +12,7 @@ from audit.models import UsageRecord
 from budgets.pricing import TOKENS_PER_PRICING_UNIT
 from routing.models import Operation, Price
 
+INPUT, OUTPUT = "Input", "Output"
 WRITTEN_FOR_AN_HOUR = "Input written to the provider's cache for an hour"
 AUDIO_INPUT, IMAGE_INPUT = "Audio input", "Image input"
 AUDIO_OUTPUT, IMAGE_OUTPUT = "Audio output", "Image output"
@@ -83,40 +84,42 @@ def attempts_of(record: UsageRecord, viewer: Any) -> list[UsageRecord]:
 
 
 def _lines(record: UsageRecord, price: Price) -> Iterable[Line]:
-    """As `budgets.pricing.cost_nanos` reckons, step by step."""
+    """As `budgets.pricing.cost_nanos` reckons."""
     # What a batch costs of everything.
     share = Decimal(price.batch_percent if record.operation == Operation.BATCH else 100) / 100
-    rare = dict(_rare(record))
     cached, written = record.cache_read_input_tokens, record.cache_write_input_tokens
     fresh, output = max(record.input_tokens - cached - written, 0), record.output_tokens
-    apart: list[Line] = []
+    hour, written = _apart(record.cache_write_1h_input_tokens, price.cache_write_1h, written)
+    heard, fresh = _apart(record.input_audio_tokens, price.input_audio, fresh)
+    seen, fresh = _apart(record.input_image_tokens, price.input_image, fresh)
+    spoken, output = _apart(record.output_audio_tokens, price.output_audio, output)
+    drawn, output = _apart(record.output_image_tokens, price.output_image, output)
+    for what, tokens, rate in (
+        (INPUT, fresh, price.input),
+        (AUDIO_INPUT, heard, price.input_audio),
+        (IMAGE_INPUT, seen, price.input_image),
+        ("Input read from the provider's cache", cached, price.cached_input),
+        ("Input written to the provider's cache", written, price.cache_write),
+        (WRITTEN_FOR_AN_HOUR, hour, price.cache_write_1h),
+        (OUTPUT, output, price.output),
+        (AUDIO_OUTPUT, spoken, price.output_audio),
+        (IMAGE_OUTPUT, drawn, price.output_image),
+    ):
+        if rate is not None and (tokens or what in (INPUT, OUTPUT)):
+            yield Line(what, tokens, rate * share)
+    for what, number, rate in (
+        ("Request", 1, price.per_request),
+        (TOOL_CALLS, record.tool_calls, price.per_tool_call),
+        (_units(record), record.units, price.per_unit),
+    ):
+        if number and rate:
+            yield Line(what, number, rate * share, is_each=True)
 
-    def take_apart(what: str, rate: Decimal | None, among: int) -> int:
-        """A line for tokens that have a rate of their own; how many of `among` are left at the common one."""
-        tokens = min(rare[what], among)
-        if rate is None or not tokens:
-            return among
-        apart.append(Line(what, tokens, rate * share))
-        return among - tokens
 
-    written = take_apart(WRITTEN_FOR_AN_HOUR, price.cache_write_1h, written)
-    fresh = take_apart(AUDIO_INPUT, price.input_audio, fresh)
-    fresh = take_apart(IMAGE_INPUT, price.input_image, fresh)
-    output = take_apart(AUDIO_OUTPUT, price.output_audio, output)
-    output = take_apart(IMAGE_OUTPUT, price.output_image, output)
-    yield Line("Input", fresh, price.input * share)
-    if cached:
-        yield Line("Input read from the provider's cache", cached, price.cached_input * share)
-    if written:
-        yield Line("Input written to the provider's cache", written, price.cache_write * share)
-    yield Line("Output", output, price.output * share)
-    yield from apart
-    if price.per_request:
-        yield Line("Request", 1, price.per_request * share, is_each=True)
-    if price.per_tool_call and record.tool_calls:
-        yield Line(TOOL_CALLS, record.tool_calls, price.per_tool_call * share, is_each=True)
-    if price.per_unit and record.units:
-        yield Line(_units(record), record.units, price.per_unit * share, is_each=True)
+def _apart(tokens: int, rate: Decimal | None, among: int) -> tuple[int, int]:
+    """(how many have a rate of their own, how many of `among` are left at the common one)."""
+    apart = 0 if rate is None else min(tokens, among)
+    return apart, among - apart
 
 
 def _rare(record: UsageRecord) -> Iterable[tuple[str, int]]:

@@ -9,7 +9,17 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from audit.admin_base import TollgateAdmin, TollgateInline, choices_field
 from audit.filters import PeriodFilter
 from routing.apis import APIS
-from routing.models import AliasTarget, Deployment, ExchangeRate, Model, ModelAlias, Operation, Price, Provider
+from routing.models import (
+    PRICE_RATES,
+    AliasTarget,
+    Deployment,
+    ExchangeRate,
+    Model,
+    ModelAlias,
+    Operation,
+    Price,
+    Provider,
+)
 
 
 class SupersededAdmin(TollgateAdmin):
@@ -80,12 +90,12 @@ class PriceAdmin(SupersededAdmin):
         "currency",
         "input",
         "cached_input",
-        "cache_write",
         "output",
         "per_request",
         "per_unit",
         "effective_from",
     )
+    export_columns = ("model", "provider", "currency", *PRICE_RATES, "batch_percent", "effective_from")
     list_select_related = ("model", "provider")
     list_filter = (
         ("model", AutocompleteSelectFilter),

@@ -59,8 +59,8 @@ class Provider(models.Model):
         max_length=500,
         blank=True,
         help_text=(
-            "Empty: where everybody finds this API. Of one's own are https://RESOURCE.openai.azure.com,"
-            " https://LOCATION-aiplatform.googleapis.com/v1, https://bedrock-runtime.REGION.amazonaws.com."
+            "Empty: the public address of this API. Some have none: write https://RESOURCE.openai.azure.com,"
+            " https://LOCATION-aiplatform.googleapis.com/v1, https://bedrock-runtime.REGION.amazonaws.com, or your server's."
         ),
     )
     options = models.JSONField(

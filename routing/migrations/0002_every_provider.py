@@ -85,7 +85,7 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='provider',
             name='base_url',
-            field=models.CharField(blank=True, help_text="Empty: where everybody finds this API. Of one's own are https://RESOURCE.openai.azure.com, https://LOCATION-aiplatform.googleapis.com/v1, https://bedrock-runtime.REGION.amazonaws.com.", max_length=500, verbose_name='base URL'),
+            field=models.CharField(blank=True, help_text="Empty: the public address of this API. Some have none: write https://RESOURCE.openai.azure.com, https://LOCATION-aiplatform.googleapis.com/v1, https://bedrock-runtime.REGION.amazonaws.com, or your server's.", max_length=500, verbose_name='base URL'),
         ),
         migrations.AlterField(
             model_name='provider',
