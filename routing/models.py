@@ -87,8 +87,8 @@ class Provider(models.Model):
         blank=True,
         validators=[not_negative],
         help_text=(
-            "Held while a call of any other path of the provider runs, whose price nobody knows. Empty: such calls are"
-            " refused. Virtual keys name the providers they may pass through to."
+            "Held and charged for a call of any other path of the provider, since nobody knows its price. Empty: such calls"
+            " are refused. Virtual keys name the providers they may pass through to."
         ),
     )
     connect_timeout_s = models.FloatField(default=5.0, validators=[MinValueValidator(0.1)])

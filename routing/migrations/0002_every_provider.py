@@ -70,7 +70,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='provider',
             name='passthrough_hold',
-            field=models.DecimalField(blank=True, decimal_places=9, help_text='Held while a call of any other path of the provider runs, whose price nobody knows. Empty: such calls are refused. Virtual keys name the providers they may pass through to.', max_digits=18, null=True, validators=[django.core.validators.MinValueValidator(0)], verbose_name='pass-through hold (USD)'),
+            field=models.DecimalField(blank=True, decimal_places=9, help_text='Held and charged for a call of any other path of the provider, since nobody knows its price. Empty: such calls are refused. Virtual keys name the providers they may pass through to.', max_digits=18, null=True, validators=[django.core.validators.MinValueValidator(0)], verbose_name='pass-through hold (USD)'),
         ),
         migrations.AlterField(
             model_name='model',
