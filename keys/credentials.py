@@ -27,6 +27,11 @@ def fingerprint(secret: str) -> str:
     return str(named)[-FINGERPRINT_LENGTH:]
 
 
+def one_line(secret: str) -> str:
+    """As it is kept: JSON without its line breaks, and in ASCII, so that it cannot break a header. Raises `InvalidCredential`."""
+    return json.dumps(_fields(secret), separators=(",", ":")) if _is_json(secret) else secret
+
+
 def check_credential(secret: str) -> None:
     """Raises `InvalidCredential` when this can be no provider's secret: a slip of the clipboard."""
     if len(secret) > LENGTH_MAX:

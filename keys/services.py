@@ -198,7 +198,8 @@ def check_credential(secret: str) -> None:
 def _sealed(credential: UpstreamCredential, secret: str) -> tuple[str, str]:
     """The sealed text and the fingerprint of `secret`."""
     check_credential(secret)
-    return seal(secret, str(credential.pk), master_keys()), credentials.fingerprint(secret)
+    sealed = seal(credentials.one_line(secret), str(credential.pk), master_keys())
+    return sealed, credentials.fingerprint(secret)
 
 
 # Kill switches

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from keys.credentials import LENGTH_MAX, InvalidCredential, check_credential, fingerprint
+from keys.credentials import LENGTH_MAX, InvalidCredential, check_credential, fingerprint, one_line
 
 KEY_FILE = {
     "type": "service_account",
     "project_id": "acme",
     "private_key_id": "0f1e2d3c4b5a",
     "private_key": "-----BEGIN PRIVATE KEY-----\ncanary\n-----END PRIVATE KEY-----\n",
-    "client_email": "gateway@acme.iam.gserviceaccount.com",
+    "client_email": "gateway@äcme.iam.gserviceaccount.com",
     "token_uri": "https://oauth2.googleapis.com/token",
 }
 ACCESS_KEY = {"access_key_id": "AKIACANARYEXAMPLE", "secret_access_key": "wJalr/canary+EXAMPLEKEY"}
@@ -29,6 +29,8 @@ ACCESS_KEY = {"access_key_id": "AKIACANARYEXAMPLE", "secret_access_key": "wJalr/
 def test_a_secret_is_taken_and_known_by_four_characters_that_are_none_of_it(secret, shown):
     check_credential(secret)
     assert fingerprint(secret) == shown
+    assert one_line(secret).isascii() and one_line(secret).isprintable()
+    assert not secret.startswith("{") or json.loads(one_line(secret)) == json.loads(secret)
 
 
 @pytest.mark.parametrize(
