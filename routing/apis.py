@@ -26,8 +26,8 @@ def _check_word(value: str, *, may_be_private: bool) -> None:
 
 
 def _check_url_style(value: str, *, may_be_private: bool) -> None:
-    if value not in ("v1", "deployments"):
-        raise InvalidOptions("v1 or deployments")
+    if value not in ("v1", "deployments", "models"):
+        raise InvalidOptions("v1, deployments or models")
 
 
 def _check_address(value: str, *, may_be_private: bool) -> None:
@@ -87,6 +87,7 @@ APIS: Mapping[str, ProviderApi] = {
     "openrouter": ProviderApi("OpenRouter", "https://openrouter.ai/api/v1"),
     "together": ProviderApi("Together AI", "https://api.together.xyz/v1"),
     "perplexity": ProviderApi("Perplexity", "https://api.perplexity.ai"),
+    "cerebras": ProviderApi("Cerebras", "https://api.cerebras.ai/v1", output_cap_field=MAX_COMPLETION_TOKENS),
     "ollama": ProviderApi("Ollama", example="http://127.0.0.1:11434"),
     "vllm": ProviderApi("vLLM", example="http://127.0.0.1:8000/v1"),
     "llamacpp": ProviderApi("llama.cpp", example="http://127.0.0.1:8080/v1"),
@@ -112,5 +113,3 @@ def check_options(api: ProviderApi, options: Any, *, may_be_private: bool) -> No
     missing = [name for name, option in api.options.items() if option.is_required and name not in options]
     if missing:
         raise InvalidOptions(f"{api.label} needs {' and '.join(missing)}; its options are {known}.")
-    if options.get("url_style") == "deployments" and "api_version" not in options:
-        raise InvalidOptions("URLs by deployment need an api_version, such as 2024-10-21.")

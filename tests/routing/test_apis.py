@@ -2,6 +2,7 @@
 
 import pytest
 
+from proxy.providers.table import PROVIDERS
 from routing.addresses import check_base_url
 from routing.apis import APIS, InvalidOptions, check_options
 
@@ -13,7 +14,7 @@ VERTEX = {"project": "acme-1", "location": "europe-west4"}
     [
         ("openai", {}),
         ("azure", {}),
-        ("azure", {"url_style": "v1"}),
+        ("azure", {"url_style": "models"}),
         ("azure", {"url_style": "deployments", "api_version": "2024-10-21"}),
         ("vertex", VERTEX),
         ("vertex", VERTEX | {"token_url": "https://oauth2.example.com/token"}),
@@ -39,8 +40,7 @@ def test_what_an_api_has_to_be_told_is_taken(api, options):
         ("bedrock", {"region": "eu-central-1\n"}, "region: letters, digits"),
         ("bedrock", {"region": 1}, "region: a text, in quotes"),
         ("bedrock", ["region"], "Write them as"),
-        ("azure", {"url_style": "v2"}, "url_style: v1 or deployments"),
-        ("azure", {"url_style": "deployments"}, "need an api_version"),
+        ("azure", {"url_style": "v2"}, "url_style: v1, deployments or models"),
     ],
 )
 def test_what_is_wrong_is_named(api, options, words):
@@ -51,6 +51,10 @@ def test_what_is_wrong_is_named(api, options, words):
 
 def test_a_token_may_come_from_a_private_host_where_that_is_allowed():
     check_options(APIS["vertex"], VERTEX | {"token_url": "http://127.0.0.1:9/token"}, may_be_private=True)
+
+
+def test_every_provider_that_the_data_path_knows_can_be_chosen():
+    assert PROVIDERS.keys() <= APIS.keys()
 
 
 @pytest.mark.parametrize("name", APIS)
