@@ -47,6 +47,7 @@ from proxy.providers.openai_usage import ChatUsage, read_usage
 from proxy.providers.provider import StreamReader
 from proxy.reasoning_details import read_detail, read_details
 from proxy.wire.frame import Frame
+from proxy.wire.json_shape import Shape
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -131,7 +132,7 @@ class _Answer(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
+_answers = Shape(_Answer)
 
 
 # Whole answers
@@ -139,7 +140,7 @@ _decode_answer = msgspec.json.Decoder(_Answer).decode
 
 def read_answer(body: bytes) -> Answer:
     """Raises `msgspec.DecodeError` when it is not an answer of chat completions."""
-    answer = _decode_answer(body)
+    answer = _answers.read(body)
     answer_id = _text(answer.id)
     sources = _sources(answer.search_results, answer.citations)
     choices: list[Choice] = []

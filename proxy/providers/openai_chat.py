@@ -38,6 +38,7 @@ from proxy.providers.provider import Api, Measured, Outgoing, StreamMeter, Strea
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
 from proxy.wire.json_gate import dump_object
+from proxy.wire.json_shape import Shape
 
 _encode = msgspec.json.Encoder().encode
 _TRUE = msgspec.Raw(b"true")
@@ -97,22 +98,13 @@ class OpenAIChat(Api):
         if call.output_tokens_max is None:
             fields[provider.output_cap_field] = msgspec.Raw(b"%d" % deployment.max_output_tokens)
         if call.is_stream and not call.wants_usage_chunk and self.asks_for_usage:
-            fields["stream_options"] = _including_usage(fields.get("stream_options"))
+            fields["stream_options"] = including_usage(fields.get("stream_options"))
         if self.renames:
             fields = {self.renames.get(name, name): value for name, value in fields.items()}
         return Outgoing(self.target, dump_object(fields))
 
     def measure(self, body: bytes) -> Measured:
-        chunk = _decode_chunk(body)
-        choices = chunk.choices or ()
-        reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
-        searches = sum(choice.message.searches() for choice in choices if choice.message is not None)
-        return Measured(
-            usage=read_usage(chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None), searches),
-            response_model=name_of(chunk.model),
-            finish_reason=name_of(reasons[-1] if reasons else ""),
-            has_error=chunk.has_error,
-        )
+        return measure(body)
 
     def stream_meter(self, call: Call) -> StreamMeter:
         return ChatMeter(call.wants_usage_chunk)
@@ -219,6 +211,9 @@ class OpenAIChat(Api):
         else:
             lost.extend(thought.path for thought in thoughts)
 
+    def write_signatures(self, calls: Sequence[ToolCall], message: dict[str, Any], lost: list[str]) -> None:
+        lost.extend(f"{call.path}.signature" for call in calls)
+
     def mark(self, part: dict[str, Any], cache: str) -> dict[str, Any]:
         """A part with its cache marker, where the provider has such markers."""
         return part
@@ -263,6 +258,9 @@ class OpenAIChat(Api):
             written["content"] = ""
         if thoughts:
             self.write_thinking(thoughts, written, lost)
+        signed = [part for part in message.parts if type(part) is ToolCall and part.signature]
+        if signed:
+            self.write_signatures(signed, written, lost)
         return self._named(message, written)
 
     def _user(self, message: Message, messages: list[dict[str, Any]], lost: list[str]) -> None:
@@ -318,8 +316,6 @@ class OpenAIChat(Api):
         if call.is_custom and CUSTOM_TOOLS not in self.extras:
             lost.append(call.path)
             return None
-        if call.signature:
-            lost.append(f"{call.path}.signature")
         call_id = self.call_id(call.call_id)
         if call.is_custom:
             return {"id": call_id, "type": "custom", "custom": {"name": call.name, "input": call.arguments}}
@@ -436,7 +432,7 @@ def _lose_context(media: Media, lost: list[str]) -> None:
 # Measuring what passes
 
 
-def _including_usage(stream_options: msgspec.Raw | None) -> msgspec.Raw:
+def including_usage(stream_options: msgspec.Raw | None) -> msgspec.Raw:
     options: dict[str, msgspec.Raw] = {}
     if stream_options is not None and bytes(stream_options) != b"null":
         options = msgspec.json.decode(stream_options, type=dict[str, msgspec.Raw])
@@ -471,7 +467,7 @@ class _Delta(msgspec.Struct):
         """Runs of built-in tools that no usage counts."""
         executed = bytes(self.executed_tools)
         if executed[:1] == b"[":
-            return len(msgspec.json.decode(executed))
+            return len(msgspec.json.decode(executed, type=list[msgspec.Raw]))
         return int(b'"url_citation"' in bytes(self.annotations))
 
 
@@ -512,6 +508,21 @@ class _Chunk(msgspec.Struct):
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_answers = Shape(_Chunk)
+
+
+def measure(body: bytes) -> Measured:
+    """Raises `msgspec.DecodeError`."""
+    chunk = _answers.read(body)
+    choices = chunk.choices or ()
+    reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
+    searches = sum(choice.message.searches() for choice in choices if choice.message is not None)
+    return Measured(
+        usage=read_usage(chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None), searches),
+        response_model=name_of(chunk.model),
+        finish_reason=name_of(reasons[-1] if reasons else ""),
+        has_error=chunk.has_error,
+    )
 
 
 class ChatMeter(StreamMeter):
@@ -533,7 +544,7 @@ class ChatMeter(StreamMeter):
             return False
         try:
             chunk = _decode_chunk(data)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             # Not ours to judge: it passes through, and counts as output of its own length.
             self.output_chunks += 1
             self.output_bytes += len(data)

@@ -1,0 +1,76 @@
+"""Azure OpenAI and Azure AI Foundry. Pure; no I/O.
+
+The provider's options say how its addresses are made, after a base URL that ends with the host:
+
+    url_style      "v1" (default)   /openai/v1/chat/completions
+                   "deployments"    /openai/deployments/{upstream model}/chat/completions?api-version=…
+                   "models"         /models/chat/completions?api-version=…
+    api_version    for the last two, and for "v1" where a preview is wanted
+
+Source: learn.microsoft.com/azure/ai-foundry/openai/reference. Its streams may begin with a chunk without choices, id and
+model that holds `prompt_filter_results`.
+"""
+
+from typing import Any
+from urllib.parse import quote
+
+from proxy import snapshot
+from proxy.dialects.dialect import Call
+from proxy.providers.openai_chat import OpenAIChat
+from proxy.providers.openai_completions import OpenAICompletions
+from proxy.providers.openai_embeddings import OpenAIEmbeddings
+from proxy.providers.provider import Api, Authorizer, HeaderAuthorizer, Outgoing, Provider, bearer
+
+API_VERSION = "2024-10-21"
+_JWT_DOTS = 2
+
+
+def placed(outgoing: Outgoing, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
+    """The same request at the address that Azure gives it."""
+    style, version = provider.options.get("url_style", "v1"), provider.options.get("api_version", "")
+    prefix = "/openai/v1"
+    if style == "deployments":
+        prefix = f"/openai/deployments/{quote(deployment.upstream_model, safe='')}"
+    elif style == "models":
+        prefix = "/models"
+    if style != "v1":
+        version = version or API_VERSION
+    query = f"?api-version={quote(version, safe='')}" if version else ""
+    return outgoing._replace(target=prefix.encode() + outgoing.target + query.encode())
+
+
+class _Placed(Api):
+    def pass_request(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
+        return placed(super().pass_request(call, deployment, provider), deployment, provider)
+
+    def write_request(
+        self, prompt: Any, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider, lost: list[str]
+    ) -> Outgoing:
+        return placed(super().write_request(prompt, call, deployment, provider, lost), deployment, provider)
+
+
+class AzureChat(_Placed, OpenAIChat):
+    pass
+
+
+class AzureCompletions(_Placed, OpenAICompletions):
+    pass
+
+
+class AzureEmbeddings(_Placed, OpenAIEmbeddings):
+    pass
+
+
+def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
+    """A resource's key, or a token of Entra ID, which is a JWT."""
+    if secret.startswith("eyJ") and secret.count(".") == _JWT_DOTS:
+        return bearer(secret, provider)
+    return HeaderAuthorizer(b"api-key", secret, secret)
+
+
+PROVIDER = Provider(
+    name="azure",
+    apis=(AzureChat(), AzureCompletions(), AzureEmbeddings()),
+    authorize=authorize,
+    response_headers=frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"apim-request-id"}),
+)

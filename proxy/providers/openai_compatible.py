@@ -1,0 +1,30 @@
+"""Whoever offers OpenAI's chat completions under another base URL, taken conservatively. Pure; no I/O."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from proxy.providers import openai_completions, openai_embeddings
+from proxy.providers.openai_chat import OpenAIChat
+from proxy.providers.provider import Provider
+
+
+class CompatibleChat(OpenAIChat):
+    """What nearly everybody takes; providers that are known say in their own file what they take besides."""
+
+    renames: ClassVar[Mapping[str, str]] = {"max_completion_tokens": "max_tokens"}
+    carried = frozenset(
+        {
+            "parallel_tool_calls", "temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "stop", "choices",
+            "logprobs", "top_logprobs", "logit_bias", "output_format", "reasoning", "user", "cache",
+        }
+    )  # fmt: skip
+    extras: ClassVar[frozenset[str]] = frozenset()
+    media = frozenset({"image"})
+    efforts: ClassVar[tuple[str, ...]] = ("none", "low", "medium", "high")
+    thinking_field = "reasoning_content"
+
+
+PROVIDER = Provider(
+    name="openai_compatible",
+    apis=(CompatibleChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+)
