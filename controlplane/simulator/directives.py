@@ -4,6 +4,7 @@ A directive is `name=value`; several stand in one text, apart by commas, ampersa
 """
 
 import functools
+import json
 import re
 from collections.abc import Mapping
 from enum import StrEnum
@@ -11,9 +12,13 @@ from typing import Annotated, Any
 
 import msgspec
 
+from controlplane.simulator.words import spaced_json
+
+_JSON = json.JSONDecoder()
 _RESOLVED_MAX = 4096
-_MESSAGE_DIRECTIVE = re.compile(r"\[\[simulate\s+([^\]]*)\]\]")
+_MESSAGE_DIRECTIVE = re.compile(r"\[\[simulate\s+(.*?)\]\]", re.DOTALL)
 _SEPARATOR = re.compile(r"[,&\s]+")
+_ARGUMENTS = re.compile(r"(?:^|[,&\s])args=(?=\{)")
 
 Milliseconds = Annotated[float, msgspec.Meta(ge=0, le=3_600_000)]
 Tokens = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
@@ -49,6 +54,21 @@ class Fault(StrEnum):
 _FAULT_NAMES = frozenset(Fault)
 
 
+class Like(StrEnum):
+    """Whose ways the chat completions have. A model whose name begins so brings them along."""
+
+    MISTRAL = "mistral"
+    GROQ = "groq"
+    DEEPSEEK = "deepseek"
+    PERPLEXITY = "perplexity"
+    OPENROUTER = "openrouter"
+    XAI = "xai"
+    AZURE = "azure"
+
+
+_LIKES = tuple(Like)
+
+
 class Directives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`docs/simulator.md` says what each does. A text writes a fault as a directive of its own name: `stall=1`."""
 
@@ -58,7 +78,13 @@ class Directives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     output_tokens: Tokens = 16
     reasoning_tokens: Tokens = 0
     cached_tokens: Tokens = 0
+    cache_write_tokens: Tokens = 0
+    cache_write_1h_tokens: Tokens = 0
     tool_call: bool = False
+    tool: str = ""
+    args: str = ""
+    like: Like | None = None
+    work_ms: Milliseconds = 500
     runs_on: bool = False
     no_usage: bool = False
     usage_factor: Annotated[float, msgspec.Meta(ge=-1_000_000, le=1_000_000)] = 1
@@ -111,7 +137,10 @@ class Settings:
         """The later wins: settings, the model's profile, the model's name after `?`, the messages, the header."""
         name, _, in_name = model.partition("?")
         profile = PROFILES.get(name, {})
-        directives = _convert({**self._current, **profile, **parse(in_name), **parse(in_message), **parse(in_header)})
+        like = next((like for like in _LIKES if name.startswith(like)), None)
+        ways = {} if like is None else {"like": like}
+        told = {**profile, **ways, **parse(in_name), **parse(in_message), **parse(in_header)}
+        directives = _convert({**self._current, **told})
         if directives.error_rate is not None and directives.error is None and directives.fault is None:
             return msgspec.structs.replace(directives, error=500)
         return directives
@@ -119,7 +148,8 @@ class Settings:
 
 def parse(text: str) -> dict[str, Any]:
     """`stall, after_tokens=3` → `{"fault": "stall", "after_tokens": "3"}`. Values are checked when all are together."""
-    values: dict[str, Any] = {}
+    text, arguments = _take_arguments(text)
+    values: dict[str, Any] = {"args": arguments} if arguments else {}
     for item in _SEPARATOR.split(text):
         if item:
             name, has_value, value = item.partition("=")
@@ -127,8 +157,20 @@ def parse(text: str) -> dict[str, Any]:
     return values
 
 
+def _take_arguments(text: str) -> tuple[str, str]:
+    """(the text without them, the JSON object after `args=`, in which blanks and commas stand for themselves)."""
+    match = _ARGUMENTS.search(text)
+    if match is None:
+        return text, ""
+    try:
+        value, end = _JSON.raw_decode(text, match.end())
+    except ValueError:
+        raise BadDirective("args is a JSON object") from None
+    return text[: match.start()] + " " + text[end:], spaced_json(value)
+
+
 def find_in_message(text: str) -> str:
-    """The directives between `[[simulate` and `]]`, the first time that they occur; else nothing."""
+    """The directives between `[[simulate` and the next `]]`, the first time that they occur; else nothing."""
     if "[[simulate" not in text:
         return ""
     match = _MESSAGE_DIRECTIVE.search(text)

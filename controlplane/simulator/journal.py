@@ -18,11 +18,16 @@ class JournalFailed(Exception):
 
 
 class Bill(msgspec.Struct, frozen=True):
-    """What a provider would charge for. `input_tokens` includes the cached ones, `output_tokens` the reasoning ones."""
+    """What a provider would charge for. `input_tokens` includes the cached and written ones, `output_tokens` the reasoning
+    ones. What is unset is nothing, and not in the line.
+    """
 
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    written_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    written_1h_tokens: int | msgspec.UnsetType = msgspec.UNSET
+    units: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
@@ -41,7 +46,8 @@ class Controlled(Line, frozen=True, kw_only=True, tag="controlled"):
 
 
 class Received(Line, frozen=True, kw_only=True, tag="received"):
-    """`attempt_id` is the `x-client-request-id` header; `key_digest` begins the SHA-256 of the bearer key."""
+    """`attempt_id` is the `x-client-request-id` header; `key_digest` begins the SHA-256 of the credential; `batch` is the
+    batch that a request was a line of."""
 
     call: str
     attempt_id: str
@@ -52,6 +58,7 @@ class Received(Line, frozen=True, kw_only=True, tag="received"):
     key_digest: str = ""
     body_bytes: int = 0
     input_tokens: int = 0
+    batch: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Progress(Line, frozen=True, kw_only=True, tag="progress"):
@@ -78,6 +85,7 @@ class Ended(Line, frozen=True, kw_only=True, tag="ended"):
     tokens_sent: int = 0
     usage: msgspec.Raw | None = None
     billed: Bill = Bill()
+    batch: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Stopped(Line, frozen=True, kw_only=True, tag="stopped"):
@@ -119,7 +127,8 @@ class Journal:
             self._faults[line.fault] += 1
         self._totals["tokens_sent"] += line.tokens_sent
         for name, value in msgspec.structs.asdict(line.billed).items():
-            self._totals[f"billed_{name}"] += value
+            if value is not msgspec.UNSET:
+                self._totals[f"billed_{name}"] += value
         self.write(line)
 
     def summary(self) -> dict[str, Any]:

@@ -10,16 +10,24 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from typing import cast
+from urllib.parse import unquote
 
 import httptools
 
-from controlplane.simulator.script import Call, Cut, Pause, Step, Until, script
-from controlplane.simulator.simulator import Request, Simulator, refuse
+from controlplane.simulator.calls import Call, Request
+from controlplane.simulator.script import Cut, Pause, Step, Until, script
+from controlplane.simulator.simulator import Simulator, refuse
 
 BODY_BYTES_MAX = 64 << 20
 PIPELINED_MAX = 16
 _FLUSH_BYTES = 64 << 10
-_HEADERS = frozenset({b"authorization", b"x-client-request-id", b"x-simulate", b"expect"})
+_HEADERS = frozenset(
+    {
+        *(b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key"),
+        *(b"x-client-request-id", b"x-simulate", b"expect", b"content-type", b"accept"),
+        *(b"upgrade", b"sec-websocket-key", b"sec-websocket-protocol"),
+    }
+)
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds.
 
 
@@ -129,16 +137,16 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._transport.is_closing():
             return
-        headers = self._headers
+        path, _, query = self._target.decode("latin-1").partition("?")
         request = Request(
             method=self._parser.get_method().decode("latin-1"),
-            path=self._target.partition(b"?")[0].decode("latin-1"),
-            authorization=headers.get(b"authorization", b""),
-            attempt_id=headers.get(b"x-client-request-id", b"").decode("latin-1"),
-            directives=headers.get(b"x-simulate", b"").decode("latin-1"),
+            path=unquote(path) if "%" in path else path,
+            query=query,
+            headers=self._headers,
             body=self._body[0] if len(self._body) == 1 else b"".join(self._body),
             keeps_alive=self._parser.should_keep_alive(),
             arrived_s=self._loop.time(),
+            created_s=int(time.time()),
         )
         if len(self._pending) < PIPELINED_MAX:
             self._pending.append(request)
@@ -154,7 +162,7 @@ class Connection(asyncio.Protocol):
             self._go_on()
             return
         self._call = self._simulator.accept(request)
-        self._steps = script(self._call, int(time.time()))
+        self._steps = script(self._call)
         self._arrived_s = request.arrived_s
         self._progress = 0
         self._advance()

@@ -7,54 +7,28 @@ import functools
 import hashlib
 import random
 import secrets
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol
 
 import msgspec
 
-from controlplane.simulator import answers
+from controlplane.simulator import wire
+from controlplane.simulator.calls import Asked, Call, Fixed, Refused, Request, Shape, decode
 from controlplane.simulator.directives import BadDirective, Directives, Settings, find_in_message
 from controlplane.simulator.journal import Controlled, Ended, Journal, Progress, Received
-from controlplane.simulator.requests import ChatRequest, EmbeddingsRequest
-from controlplane.simulator.script import Call, Fixed, plan_chat, plan_embeddings
+from controlplane.simulator.shapes import openai
+from controlplane.simulator.store import Store
+from controlplane.simulator.words import count_tokens
 
-CHAT = "/v1/chat/completions"
-EMBEDDINGS = "/v1/embeddings"
-MODELS = "/v1/models"
 CONTROL = "/_control"
 SUMMARY = "/_journal/summary"
-_METHODS = {CHAT: ("POST",), EMBEDDINGS: ("POST",), MODELS: ("GET",)}
+# What a path begins with → how it is spoken to. OpenAI has what is left.
+SHAPES: dict[str, Shape] = {}
 _ATTEMPT_ID_MAX = 200
 _KEYS_MAX = 4096
 _KEY_DIGEST_DIGITS = 12
-_BEARER = b"bearer "
 
-Asked = TypeVar("Asked")
 _encode = msgspec.json.Encoder().encode
-_decode_chat = msgspec.json.Decoder(ChatRequest).decode
-_decode_embeddings = msgspec.json.Decoder(EmbeddingsRequest).decode
 _decode_settings = msgspec.json.Decoder(dict[str, Any]).decode
-
-
-class Request(NamedTuple):
-    """As it came off the wire. `arrived_s` is on the clock of the event loop."""
-
-    method: str
-    path: str
-    authorization: bytes
-    attempt_id: str
-    directives: str
-    body: bytes
-    keeps_alive: bool
-    arrived_s: float
-
-
-class Refused(Exception):
-    """The simulator itself finds fault with a request, as a provider would."""
-
-    def __init__(self, status: int, message: str = "", *, code: str | None = None) -> None:
-        super().__init__(message)
-        self.answer = Fixed(status, answers.error_body(status, message=message, code=code))
 
 
 class Stoppable(Protocol):
@@ -62,37 +36,43 @@ class Stoppable(Protocol):
 
 
 class Simulator:
-    """What all connections share: settings, journal, the numbering of calls, chance."""
+    """What all connections share: settings, journal, what is kept, the numbering of calls, chance."""
 
     def __init__(self, settings: Settings, journal: Journal, *, seed: int | None = None) -> None:
         self.settings = settings
         self.journal = journal
+        self.store = Store()
         self.connections: set[Stoppable] = set()
         self._random = random.Random(seed)  # noqa: S311 (which requests are to fail is no secret)
         # Every process begins its call ids differently, so that many of them may write one journal.
         self._call_prefix = secrets.token_hex(6)
         self._calls = 0
 
-    def accept(self, request: Request) -> Call:
+    def accept(self, request: Request, batch: str = "") -> Call:
         """The request as a call, of which all is known that the answer depends on. In the journal before it is answered."""
         self._calls += 1
-        call = Call(f"{self._call_prefix}{self._calls:017d}", request.attempt_id[:_ATTEMPT_ID_MAX])
+        shape = SHAPES.get(request.path[1 : request.path.find("/", 1)], openai.SHAPE)
+        attempt_id = "" if batch else request.header(b"x-client-request-id")[:_ATTEMPT_ID_MAX]
+        call = Call(shape, f"{self._call_prefix}{self._calls:017d}", attempt_id, request.created_s)
+        call.batch = batch
+        key = shape.key(request)
         try:
-            self._understand(call, request)
+            self._understand(call, request, key)
         except Refused as refused:
-            call.fixed = refused.answer
-        asked = call.request
+            call.fixed = call.error(refused.status, refused.message, refused.code)
+        asked = call.asked
         self.journal.received(
             Received(
                 call=call.call_id,
-                attempt_id=call.attempt_id,
+                attempt_id=attempt_id,
                 method=request.method,
                 path=request.path,
                 model=asked.model if asked is not None else "",
-                stream=isinstance(asked, ChatRequest) and bool(asked.stream),
-                key_digest=_key_digest(request.authorization),
+                stream=asked is not None and asked.is_stream,
+                key_digest=_digest(key),
                 body_bytes=len(request.body),
                 input_tokens=call.input_tokens,
+                batch=batch or msgspec.UNSET,
             )
         )
         return call
@@ -119,6 +99,7 @@ class Simulator:
                 tokens_sent=call.sent,
                 usage=msgspec.Raw(call.usage) if call.usage else None,
                 billed=call.bill(),
+                batch=call.batch or msgspec.UNSET,
             )
         )
 
@@ -130,11 +111,11 @@ class Simulator:
     def control(self, request: Request) -> bytes:
         """The answer to a request of the operator, head and all."""
         try:
-            return _plain(200, self._control(request))
+            return _plain(Fixed(200, self._control(request)))
         except BadDirective as error:
-            return _plain(400, answers.error_body(400, message=str(error), code="bad_directive"))
+            return _plain(openai.SHAPE.error(400, str(error), "bad_directive", ""))
         except Refused as refused:
-            return _plain(refused.answer.status, refused.answer.body)
+            return _plain(openai.SHAPE.error(refused.status, refused.message, refused.code, ""))
 
     def _control(self, request: Request) -> bytes:
         match request.path, request.method:
@@ -143,7 +124,7 @@ class Simulator:
             case (path, "GET") if path == CONTROL:
                 return _encode(self.settings.as_directives())
             case (path, "POST") if path == CONTROL:
-                self.settings.update(_decode(_decode_settings, request.body))
+                self.settings.update(decode(_decode_settings, request.body))
             case (path, "DELETE") if path == CONTROL:
                 self.settings.reset()
             case _:
@@ -152,77 +133,84 @@ class Simulator:
         self.journal.write(Controlled(settings=directives))
         return _encode(directives)
 
+    # What a shape has at hand
+
+    def directives(self, request: Request) -> Directives:
+        return self._resolve("", "", request)
+
+    def run(self, request: Request, batch: str) -> tuple[int, bytes]:
+        call = self.accept(request, batch)
+        if call.fixed is not None:
+            call.status, body = call.fixed.status, call.fixed.body
+        else:
+            assert call.asked is not None
+            assert call.plan is not None
+            answer = call.asked.answers(call)
+            body, call.usage = answer.whole()
+            call.status, call.generated, call.sent = 200, call.plan.output_tokens(), answer.shown_tokens()
+        self.note_end(call, "completed")
+        return call.status, body
+
     # Understanding a request
 
-    def _understand(self, call: Call, request: Request) -> None:
+    def _understand(self, call: Call, request: Request, key: bytes) -> None:
         """Raises `Refused`."""
-        methods = _METHODS.get(request.path)
-        if methods is None:
-            raise Refused(404, f"Invalid URL ({request.method} {request.path})", code="unknown_url")
-        if request.method not in methods:
-            raise Refused(405, f"Not allowed to {request.method} on {request.path}.", code="method_not_allowed")
-        if not _key(request.authorization):
-            raise Refused(401, "No API key was provided: send it as Authorization: Bearer KEY.")
-        if request.path == MODELS:
-            call.fixed = Fixed(200, answers.models())
+        if not key:
+            raise Refused(401)
+        asked = call.shape.ask(request, call.call_id, self)
+        if isinstance(asked, Fixed):
+            call.fixed = asked
             return
-        if request.path == CHAT:
-            call.request = _decode(_decode_chat, request.body)
-        else:
-            call.request = _decode(_decode_embeddings, request.body)
-        asked = call.request
-        call.input_tokens = asked.input_tokens()
-        call.directives = directives = self._directives(asked, request.directives)
+        call.asked = asked
+        call.input_tokens = sum(map(count_tokens, asked.texts)) + asked.more_tokens
+        call.directives = directives = self._choose(asked, request)
         if directives.error is not None:
             call.fault = "error"
-            call.fixed = _error(directives, directives.error, request.authorization)
-        elif isinstance(asked, EmbeddingsRequest):
-            call.plan = plan_embeddings(call.input_tokens, directives)
-        elif directives.tool_call and not asked.tool_name():
-            raise Refused(400, "tool_call needs a function among the tools of the request.", code="bad_directive")
-        else:
-            call.plan = plan_chat(asked, call.input_tokens, directives)
+            call.fixed = _error(call, directives.error, key)
+            return
+        if not asked.has_results:
+            _check_tool(asked, directives)
+        call.plan = asked.answers.plan_for(asked, call.input_tokens, directives)
 
-    def _directives(self, asked: ChatRequest | EmbeddingsRequest, in_header: str) -> Directives:
-        in_message = next(filter(None, map(find_in_message, asked.texts())), "")
-        try:
-            directives = self.settings.resolve(asked.model, in_message, in_header)
-        except BadDirective as error:
-            raise Refused(400, str(error), code="bad_directive") from None
+    def _choose(self, asked: Asked, request: Request) -> Directives:
+        in_message = next(filter(None, map(find_in_message, asked.texts)), "")
+        directives = self._resolve(asked.model, in_message, request)
         rate = directives.error_rate
         return directives if rate is None or self._random.random() < rate else directives.calm()
+
+    def _resolve(self, model: str, in_message: str, request: Request) -> Directives:
+        """Raises `Refused`."""
+        try:
+            return self.settings.resolve(model, in_message, request.header(b"x-simulate"))
+        except BadDirective as error:
+            raise Refused(400, str(error), code="bad_directive") from None
 
 
 def refuse(status: int) -> bytes:
     """The answer to what is no request at all; the connection ends with it."""
-    return _plain(status, answers.error_body(status), b"connection: close\r\n")
+    return _plain(openai.SHAPE.error(status, "", None, ""), b"connection: close\r\n")
 
 
-def _plain(status: int, body: bytes, fields: bytes = b"") -> bytes:
-    return answers.head(status, b"none", answers.JSON + fields + answers.content_length(len(body))) + body
+def _plain(answer: Fixed, fields: bytes = b"") -> bytes:
+    length = wire.content_length(len(answer.body))
+    return wire.head(answer.status, answer.fields + fields + length) + answer.body
 
 
-def _error(directives: Directives, status: int, authorization: bytes) -> Fixed:
-    message = f"Incorrect API key provided: {_key(authorization).decode('latin-1')}." if directives.echo_key else ""
-    body = answers.error_body(status, message=message)
-    return Fixed(status, body, answers.retry_after(status, directives.retry_after_s))
-
-
-def _decode(decode: Callable[[bytes], Asked], body: bytes) -> Asked:
+def _check_tool(asked: Asked, directives: Directives) -> None:
     """Raises `Refused`."""
-    try:
-        return decode(body)
-    except msgspec.ValidationError as error:
-        raise Refused(400, str(error)) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise Refused(400, "The body of the request is not valid JSON.", code="invalid_json") from None
+    if directives.tool and directives.tool not in asked.tools:
+        raise Refused(400, f"tool needs {directives.tool} among the tools of the request.", code="bad_directive")
+    if directives.tool_call and not asked.tools:
+        raise Refused(400, "tool_call needs a function among the tools of the request.", code="bad_directive")
+
+
+def _error(call: Call, status: int, key: bytes) -> Fixed:
+    directives = call.directives
+    message = f"Incorrect API key provided: {key.decode('latin-1')}." if directives.echo_key else ""
+    error = call.error(status, message)
+    return error._replace(fields=error.fields + wire.retry_after(status, directives.retry_after_s))
 
 
 @functools.lru_cache(_KEYS_MAX)
-def _key_digest(authorization: bytes) -> str:
-    key = _key(authorization)
+def _digest(key: bytes) -> str:
     return hashlib.sha256(key).hexdigest()[:_KEY_DIGEST_DIGITS] if key else ""
-
-
-def _key(authorization: bytes) -> bytes:
-    return authorization[len(_BEARER) :].strip() if authorization[: len(_BEARER)].lower() == _BEARER else b""

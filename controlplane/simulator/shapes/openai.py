@@ -1,0 +1,45 @@
+"""How OpenAI is spoken to: which request is what, the key, the errors, the models."""
+
+from controlplane.simulator.calls import Asked, Desk, Fixed, Request, Shape, demand, unknown_url
+from controlplane.simulator.directives import PROFILES
+from controlplane.simulator.shapes import openai_chat, openai_vectors
+from controlplane.simulator.shapes.openai_errors import error
+from controlplane.simulator.words import encode
+
+_CREATED_S = 1_760_000_000  # Of the models. Any moment in the past does.
+_ASKS = {
+    "/v1/chat/completions": openai_chat.ask,
+    "/v1/embeddings": openai_vectors.ask_embeddings,
+    "/v1/moderations": openai_vectors.ask_moderation,
+    "/v1/rerank": openai_vectors.ask_rerank,
+}
+_HEAD = (
+    b"openai-version: 2020-10-01\r\nopenai-processing-ms: 1\r\n"
+    b"x-ratelimit-limit-requests: 30000\r\nx-ratelimit-remaining-requests: 29999\r\nx-ratelimit-reset-requests: 2ms\r\n"
+    b"x-ratelimit-limit-tokens: 150000000\r\nx-ratelimit-remaining-tokens: 149999000\r\nx-ratelimit-reset-tokens: 0s\r\n"
+    b"x-request-id: req_%b\r\n"
+)
+
+
+def _head(call_id: bytes) -> bytes:
+    return _HEAD % call_id
+
+
+def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
+    """Raises `Refused`."""
+    ask_for = _ASKS.get(request.path)
+    if ask_for is not None:
+        demand(request, "POST")
+        return ask_for(request)
+    if request.path == "/v1/models":
+        demand(request, "GET")
+        return Fixed(200, models())
+    raise unknown_url(request)
+
+
+def models() -> bytes:
+    data = [{"id": name, "object": "model", "created": _CREATED_S, "owned_by": "simulator"} for name in PROFILES]
+    return encode({"object": "list", "data": data})
+
+
+SHAPE = Shape(head=_head, key=Request.bearer, ask=ask, error=error)
