@@ -1,0 +1,30 @@
+import pytest
+
+from proxy.dialects.table import TABLE
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "parameters"),
+    [
+        ("POST", "/v1/chat/completions", "openai.chat", {}),
+        ("HEAD", "/v1/models", "openai.chat", {}),
+        ("GET", "/v1/models/org/a-model", "openai.chat", {"model": "org/a-model"}),
+        ("GET", "/v1/models/org%2Fa-model", "openai.chat", {"model": "org/a-model"}),
+        ("POST", "/passthrough/openai/v1/x%2Fy", "passthrough", {"provider": "openai", "path": "v1/x%2Fy"}),
+    ],
+)
+def test_a_path_finds_its_dialect(method, path, name, parameters):
+    match = TABLE.find(method, path)
+    assert match.endpoint is not None
+    assert match.endpoint.dialect.name == name
+    assert match.parameters == parameters
+
+
+def test_a_wrong_method_is_told_what_the_path_takes():
+    match = TABLE.find("DELETE", "/v1/chat/completions")
+    assert (match.endpoint, match.methods) == (None, ("POST",))
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/chat/completions/", "/v1%2Fchat/completions", "/passthrough/openai"])
+def test_nobodys_path_takes_no_method(path):
+    assert TABLE.find("POST", path).methods == ()
