@@ -7,9 +7,10 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from proxy.dialects import openai_audio, openai_images, openai_moderations, passthrough
+from proxy.dialects import cohere, openai_audio, openai_images, openai_moderations, passthrough
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
+from proxy.dialects.openai_completions import COMPLETIONS
 from proxy.dialects.openai_embeddings import EMBEDDINGS
 
 # What answers: an inference call with admission, or the list of what the key may use.
@@ -32,6 +33,12 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/embeddings", EMBEDDINGS),
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
+    Endpoint("POST", "/v1/completions", COMPLETIONS),
+    Endpoint("POST", "/v1/rerank", cohere.RERANK_V1),
+    Endpoint("POST", "/v2/rerank", cohere.RERANK),
+    Endpoint("POST", "/v2/chat", cohere.CHAT),
+    Endpoint("POST", "/v2/embed", cohere.EMBED),
+    Endpoint("POST", "/v1/embed", cohere.EMBED_V1),
     Endpoint("POST", "/v1/audio/speech", openai_audio.SPEECH),
     Endpoint("POST", "/v1/audio/transcriptions", openai_audio.TRANSCRIPTIONS),
     Endpoint("POST", "/v1/audio/translations", openai_audio.TRANSLATIONS),
@@ -88,7 +95,7 @@ def dialect_of(path: str) -> Dialect:
     return CHAT
 
 
-RELATIVES: tuple[tuple[str, Dialect], ...] = ()
+RELATIVES: tuple[tuple[str, Dialect], ...] = (("/v2/", cohere.CHAT),)
 
 
 def _pattern(path: str) -> re.Pattern[str]:

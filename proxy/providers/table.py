@@ -1,6 +1,43 @@
 """The providers, by the word that stands in `snapshot.Provider.api`."""
 
-from proxy.providers import openai
+from proxy.providers import (
+    azure,
+    cerebras,
+    cohere,
+    deepseek,
+    groq,
+    huggingface,
+    llamacpp,
+    mistral,
+    ollama,
+    openai,
+    openai_compatible,
+    openrouter,
+    perplexity,
+    together,
+    vllm,
+    xai,
+)
 from proxy.providers.provider import Provider
 
-PROVIDERS: dict[str, Provider] = {provider.name: provider for provider in (openai.PROVIDER,)}
+PROVIDERS: dict[str, Provider] = {
+    module.PROVIDER.name: module.PROVIDER
+    for module in (
+        azure,
+        cerebras,
+        cohere,
+        deepseek,
+        groq,
+        huggingface,
+        llamacpp,
+        mistral,
+        ollama,
+        openai,
+        openai_compatible,
+        openrouter,
+        perplexity,
+        together,
+        vllm,
+        xai,
+    )
+}
