@@ -1,5 +1,6 @@
 """Where a request can go: providers, models, what they cost, deployments, and the aliases clients ask for."""
 
+from decimal import Decimal
 from typing import Any
 
 from django.contrib.postgres.fields import ArrayField
@@ -225,6 +226,7 @@ class Price(models.Model):
         max_digits=18,
         decimal_places=9,
         default=0,
+        blank=True,
         validators=[not_negative],
         help_text="Each run of a tool of the provider's own, such as a web search.",
     )
@@ -232,11 +234,13 @@ class Price(models.Model):
         max_digits=18,
         decimal_places=9,
         default=0,
+        blank=True,
         validators=[not_negative],
         help_text="What the operation is billed by besides tokens: an image, a second of audio, a character, a search unit.",
     )
     batch_percent = models.PositiveSmallIntegerField(
         default=100,
+        blank=True,
         validators=[MinValueValidator(1), MaxValueValidator(100)],
         help_text="What a batch costs of all this, in percent.",
     )
@@ -263,6 +267,8 @@ class Price(models.Model):
     def clean(self) -> None:
         if not self._state.adding:
             raise ValidationError("A price is never edited: add the new one, from the moment it is in force.")
+        self.per_tool_call, self.per_unit = self.per_tool_call or Decimal(0), self.per_unit or Decimal(0)
+        self.batch_percent = 100 if self.batch_percent is None else self.batch_percent
 
 
 class ExchangeRateQuerySet(SharedQuerySet["ExchangeRate"]):

@@ -25,7 +25,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='price',
             name='batch_percent',
-            field=models.PositiveSmallIntegerField(default=100, help_text='What a batch costs of all this, in percent.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(100)]),
+            field=models.PositiveSmallIntegerField(blank=True, default=100, help_text='What a batch costs of all this, in percent.', validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(100)]),
         ),
         migrations.AddField(
             model_name='price',
@@ -55,12 +55,12 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='price',
             name='per_tool_call',
-            field=models.DecimalField(decimal_places=9, default=0, help_text="Each run of a tool of the provider's own, such as a web search.", max_digits=18, validators=[django.core.validators.MinValueValidator(0)]),
+            field=models.DecimalField(blank=True, decimal_places=9, default=0, help_text="Each run of a tool of the provider's own, such as a web search.", max_digits=18, validators=[django.core.validators.MinValueValidator(0)]),
         ),
         migrations.AddField(
             model_name='price',
             name='per_unit',
-            field=models.DecimalField(decimal_places=9, default=0, help_text='What the operation is billed by besides tokens: an image, a second of audio, a character, a search unit.', max_digits=18, validators=[django.core.validators.MinValueValidator(0)]),
+            field=models.DecimalField(blank=True, decimal_places=9, default=0, help_text='What the operation is billed by besides tokens: an image, a second of audio, a character, a search unit.', max_digits=18, validators=[django.core.validators.MinValueValidator(0)]),
         ),
         migrations.AddField(
             model_name='provider',

@@ -36,8 +36,7 @@ def test_a_price_is_added_and_then_only_shown(client):
         "output": "10",
         "per_request": "0",
         "output_audio": "20",
-        "per_tool_call": "0.01",
-        "per_unit": "0",
+        "per_tool_call": "",
         "batch_percent": "50",
     }
     page = client.post(url("price_add"), form | {"reason": "new contract"})
@@ -45,6 +44,7 @@ def test_a_price_is_added_and_then_only_shown(client):
     price = Price.objects.get()
     assert AuditEntry.objects.get().after["input"] == "1.25"
     assert (price.output_audio, price.output_image, price.batch_percent) == (20, None, 50)
+    assert (price.per_tool_call, price.per_unit) == (0, 0)
     assert client.post(url("price_change", price.pk), form | {"input": "0"}).status_code == 403
     assert client.get(url("price_delete", price.pk)).status_code == 403
     assert "EUR" in client.get(url("price_changelist")).content.decode()
