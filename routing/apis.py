@@ -4,7 +4,7 @@ Values in, values out: no database, no Django. How they are spoken is `proxy/pro
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from routing.addresses import InvalidAddress, check_base_url
@@ -20,28 +20,12 @@ class InvalidOptions(ValueError):
     """The message names the option, and which there are."""
 
 
-def _check_word(value: str, *, may_be_private: bool) -> None:
-    if not _word.fullmatch(value):
-        raise InvalidOptions("letters, digits and . _ : - only")
-
-
-def _check_url_style(value: str, *, may_be_private: bool) -> None:
-    if value not in ("v1", "deployments", "models"):
-        raise InvalidOptions("v1, deployments or models")
-
-
-def _check_address(value: str, *, may_be_private: bool) -> None:
-    try:
-        check_base_url(value, may_be_private=may_be_private)
-    except InvalidAddress as error:
-        raise InvalidOptions(str(error)) from error
-
-
 class Option(NamedTuple):
-    """`check` raises `InvalidOptions` that says what the value may be."""
+    """A word; one of `choices` where there are some, and a URL where it is an address."""
 
-    check: Callable[..., None] = _check_word
     is_required: bool = False
+    choices: tuple[str, ...] = ()
+    is_address: bool = False
 
 
 class ProviderApi(NamedTuple):
@@ -61,7 +45,7 @@ APIS: Mapping[str, ProviderApi] = {
         "Azure OpenAI",
         example="https://RESOURCE.openai.azure.com",
         output_cap_field=MAX_COMPLETION_TOKENS,
-        options={"api_version": Option(), "url_style": Option(_check_url_style)},
+        options={"api_version": Option(), "url_style": Option(choices=("v1", "deployments", "models"))},
     ),
     "anthropic": ProviderApi("Anthropic", "https://api.anthropic.com/v1"),
     "gemini": ProviderApi("Google Gemini", "https://generativelanguage.googleapis.com/v1beta"),
@@ -71,7 +55,7 @@ APIS: Mapping[str, ProviderApi] = {
         options={
             "project": Option(is_required=True),
             "location": Option(is_required=True),
-            "token_url": Option(_check_address),
+            "token_url": Option(is_address=True),
         },
     ),
     "bedrock": ProviderApi(
@@ -106,10 +90,19 @@ def check_options(api: ProviderApi, options: Any, *, may_be_private: bool) -> No
             raise InvalidOptions(f"{api.label} has no option {name!r}; it has {known or 'none'}.")
         if not isinstance(value, str):
             raise InvalidOptions(f"{name}: a text, in quotes.")
-        try:
-            api.options[name].check(value, may_be_private=may_be_private)
-        except InvalidOptions as error:
-            raise InvalidOptions(f"{name}: {error}") from error
+        _check_value(name, value, api.options[name], may_be_private=may_be_private)
     missing = [name for name, option in api.options.items() if option.is_required and name not in options]
     if missing:
         raise InvalidOptions(f"{api.label} needs {' and '.join(missing)}; its options are {known}.")
+
+
+def _check_value(name: str, value: str, option: Option, *, may_be_private: bool) -> None:
+    if option.is_address:
+        try:
+            check_base_url(value, may_be_private=may_be_private)
+        except InvalidAddress as error:
+            raise InvalidOptions(f"{name}: {error}") from error
+    elif option.choices and value not in option.choices:
+        raise InvalidOptions(f"{name}: {' or '.join(option.choices)}.")
+    elif not _word.fullmatch(value):
+        raise InvalidOptions(f"{name}: letters, digits and . _ : - only.")

@@ -40,7 +40,7 @@ def test_what_an_api_has_to_be_told_is_taken(api, options):
         ("bedrock", {"region": "eu-central-1\n"}, "region: letters, digits"),
         ("bedrock", {"region": 1}, "region: a text, in quotes"),
         ("bedrock", ["region"], "Write them as"),
-        ("azure", {"url_style": "v2"}, "url_style: v1, deployments or models"),
+        ("azure", {"url_style": "v2"}, "url_style: v1 or deployments or models"),
     ],
 )
 def test_what_is_wrong_is_named(api, options, words):
