@@ -53,8 +53,8 @@ from proxy.neutral import (
     UsageSeen,
     lose_all_but,
 )
+from proxy.providers import openai_errors
 from proxy.providers import provider as base
-from proxy.providers.openai_embeddings import read_error
 from proxy.providers.provider import Api, Measured, Outgoing, StreamReader, checked_usage
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
@@ -97,6 +97,7 @@ class _Units(msgspec.Struct):
     output_tokens: float | None = None
     search_units: float | None = None
     images: float | None = None
+    text_tokens: float | None = None
     image_tokens: float | None = None
 
 
@@ -209,6 +210,12 @@ class _EndDelta(msgspec.Struct):
     usage: msgspec.Raw = _NULL
 
 
+class _Error(msgspec.Struct):
+    message: str | None = None
+    error: msgspec.Raw = _NULL
+    error_type: str | None = None
+
+
 class _Meta(msgspec.Struct):
     billed_units: _Units | None = None
 
@@ -246,6 +253,7 @@ _tool_call_deltas = Shape(_ToolCallDelta)
 _citation_deltas = Shape(_CitationDelta)
 _end_deltas = Shape(_EndDelta)
 _usages = Shape(_Usage)
+_errors = Shape(_Error)
 _embed_heads = Shape(_EmbedHead)
 _embedded = Shape(_Embedded)
 _ranked = Shape(_Ranked)
@@ -682,8 +690,19 @@ def _read_end(frame: _Frame) -> Sequence[Event] | None:
 
 def _read_strange(data: bytes) -> Sequence[Event]:
     """An error where an event should be, or something unheard of."""
-    error = read_error(0, data)
-    return (Failed(error=error),) if error.message != "no message" else (OpaqueDone(kind="", size=len(data)),)
+    error = _errors.find(data)
+    if error is not None and (error.message or bytes(error.error) != b"null"):
+        return (Failed(error=read_error(0, data)),)
+    return (OpaqueDone(kind="", size=len(data)),)
+
+
+def read_error(status_code: int, body: bytes) -> ProviderError:
+    """`{id, message}`, at times with an `error_type`."""
+    error = openai_errors.read_error(status_code, body)
+    found = _errors.find(body)
+    if found is not None and found.error_type:
+        error.kind = base.name_of(found.error_type)
+    return error
 
 
 def _path_of(part: Part) -> str:
@@ -778,9 +797,10 @@ def _units_usage(meta: _Meta | None) -> Usage | None:
         return None
     billed = meta.billed_units
     images = _count(billed.image_tokens)
+    texts = _count(billed.input_tokens if billed.text_tokens is None else billed.text_tokens)
     return checked_usage(
         Usage(
-            input_tokens=_count(billed.input_tokens) + images,
+            input_tokens=texts + images,
             output_tokens=_count(billed.output_tokens),
             input_image_tokens=images,
             units=_count(billed.search_units) + _count(billed.images),

@@ -1,4 +1,4 @@
-"""Ollama: its own chat and embeddings. Pure; no I/O.
+"""Ollama: its own chat and embeddings, and OpenAI's. Pure; no I/O. The base URL is the server's, without a path.
 
 A message has one text: parts of it are set apart by an empty line. Images come as base64 only, tool calls whole. Prompts are
 cached without being told.
@@ -48,7 +48,10 @@ from proxy.neutral import (
     lose_all_but,
 )
 from proxy.providers import provider as base
-from proxy.providers.openai_embeddings import read_error
+from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_completions import OpenAICompletions
+from proxy.providers.openai_embeddings import OpenAIEmbeddings
+from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, Measured, Outgoing, StreamReader, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
@@ -288,8 +291,8 @@ def _write_assistant(message: Message, path: str, lost: list[str]) -> dict[str, 
 
 
 def _write_tool_result(result: ToolResult, prompt: Prompt, lost: list[str]) -> dict[str, Any]:
-    """An error has no mark of its own, so the text says it."""
-    texts: list[str] = ["Error:"] if result.is_error else []
+    """A failure has no mark of its own, so the text says it."""
+    texts: list[str] = ["The tool failed:"] if result.is_error else []
     images: list[str] = []
     for part in result.content:
         _write_part(part, texts, images, result.path, lost)
@@ -479,6 +482,23 @@ class OllamaEmbed(Api):
         return read_error(status_code, body)
 
 
+# What it offers in OpenAI's form; only passed, since its own form says more.
+
+
+class OllamaOpenAIChat(CompatibleChat):
+    target = b"/v1/chat/completions"
+
+
+class OllamaOpenAICompletions(OpenAICompletions):
+    target = b"/v1/completions"
+
+
+class OllamaOpenAIEmbeddings(OpenAIEmbeddings):
+    target = b"/v1/embeddings"
+
+
 CHAT = OllamaChat()
 EMBED = OllamaEmbed()
-PROVIDER = base.Provider(name="ollama", apis=(CHAT, EMBED))
+PROVIDER = base.Provider(
+    name="ollama", apis=(CHAT, EMBED, OllamaOpenAIChat(), OllamaOpenAICompletions(), OllamaOpenAIEmbeddings())
+)

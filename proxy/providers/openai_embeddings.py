@@ -3,13 +3,14 @@
 import base64
 from array import array
 from sys import byteorder
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
 from audit.records import Usage
 from proxy.dialects.dialect import Call
 from proxy.neutral import Embedded, Embedding, Media, ProviderError
+from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, Measured, Outgoing, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
@@ -44,13 +45,12 @@ class _Answer(msgspec.Struct):
 
 _heads = Shape(_Head)
 _answers = Shape(_Answer)
-_errors = Shape(dict[str, Any])
 
 
 class OpenAIEmbeddings(Api):
     name = "openai.embeddings"
     capability = "embeddings"
-    target = b"/embeddings"
+    target: ClassVar[bytes] = b"/embeddings"
     is_translatable = True
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
@@ -92,25 +92,6 @@ class OpenAIEmbeddings(Api):
 
     def read_error(self, status_code: int, body: bytes) -> ProviderError:
         return read_error(status_code, body)
-
-
-def read_error(status_code: int, body: bytes) -> ProviderError:
-    """`{"error": {message, type, code, param}}`, or those fields at the top, or any of `error`, `message`, `detail` as text."""
-    top = _errors.find(body) or {}
-    inner = top.get("error")
-    fields = inner if isinstance(inner, dict) else top
-    message = next(
-        (text for text in (fields.get("message"), inner, fields.get("detail")) if isinstance(text, str) and text),
-        "no message",
-    )
-    code = fields.get("code")
-    return ProviderError(
-        message=message,
-        kind=name_of(fields.get("type") or fields.get("error_type")),
-        code=str(code) if isinstance(code, int) else name_of(code),
-        param=name_of(fields.get("param")),
-        status_code=status_code,
-    )
 
 
 def _usage_of(usage: _Usage | None) -> Usage | None:

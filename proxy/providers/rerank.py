@@ -7,7 +7,7 @@ import msgspec
 from audit.records import Usage
 from proxy.dialects.dialect import Call
 from proxy.neutral import ProviderError, Ranked, Reranking
-from proxy.providers.openai_embeddings import read_error
+from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, Measured, Outgoing, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object

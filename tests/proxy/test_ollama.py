@@ -179,7 +179,7 @@ def test_a_choice_of_tools_is_told_by_the_tools_that_are_sent():
 def test_a_failed_tool_says_so():
     result = ToolResult(call_id="c", content=(Text(text="no such city"),), is_error=True)
     (message,) = write(ask(Message(role="user", parts=[result])))[0]["messages"]
-    assert message == {"role": "tool", "content": "Error:\n\nno such city", "tool_call_id": "c"}
+    assert message == {"role": "tool", "content": "The tool failed:\n\nno such city", "tool_call_id": "c"}
 
 
 def test_what_ollama_has_no_place_for_is_named():
