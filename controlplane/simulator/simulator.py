@@ -15,14 +15,17 @@ from controlplane.simulator import wire
 from controlplane.simulator.calls import Asked, Call, Fixed, Refused, Request, Shape, decode
 from controlplane.simulator.directives import BadDirective, Directives, Settings, find_in_message
 from controlplane.simulator.journal import Controlled, Ended, Journal, Progress, Received
-from controlplane.simulator.shapes import openai
+from controlplane.simulator.shapes import anthropic, gemini, openai
 from controlplane.simulator.store import Store
 from controlplane.simulator.words import count_tokens
 
 CONTROL = "/_control"
 SUMMARY = "/_journal/summary"
 # What a path begins with → how it is spoken to. OpenAI has what is left.
-SHAPES: dict[str, Shape] = {}
+SHAPES: dict[str, Shape] = {
+    "anthropic": anthropic.SHAPE,
+    "gemini": gemini.SHAPE,
+}
 _ATTEMPT_ID_MAX = 200
 _KEYS_MAX = 4096
 _KEY_DIGEST_DIGITS = 12

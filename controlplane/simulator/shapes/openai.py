@@ -2,7 +2,7 @@
 
 from controlplane.simulator.calls import Asked, Desk, Fixed, Request, Shape, demand, unknown_url
 from controlplane.simulator.directives import PROFILES
-from controlplane.simulator.shapes import openai_chat, openai_vectors
+from controlplane.simulator.shapes import openai_chat, openai_responses, openai_vectors
 from controlplane.simulator.shapes.openai_errors import error
 from controlplane.simulator.words import encode
 
@@ -31,6 +31,10 @@ def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
     if ask_for is not None:
         demand(request, "POST")
         return ask_for(request)
+    if request.path == openai_responses.PATH:
+        return openai_responses.ask(request, desk)
+    if request.path.startswith(f"{openai_responses.PATH}/"):
+        return openai_responses.ask_kept(request, desk)
     if request.path == "/v1/models":
         demand(request, "GET")
         return Fixed(200, models())
