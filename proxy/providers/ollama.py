@@ -50,7 +50,7 @@ from proxy.neutral import (
 from proxy.providers import provider as base
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_completions import OpenAICompletions
-from proxy.providers.openai_embeddings import OpenAIEmbeddings
+from proxy.providers.openai_embeddings import OpenAIEmbeddings, texts_of
 from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, Measured, Outgoing, StreamReader, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
@@ -456,14 +456,9 @@ class OllamaEmbed(Api):
         for name in ("title", "user"):
             if getattr(prompt, name):
                 lost.append(prompt.names.get(name, name))
-        for item in prompt.inputs:
-            if isinstance(item, Media):
-                lost.append(item.path)
-            elif not isinstance(item, str):
-                lost.append(prompt.names.get("inputs", "input"))  # Token ids of somebody else's tokeniser.
         body: dict[str, Any] = {
             "model": deployment.upstream_model,
-            "input": [item for item in prompt.inputs if isinstance(item, str)],
+            "input": texts_of(prompt, lost),
             "truncate": False,
         }
         if prompt.dimensions is not None:

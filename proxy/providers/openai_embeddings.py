@@ -94,6 +94,16 @@ class OpenAIEmbeddings(Api):
         return read_error(status_code, body)
 
 
+def texts_of(prompt: Embedding, lost: list[str]) -> list[str]:
+    """For a provider that takes nothing else: tokens are those of another's tokeniser."""
+    for item in prompt.inputs:
+        if isinstance(item, Media):
+            lost.append(item.path)
+        elif not isinstance(item, str):
+            lost.append(prompt.names.get("inputs", "input"))
+    return [item for item in prompt.inputs if isinstance(item, str)]
+
+
 def _usage_of(usage: _Usage | None) -> Usage | None:
     if usage is None:
         return None

@@ -95,13 +95,6 @@ class Rerank(Api):
         return read_error(status_code, body)
 
 
-class VoyageRerank(Rerank):
-    """Always translated: its words for the number and the list of results are its own."""
-
-    name = "voyage.rerank"
-    top_field = "top_k"
-
-
 def _usage_of(usage: _Usage | None) -> Usage | None:
     if usage is None:
         return None
@@ -110,4 +103,3 @@ def _usage_of(usage: _Usage | None) -> Usage | None:
 
 
 RERANK = Rerank()
-VOYAGE_RERANK = VoyageRerank()

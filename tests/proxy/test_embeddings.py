@@ -13,6 +13,7 @@ from proxy.dialects.openai_embeddings import EMBEDDINGS as DIALECT
 from proxy.errors import InvalidRequest
 from proxy.neutral import Embedded, Embedding, Media
 from proxy.providers.openai_embeddings import EMBEDDINGS as API
+from proxy.providers.voyage import VoyageEmbeddings
 from proxy.snapshot import Deployment, Provider
 
 PROVIDER = Provider(slug="p", api="openai", base_url="https://example.com/v1")
@@ -130,6 +131,23 @@ def test_the_same_dialect_changes_the_model_alone():
     call = DIALECT.describe(body, b"application/json", {})
     sent = API.pass_request(call, DEPLOYMENT, PROVIDER).body
     assert sent == b'{"z":[1,  2],"model":"embed-1","input":"a","encoding_format":"base64"}'
+
+
+def test_voyage_has_its_own_words_for_dimensions_and_takes_no_word_for_floats():
+    call = read(input="a", dimensions=256, encoding_format="float", truncation=True)
+    sent = json.loads(VoyageEmbeddings().pass_request(call, DEPLOYMENT, PROVIDER).body)
+    assert sent == {"model": "embed-1", "input": "a", "output_dimension": 256, "truncation": True}
+    prompt = Embedding(inputs=["a", [1]], task="query", dimensions=256, user="u")
+    lost: list[str] = []
+    sent = json.loads(VoyageEmbeddings().write_request(prompt, call, DEPLOYMENT, PROVIDER, lost).body)
+    assert sent == {
+        "model": "embed-1",
+        "input": ["a"],
+        "truncation": False,
+        "input_type": "query",
+        "output_dimension": 256,
+    }
+    assert lost == ["user", "input"]
 
 
 def _recorded(is_good: bool):

@@ -11,12 +11,13 @@ from proxy.dialects.cohere import RERANK, RERANK_V1
 from proxy.errors import InvalidRequest
 from proxy.neutral import Ranked
 from proxy.providers import cohere, rerank
+from proxy.providers.voyage import VoyageRerank
 from proxy.snapshot import Deployment, Provider
 
 PROVIDER = Provider(slug="p", api="cohere", base_url="https://example.com")
 DEPLOYMENT = Deployment(deployment_id="d", name="d", provider="p", model="m", upstream_model="rerank-1")
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
-APIS = [cohere.CohereRerank(), rerank.RERANK, rerank.VOYAGE_RERANK]
+APIS = [cohere.CohereRerank(), rerank.RERANK, VoyageRerank()]
 
 
 def read(dialect=RERANK, **body):
@@ -115,7 +116,7 @@ def _recorded():
     index = RECORDINGS / "index.json"
     if not index.exists():
         return [pytest.param(None, None, marks=pytest.mark.skip(reason="the recordings of real traffic are not here"))]
-    apis = {"cohere": cohere.CohereRerank(), "voyage": rerank.VOYAGE_RERANK, "llamacpp": rerank.RERANK}
+    apis = {"cohere": cohere.CohereRerank(), "voyage": VoyageRerank(), "llamacpp": rerank.RERANK}
     return [
         pytest.param(RECORDINGS / entry["file"], apis[entry["provider"]], id=entry["id"])
         for entry in json.loads(index.read_text())
