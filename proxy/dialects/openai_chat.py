@@ -34,7 +34,7 @@ from proxy.neutral import (
 from proxy.reasoning_details import read_details
 
 # Parts whose tokens do not show in the bytes of the request: an image by URL, a file by id, audio. Each is bounded apart.
-MEDIA_MARKS = (b'"image_url"', b'"input_audio"', b'"file"', b'"document_url"', b'"audio_url"', b'"video_url"')
+MEDIA_MARKS = (b'_url"', b'"input_audio"', b'"file"')
 CHOICES_MAX = 128
 # Fields that have the provider search, of those who are shaped like OpenAI; and how often, where nobody says.
 SEARCH_FIELDS = frozenset({"web_search_options", "search_parameters", "search_settings", "plugins"})
@@ -111,8 +111,8 @@ class OpenAIChat(OpenAI):
             # Byte-level tokenisers never make more tokens than bytes.
             input_tokens_max=len(body) + TEMPLATE_TOKENS + media * MEDIA_TOKENS_MAX,
             tool_calls_max=BUILT_IN_TOOL_CALLS_MAX if _has_built_in_tools(head, fields) else 0,
-            has_audio=b'"input_audio"' in body or b'"audio"' in body,
-            has_images=b'"image_url"' in body or b'"image"' in body,
+            has_audio=b'audio"' in body,
+            has_images=b'"image' in body,
             metadata=head.metadata,
         )
 

@@ -448,7 +448,6 @@ class _Delta(msgspec.Struct):
     refusal: msgspec.Raw = _NULL
     tool_calls: msgspec.Raw = _NULL
     function_call: msgspec.Raw = _NULL
-    # Signs of built-in tools: what cites has searched; Groq tells what it ran.
     annotations: msgspec.Raw = _NULL
     executed_tools: msgspec.Raw = _NULL
 
@@ -463,19 +462,19 @@ class _Delta(msgspec.Struct):
         )
         return sum(map(_visible_bytes, parts))
 
-    def searches(self) -> int:
-        """Runs of built-in tools that no usage counts."""
-        executed = bytes(self.executed_tools)
-        if executed[:1] == b"[":
-            return len(msgspec.json.decode(executed, type=list[msgspec.Raw]))
-        return int(b'"url_citation"' in bytes(self.annotations))
+
+class _Message(msgspec.Struct):
+    """Of a whole answer only the signs of built-in tools: what cites has searched; Groq tells what it ran."""
+
+    annotations: msgspec.Raw = _NULL
+    executed_tools: msgspec.Raw = _NULL
 
 
 class _Choice(msgspec.Struct):
     """`message` in a whole answer; `text` in legacy completions."""
 
     delta: _Delta | None = None
-    message: _Delta | None = None
+    message: _Message | None = None
     finish_reason: str | None = None
     text: msgspec.Raw = _NULL
     error: msgspec.Raw = _NULL
@@ -502,9 +501,12 @@ class _Chunk(msgspec.Struct):
             return True
         if self.x_groq is not None and self.x_groq.error:
             return True
-        return self.object == "error" or any(
-            choice.error is not _NULL and bytes(choice.error) != b"null" for choice in self.choices or ()
-        )
+        if self.object == "error":
+            return True
+        for choice in self.choices or ():
+            if choice.error is not _NULL and bytes(choice.error) != b"null":
+                return True
+        return False
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
@@ -514,13 +516,18 @@ _answers = Shape(_Chunk)
 def measure(body: bytes) -> Measured:
     """Raises `msgspec.DecodeError`."""
     chunk = _answers.read(body)
-    choices = chunk.choices or ()
-    reasons = [choice.finish_reason for choice in choices if choice.finish_reason]
-    searches = sum(choice.message.searches() for choice in choices if choice.message is not None)
+    finish_reason, searches, usage = "", 0, chunk.usage
+    for choice in chunk.choices or ():
+        finish_reason = choice.finish_reason or finish_reason
+        message = choice.message
+        if message is not None and (message.annotations is not _NULL or message.executed_tools is not _NULL):
+            searches += _searches(message)
+    if usage is None and chunk.x_groq is not None:
+        usage = chunk.x_groq.usage
     return Measured(
-        usage=read_usage(chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None), searches),
+        usage=read_usage(usage, searches),
         response_model=name_of(chunk.model),
-        finish_reason=name_of(reasons[-1] if reasons else ""),
+        finish_reason=name_of(finish_reason),
         has_error=chunk.has_error,
     )
 
@@ -568,10 +575,18 @@ class ChatMeter(StreamMeter):
             if choice.delta is not None:
                 visible += choice.delta.visible_bytes()
                 if choice.delta.annotations is not _NULL or choice.delta.executed_tools is not _NULL:
-                    self._searches = max(self._searches, choice.delta.searches())
+                    self._searches = max(self._searches, _searches(choice.delta))
             if visible:
                 self.output_chunks += 1
                 self.output_bytes += visible
+
+
+def _searches(message: _Message | _Delta) -> int:
+    """Runs of built-in tools that no usage counts."""
+    executed = bytes(message.executed_tools)
+    if executed[:1] == b"[":
+        return len(msgspec.json.decode(executed, type=list[msgspec.Raw]))
+    return int(b'"url_citation"' in bytes(message.annotations))
 
 
 def _visible_bytes(part: msgspec.Raw) -> int:

@@ -3,7 +3,7 @@
 import msgspec
 
 from audit.records import Usage
-from proxy.providers.provider import checked_usage
+from proxy.providers.provider import TOKENS_MAX
 
 
 class _PromptDetails(msgspec.Struct):
@@ -54,7 +54,7 @@ _NO_COMPLETION_DETAILS = _CompletionDetails()
 
 
 def read_usage(usage: ChatUsage | None, tool_calls: int = 0) -> Usage | None:
-    """None where it does not say. `tool_calls` is how many runs of built-in tools the answer itself shows."""
+    """None where it does not say, or says what no provider can mean. `tool_calls` is how many runs of built-in tools the answer itself shows."""
     if usage is None or usage.prompt_tokens is None:
         return None
     details = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
@@ -82,21 +82,21 @@ def read_usage(usage: ChatUsage | None, tool_calls: int = 0) -> Usage | None:
     if cached + written > prompt:
         prompt += cached + written  # They stand beside, as with Anthropic.
     hour = usage.cache_creation.ephemeral_1h_input_tokens or 0 if usage.cache_creation is not None else 0
-    return checked_usage(
-        Usage(
-            input_tokens=prompt,
-            cache_read_input_tokens=cached,
-            cache_write_input_tokens=written,
-            output_tokens=output,
-            reasoning_tokens=min(completion_details.reasoning_tokens or 0, output),
-            cache_write_1h_input_tokens=min(hour, written),
-            input_audio_tokens=audio,
-            input_image_tokens=details.image_tokens or 0,
-            output_audio_tokens=completion_details.audio_tokens or 0,
-            output_image_tokens=completion_details.image_tokens or 0,
-            tool_calls=max(tool_calls, _tool_calls(usage)),
-        )
+    read = Usage(
+        input_tokens=prompt,
+        cache_read_input_tokens=cached,
+        cache_write_input_tokens=written,
+        output_tokens=output,
+        reasoning_tokens=min(completion_details.reasoning_tokens or 0, output),
+        cache_write_1h_input_tokens=min(hour, written),
+        input_audio_tokens=audio,
+        input_image_tokens=details.image_tokens or 0,
+        output_audio_tokens=completion_details.audio_tokens or 0,
+        output_image_tokens=completion_details.image_tokens or 0,
+        tool_calls=max(tool_calls, _tool_calls(usage)),
     )
+    counts = msgspec.structs.astuple(read)
+    return read if min(counts) >= 0 and max(counts) <= TOKENS_MAX else None
 
 
 def _tool_calls(usage: ChatUsage) -> int:
