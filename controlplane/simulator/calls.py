@@ -5,7 +5,7 @@ for each kind of it, which writes the plan that was made of it, whole or as the 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -193,8 +193,8 @@ Event = tuple[bytes, int, int, bytes]
 class Answer:
     """The answer to one call in the words of one shape."""
 
-    stream_fields: ClassVar[bytes] = wire.EVENTS
-    whole_fields: ClassVar[bytes] = wire.JSON
+    stream_fields: bytes = wire.EVENTS
+    whole_fields: bytes = wire.JSON
 
     def __init__(self, call: Call) -> None:
         asked, plan = call.asked, call.plan

@@ -15,7 +15,7 @@ from controlplane.simulator import wire
 from controlplane.simulator.calls import Asked, Call, Fixed, Refused, Request, Shape, decode
 from controlplane.simulator.directives import BadDirective, Directives, Settings, find_in_message
 from controlplane.simulator.journal import Controlled, Ended, Journal, Progress, Received
-from controlplane.simulator.shapes import anthropic, gemini, openai
+from controlplane.simulator.shapes import anthropic, bedrock, gemini, openai
 from controlplane.simulator.store import Store
 from controlplane.simulator.words import count_tokens
 
@@ -24,6 +24,7 @@ SUMMARY = "/_journal/summary"
 # What a path begins with → how it is spoken to. OpenAI has what is left.
 SHAPES: dict[str, Shape] = {
     "anthropic": anthropic.SHAPE,
+    "bedrock": bedrock.SHAPE,
     "gemini": gemini.SHAPE,
 }
 _ATTEMPT_ID_MAX = 200

@@ -128,7 +128,7 @@ class MessageAnswer(Answer):
         index = 0
         if plan.reasoning_tokens:
             block = b'{"type":"thinking","thinking":"","signature":""}'
-            yield self._start(index, block) + _PING, 0, 0, b""
+            yield self._start(index, block) + self._ping(), 0, 0, b""
             for position in range(plan.reasoning_tokens):
                 delta = b'{"type":"thinking_delta","thinking":"%b"}' % self.thought(position)
                 yield self._delta(index, delta), 1, 1, b""
@@ -140,7 +140,7 @@ class MessageAnswer(Answer):
             form = b'{"type":"text_delta","text":"%b"}'
             if self._tool:
                 form = b'{"type":"input_json_delta","partial_json":"%b"}'
-            yield self._start(index, block) + (_PING if index == 0 else b""), 0, 0, b""
+            yield self._start(index, block) + (self._ping() if index == 0 else b""), 0, 0, b""
             for position in range(saying.tokens):
                 yield self._delta(index, form % saying.piece(position)), 1, 1, b""
             yield self._stop(index), 0, 0, b""
@@ -162,6 +162,9 @@ class MessageAnswer(Answer):
 
     def _event(self, name: bytes, fields: bytes) -> bytes:
         return self._frame(name, b'{"type":"%b",%b}' % (name, fields))
+
+    def _ping(self) -> bytes:
+        return _PING
 
     def _frame(self, name: bytes, data: bytes) -> bytes:
         """How an event is told from the next. Bedrock has frames instead."""
