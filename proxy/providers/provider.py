@@ -191,8 +191,8 @@ class Api:
         lost: list[str],
     ) -> Outgoing:
         """`prompt` is of the operation's own type (`neutral.Request`). Into `lost` goes, by the client's own name or path,
-        whatever this API cannot be told. The output cap is `prompt.max_output_tokens`, and `deployment.max_output_tokens` where there is none. Must not
-        change `prompt`."""
+        whatever this API cannot be told. The output cap is `prompt.max_output_tokens`, and `deployment.max_output_tokens`
+        where there is none. Must not change `prompt`."""
         raise NotImplementedError
 
     def stream_type(self, call: Call, content_type: bytes) -> bytes:
