@@ -84,6 +84,7 @@ _CARRIED = frozenset(OPTIONAL_PARAMETERS) - {
     "parallel_tool_calls", "min_p", "repetition_penalty", "choices", "top_logprobs", "logit_bias", "verbosity", "user",
     "service_tier", "metadata", "store", "modalities",
 }  # fmt: skip
+_TOP_P_MAX = 0.99
 _NULL = msgspec.Raw(b"null")
 
 _encode = msgspec.json.Encoder().encode
@@ -299,7 +300,8 @@ class CohereChat(Api):
         _write_tools(prompt, body, lost)
         for name, value in (
             ("temperature", prompt.temperature),
-            ("p", prompt.top_p),
+            # All of the probability, which others call 1, is called so.
+            ("p", prompt.top_p if prompt.top_p is None else min(prompt.top_p, _TOP_P_MAX)),
             ("k", prompt.top_k),
             ("frequency_penalty", prompt.frequency_penalty),
             ("presence_penalty", prompt.presence_penalty),

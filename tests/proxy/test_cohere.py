@@ -164,6 +164,10 @@ def test_every_parameter_has_its_place():
     }
 
 
+def test_all_of_the_probability_is_the_most_that_cohere_takes():
+    assert write(ask(top_p=1))[0]["p"] == 0.99
+
+
 @pytest.mark.parametrize(
     ("reasoning", "thinking"),
     [
