@@ -72,6 +72,7 @@ APIS: Mapping[str, ProviderApi] = {
     "together": ProviderApi("Together AI", "https://api.together.xyz/v1"),
     "perplexity": ProviderApi("Perplexity", "https://api.perplexity.ai"),
     "cerebras": ProviderApi("Cerebras", "https://api.cerebras.ai/v1", output_cap_field=MAX_COMPLETION_TOKENS),
+    "voyage": ProviderApi("Voyage AI", "https://api.voyageai.com/v1"),
     "ollama": ProviderApi("Ollama", example="http://127.0.0.1:11434"),
     "vllm": ProviderApi("vLLM", example="http://127.0.0.1:8000/v1"),
     "llamacpp": ProviderApi("llama.cpp", example="http://127.0.0.1:8080/v1"),

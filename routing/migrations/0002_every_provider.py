@@ -80,7 +80,7 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='provider',
             name='api',
-            field=models.CharField(choices=[('openai', 'OpenAI'), ('azure', 'Azure OpenAI'), ('anthropic', 'Anthropic'), ('gemini', 'Google Gemini'), ('vertex', 'Google Vertex AI'), ('bedrock', 'Amazon Bedrock'), ('mistral', 'Mistral'), ('groq', 'Groq'), ('deepseek', 'DeepSeek'), ('cohere', 'Cohere'), ('xai', 'xAI'), ('openrouter', 'OpenRouter'), ('together', 'Together AI'), ('perplexity', 'Perplexity'), ('cerebras', 'Cerebras'), ('ollama', 'Ollama'), ('vllm', 'vLLM'), ('llamacpp', 'llama.cpp'), ('huggingface', 'Hugging Face'), ('openai_compatible', "Like OpenAI's")], default='openai', max_length=32, verbose_name='API'),
+            field=models.CharField(choices=[('openai', 'OpenAI'), ('azure', 'Azure OpenAI'), ('anthropic', 'Anthropic'), ('gemini', 'Google Gemini'), ('vertex', 'Google Vertex AI'), ('bedrock', 'Amazon Bedrock'), ('mistral', 'Mistral'), ('groq', 'Groq'), ('deepseek', 'DeepSeek'), ('cohere', 'Cohere'), ('xai', 'xAI'), ('openrouter', 'OpenRouter'), ('together', 'Together AI'), ('perplexity', 'Perplexity'), ('cerebras', 'Cerebras'), ('voyage', 'Voyage AI'), ('ollama', 'Ollama'), ('vllm', 'vLLM'), ('llamacpp', 'llama.cpp'), ('huggingface', 'Hugging Face'), ('openai_compatible', "Like OpenAI's")], default='openai', max_length=32, verbose_name='API'),
         ),
         migrations.AlterField(
             model_name='provider',
