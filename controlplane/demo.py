@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 from django.db import transaction
@@ -30,6 +30,7 @@ from keys.models import VirtualKey
 from keys.redis import redis_client
 from keys.tokens import digest
 from routing import services as routing
+from routing.apis import APIS
 from routing.models import Deployment, Model, ModelAlias, Operation, Provider
 from teams import scopes
 from teams import services as teams
@@ -43,6 +44,8 @@ SERVICE_ACCOUNT = "demo"
 TEAM, PROJECT, VIRTUAL_KEY = "acme-research", "search", "demo"
 ALIAS = "demo"
 SIMULATOR = "simulator"
+# Where the simulator speaks as OpenAI does.
+OPENAI_PATH = "/v1"
 CUSTOMERS = ("globex", "initech", "umbrella")
 PAST_HOURS = 14 * 24
 NANOS = 1_000_000_000
@@ -62,68 +65,99 @@ FACTS = (
 
 
 class KnownModel(NamedTuple):
-    """List price in USD per 1,000,000 tokens. A price in the database that differs stands."""
+    """List price in USD per 1,000,000 tokens. A price in the database that differs stands.
+
+    What is written to the cache costs as input where nothing is said, and for an hour as for less.
+    """
 
     name: str
     input: str
     cached_input: str
     output: str
     output_is_visible: bool = False
+    cache_write: str | None = None
+    cache_write_1h: str | None = None
 
 
 class KnownProvider(NamedTuple):
+    """`api` is also its slug, and says where it is. `per_tool_call` is what a web search costs, in USD."""
+
     environment_variable: str
-    slug: str
-    name: str
-    base_url: str
+    api: str
     models: tuple[KnownModel, ...]
-    output_cap_field: str = "max_tokens"
+    per_tool_call: str = "0"
+    batch_percent: int = 50
 
 
 KNOWN_PROVIDERS = (
     KnownProvider(
         "OPENAI_API_KEY",
         "openai",
-        "OpenAI",
-        "https://api.openai.com/v1",
         (
             KnownModel("gpt-4o-mini", "0.15", "0.075", "0.60", True),
             KnownModel("gpt-4.1-mini", "0.40", "0.10", "1.60", True),
             KnownModel("gpt-5-mini", "0.25", "0.025", "2.00"),
         ),
-        "max_completion_tokens",
+        per_tool_call="0.01",
     ),
     KnownProvider(
         "ANTHROPIC_API_KEY",
         "anthropic",
-        "Anthropic",
-        "https://api.anthropic.com/v1",
         (
-            KnownModel("claude-haiku-4-5", "1.00", "0.10", "5.00"),
-            KnownModel("claude-sonnet-4-5", "3.00", "0.30", "15.00"),
+            KnownModel("claude-haiku-4-5", "1.00", "0.10", "5.00", cache_write="1.25", cache_write_1h="2.00"),
+            KnownModel("claude-sonnet-4-5", "3.00", "0.30", "15.00", cache_write="3.75", cache_write_1h="6.00"),
         ),
+        per_tool_call="0.01",
     ),
-    KnownProvider(
-        "MISTRAL_API_KEY",
-        "mistral",
-        "Mistral",
-        "https://api.mistral.ai/v1",
-        (KnownModel("mistral-small-latest", "0.10", "0.10", "0.30", True),),
-    ),
-    KnownProvider(
-        "GROQ_API_KEY",
-        "groq",
-        "Groq",
-        "https://api.groq.com/openai/v1",
-        (KnownModel("llama-3.1-8b-instant", "0.05", "0.05", "0.08", True),),
-    ),
+    KnownProvider("MISTRAL_API_KEY", "mistral", (KnownModel("mistral-small-latest", "0.10", "0.10", "0.30", True),)),
+    KnownProvider("GROQ_API_KEY", "groq", (KnownModel("llama-3.1-8b-instant", "0.05", "0.05", "0.08", True),)),
     KnownProvider(
         "DEEPSEEK_API_KEY",
         "deepseek",
-        "DeepSeek",
-        "https://api.deepseek.com/v1",
         (KnownModel("deepseek-chat", "0.28", "0.028", "0.42", True),),
+        batch_percent=100,
     ),
+)
+
+
+class SimulatedProvider(NamedTuple):
+    """Another API that the simulator speaks, under `path` of its own; one model of it, and the alias for that."""
+
+    api: str
+    path: str
+    alias: str
+    model: KnownModel
+    options: Mapping[str, str] = {}
+
+    @property
+    def slug(self) -> str:
+        return f"{SIMULATOR}-{self.api}"
+
+    def base_url(self, simulator_url: str) -> str:
+        return simulator_url.removesuffix(OPENAI_PATH) + self.path
+
+
+SIMULATED_PROVIDERS = (
+    SimulatedProvider(
+        "anthropic",
+        "/anthropic/v1",
+        "demo-claude",
+        KnownModel("simulated-claude", "1.00", "0.10", "5.00", True, cache_write="1.25", cache_write_1h="2.00"),
+    ),
+    SimulatedProvider(
+        "gemini", "/gemini/v1beta", "demo-gemini", KnownModel("simulated-gemini", "0.30", "0.03", "2.50", True)
+    ),
+    SimulatedProvider(
+        "bedrock",
+        "/bedrock",
+        "demo-bedrock",
+        KnownModel("simulated-nova", "0.06", "0.015", "0.24", True),
+        {"region": "local"},
+    ),
+    SimulatedProvider(
+        "cohere", "/cohere", "demo-cohere", KnownModel("simulated-command", "0.15", "0.15", "0.60", True)
+    ),
+    SimulatedProvider("ollama", "/ollama", "demo-ollama", KnownModel("simulated-llama", "0.01", "0.01", "0.01", True)),
 )
 
 
@@ -140,7 +174,7 @@ def seed(facts_file: Path, addresses: Addresses, environ: Mapping[str, str]) -> 
         if is_first:
             _create_organisation(addresses.simulator_url)
         else:
-            _move_simulator(addresses.simulator_url)
+            _move_simulators(addresses.simulator_url)
         for known in KNOWN_PROVIDERS:
             if environ.get(known.environment_variable):
                 _register(known, environ[known.environment_variable])
@@ -160,6 +194,8 @@ def seed(facts_file: Path, addresses: Addresses, environ: Mapping[str, str]) -> 
 
 def _create_organisation(simulator_url: str) -> None:
     _create_simulator(simulator_url)
+    for simulated in SIMULATED_PROVIDERS:
+        _simulate(simulated, simulator_url)
     research = teams.create_team("Acme Research", TEAM, actor=ACTOR, time_zone="Europe/Berlin", reason=REASON)
     search = _create_project(research, "Search", PROJECT, "prod", "R-100")
     summaries = _create_project(research, "Summaries", "summaries", "staging", "R-100")
@@ -236,39 +272,80 @@ def _create_simulator(url: str) -> None:
         routing.create_alias(name, targets, actor=ACTOR, description=description, reason=REASON)
 
 
-def _move_simulator(url: str) -> None:
-    provider = Provider.objects.get(slug=SIMULATOR)
-    audit.change(provider, actor=ACTOR, reason="the simulator has another port", values={"base_url": url})
+def _simulate(simulated: SimulatedProvider, simulator_url: str) -> None:
+    label = APIS[simulated.api].label
+    provider = routing.create_provider(
+        simulated.slug,
+        f"Simulated {label}",
+        simulated.base_url(simulator_url),
+        actor=ACTOR,
+        api=simulated.api,
+        options=dict(simulated.options),
+        may_be_private=True,
+        idle_timeout_s=30.0,
+        reason=REASON,
+    )
+    pool = keys.create_pool(simulated.slug, simulated.slug, actor=ACTOR, reason=REASON)
+    keys.add_credential(pool, simulated.slug, f"sim-{secrets.token_urlsafe(24)}", actor=ACTOR, reason=REASON)
+    model = _priced(simulated.model, provider, publisher="Tollgate", reason=REASON)
+    deployment = routing.create_deployment(
+        simulated.slug, model, provider, "sim-fast", actor=ACTOR, pool=pool, region="local", reason=REASON
+    )
+    targets = [routing.Target(deployment)]
+    description = f"Answers at once, as {label} does."
+    routing.create_alias(simulated.alias, targets, actor=ACTOR, description=description, reason=REASON)
+
+
+def _move_simulators(url: str) -> None:
+    urls = {SIMULATOR: url} | {simulated.slug: simulated.base_url(url) for simulated in SIMULATED_PROVIDERS}
+    for provider in Provider.objects.filter(slug__in=urls):
+        values = {"base_url": urls[provider.slug]}
+        audit.change(provider, actor=ACTOR, reason="the simulator has another port", values=values)
 
 
 def _register(known: KnownProvider, secret: str) -> None:
     """The provider, a credential of it, its models and an alias for each, unless a provider of that slug is there."""
-    if Provider.objects.filter(slug=known.slug).exists():
+    if Provider.objects.filter(slug=known.api).exists():
         return
     reason = f"{known.environment_variable} is in the environment"
-    provider = routing.create_provider(
-        known.slug, known.name, known.base_url, actor=ACTOR, output_cap_field=known.output_cap_field, reason=reason
-    )
-    pool = keys.create_pool(known.slug, known.slug, actor=ACTOR, reason=reason)
+    label = APIS[known.api].label
+    provider = routing.create_provider(known.api, label, "", actor=ACTOR, api=known.api, reason=reason)
+    pool = keys.create_pool(known.api, known.api, actor=ACTOR, reason=reason)
     keys.add_credential(pool, known.environment_variable, secret, actor=ACTOR, reason=reason)
     for item in known.models:
-        model = Model.objects.filter(name=item.name).first() or routing.create_model(
-            item.name, actor=ACTOR, publisher=known.name, output_is_visible=item.output_is_visible, reason=reason
-        )
-        routing.set_price(
-            model,
+        model = _priced(
+            item,
             provider,
-            actor=ACTOR,
-            input=Decimal(item.input),
-            cached_input=Decimal(item.cached_input),
-            output=Decimal(item.output),
+            publisher=label,
+            per_tool_call=Decimal(known.per_tool_call),
+            batch_percent=known.batch_percent,
             reason=reason,
         )
         deployment = routing.create_deployment(
-            f"{known.slug}/{item.name}", model, provider, item.name, actor=ACTOR, pool=pool, reason=reason
+            f"{known.api}/{item.name}", model, provider, item.name, actor=ACTOR, pool=pool, reason=reason
         )
         if not ModelAlias.objects.filter(name=item.name).exists():
             routing.create_alias(item.name, [routing.Target(deployment)], actor=ACTOR, reason=reason)
+
+
+def _priced(item: KnownModel, provider: Provider, *, publisher: str, reason: str, **rates: Any) -> Model:
+    """The model, made where it is not there, with its price at the provider."""
+    model = Model.objects.filter(name=item.name).first() or routing.create_model(
+        item.name, actor=ACTOR, publisher=publisher, output_is_visible=item.output_is_visible, reason=reason
+    )
+    routing.set_price(
+        model,
+        provider,
+        actor=ACTOR,
+        input=Decimal(item.input),
+        cached_input=Decimal(item.cached_input),
+        cache_write=None if item.cache_write is None else Decimal(item.cache_write),
+        cache_write_1h=None if item.cache_write_1h is None else Decimal(item.cache_write_1h),
+        output=Decimal(item.output),
+        reason=reason,
+        **rates,
+    )
+    return model
 
 
 def _known_access(facts_file: Path) -> dict[str, str] | None:

@@ -2,6 +2,7 @@
 
 import json
 import stat
+from decimal import Decimal
 
 import pytest
 import redis
@@ -11,10 +12,12 @@ from audit import services as audit
 from audit.actors import Actor
 from audit.models import UsageRecord
 from budgets import ledger
-from controlplane.demo import FACTS, Addresses, seed
+from controlplane import compiler
+from controlplane.demo import FACTS, KNOWN_PROVIDERS, Addresses, seed
 from keys import services as keys
 from keys.models import UpstreamCredential, VirtualKey
 from keys.tokens import digest
+from routing.apis import APIS
 from routing.models import ModelAlias, Price, Provider
 from teams.models import ApiToken, Project, Team, User
 
@@ -82,6 +85,31 @@ def test_the_simulator_is_found_where_it_is_now(facts_file):
     seeded(facts_file)
     seeded(facts_file, ADDRESSES._replace(simulator_url="http://127.0.0.1:9001/v1"))
     assert Provider.objects.get(slug="simulator").base_url == "http://127.0.0.1:9001/v1"
+    assert Provider.objects.get(slug="simulator-gemini").base_url == "http://127.0.0.1:9001/gemini/v1beta"
+
+
+def test_every_way_to_speak_to_a_model_has_a_simulated_provider_with_a_price_and_an_alias(facts_file):
+    seeded(facts_file)
+    published = compiler.compile_snapshot(1, timezone.now())
+    aliases = {"demo-claude", "demo-gemini", "demo-bedrock", "demo-cohere", "demo-ollama"}
+    assert aliases < published.aliases.keys()
+    for name in aliases:
+        (target,) = published.aliases[name].targets
+        deployment = published.deployments[target.deployment_id]
+        assert deployment.price is not None and deployment.credentials
+        assert (
+            published.providers[deployment.provider].slug == f"simulator-{published.providers[deployment.provider].api}"
+        )
+
+
+def test_a_known_provider_is_spoken_to_in_its_own_api_at_its_public_address(facts_file):
+    environ = {known.environment_variable: "sk-not-a-real-key" for known in KNOWN_PROVIDERS}
+    seeded(facts_file, **environ)
+    for known in KNOWN_PROVIDERS:
+        provider = Provider.objects.get(slug=known.api)
+        assert (provider.api, provider.base_url) == (known.api, APIS[known.api].base_url)
+    haiku = Price.objects.get(model__name="claude-haiku-4-5")
+    assert (haiku.cache_write, haiku.cache_write_1h, haiku.batch_percent) == (Decimal("1.25"), 2, 50)
 
 
 def test_a_provider_key_of_the_environment_is_sealed_and_its_models_have_aliases_and_prices(facts_file):
