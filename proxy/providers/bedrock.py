@@ -1,4 +1,7 @@
-"""Amazon Bedrock: Converse for the chats of all models. Pure; no I/O.
+"""Amazon Bedrock. Pure; no I/O.
+
+Its runtime endpoint has Converse for the chats of all models. The base URL may name the mantle endpoint instead, which speaks
+OpenAI's APIs: `https://bedrock-mantle.REGION.api.aws/v1` for open models, `…/openai/v1` for OpenAI's, which have responses only.
 
 The credential is one of Bedrock's API keys, sent as a bearer token, or an access key of IAM as JSON, which signs each request.
 """
@@ -6,11 +9,26 @@ The credential is one of Bedrock's API keys, sent as a bearer token, or an acces
 import msgspec
 
 from proxy import snapshot
-from proxy.providers.bedrock_converse import Converse
+from proxy.providers.bedrock_converse import Converse, is_mantle
+from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_responses import OpenAIResponses
 from proxy.providers.provider import Authorizer, Headers, Outgoing, Provider, bearer
 from proxy.providers.sigv4 import Keys, Signer
 
-SERVICE = "bedrock"
+RUNTIME_SERVICE = "bedrock"
+MANTLE_SERVICE = "bedrock-mantle"
+
+
+class MantleChat(CompatibleChat):
+    media = frozenset({"image", "audio"})
+
+    def serves(self, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bool:
+        return is_mantle(provider) and "/openai/" not in provider.base_url
+
+
+class MantleResponses(OpenAIResponses):
+    def serves(self, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bool:
+        return is_mantle(provider)
 
 
 class _AccessKey(msgspec.Struct):
@@ -20,8 +38,10 @@ class _AccessKey(msgspec.Struct):
 
 
 class SigningAuthorizer(Authorizer):
-    def __init__(self, keys: Keys, region: str) -> None:
-        self._signer = Signer(keys, region, SERVICE)
+    """Signs each request with an access key."""
+
+    def __init__(self, keys: Keys, region: str, service: str) -> None:
+        self._signer = Signer(keys, region, service)
         self.secrets = [secret.encode() for secret in keys[1:] if secret]
 
     def headers(self, outgoing: Outgoing, origin: str, path: bytes, now_s: float) -> Headers:
@@ -43,12 +63,12 @@ def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
     keys = Keys(key.access_key_id, key.secret_access_key, key.session_token)
     if not all(word.isascii() and word.isprintable() for word in keys):
         raise ValueError("an access key is printable ASCII")
-    return SigningAuthorizer(keys, region)
+    return SigningAuthorizer(keys, region, MANTLE_SERVICE if is_mantle(provider) else RUNTIME_SERVICE)
 
 
 PROVIDER = Provider(
     name="bedrock",
-    apis=(Converse(),),
+    apis=(Converse(), MantleChat(), MantleResponses()),
     authorize=authorize,
     response_headers=frozenset({b"content-type", b"retry-after", b"x-amzn-requestid", b"x-amzn-errortype"}),
 )

@@ -128,12 +128,20 @@ def model_target(deployment: Deployment, action: str) -> bytes:
     return f"/model/{quote(deployment.upstream_model, safe='')}/{action}".encode()
 
 
+def is_mantle(provider: Provider) -> bool:
+    """Bedrock's other endpoint, which speaks OpenAI's and Anthropic's APIs and none of its own."""
+    return "bedrock-mantle" in provider.base_url
+
+
 class Converse(Api):
     name = "bedrock.converse"
     capability = "chat"
     frames = EventStreamParser
     stream_types = (EVENT_STREAM,)
     is_translatable = True
+
+    def serves(self, deployment: Deployment, provider: Provider) -> bool:
+        return not is_mantle(provider)
 
     def write_request(
         self, prompt: Prompt, call: Call, deployment: Deployment, provider: Provider, lost: list[str]

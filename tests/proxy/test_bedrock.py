@@ -1,8 +1,10 @@
 import base64
 import json
+import struct
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+from zlib import crc32
 
 import msgspec
 import pytest
@@ -41,12 +43,14 @@ from proxy.neutral import (
     ToolResult,
     UsageSeen,
 )
-from proxy.providers.bedrock import authorize
+from proxy.providers.bedrock import PROVIDER, MantleChat, MantleResponses, authorize
+from proxy.providers.bedrock_chunks import ClaudeChunks, as_server_sent
 from proxy.providers.bedrock_converse import Converse, family_of
 from proxy.providers.provider import EventMeter, Outgoing
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.event_stream import EventStreamParser
-from proxy.wire.frame import Frame
+from proxy.wire.frame import Frame, StreamMalformed
+from proxy.wire.sse import SSEParser
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
 CLAUDE = "us.anthropic.claude-sonnet-4-5-20250929-v1:0"
@@ -650,6 +654,74 @@ def test_a_secret_that_cannot_be_one_is_refused(secret: str, options: dict[str, 
     assert "s3cret" not in str(refusal.value)
 
 
+# Claude's own stream, in Amazon's messages
+
+
+def header(name: str, value: str) -> bytes:
+    return bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+
+
+def message(payload: Any, kind: str, value: str) -> bytes:
+    headers, body = header(kind, value), json.dumps(payload).encode()
+    prelude = struct.pack(">II", len(headers) + len(body) + 16, len(headers))
+    prelude += struct.pack(">I", crc32(prelude))
+    return prelude + headers + body + struct.pack(">I", crc32(prelude + headers + body))
+
+
+def chunk(data: bytes) -> bytes:
+    return message({"bytes": base64.b64encode(data).decode(), "p": "abc"}, ":event-type", "chunk")
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (chunk(b'{"type":"ping", "x": 1}'), b'event: ping\ndata: {"type":"ping", "x": 1}\n\n'),
+        (chunk(b'{"type":\r\n"ping"}'), b'event: ping\ndata: {"type":  "ping"}\n\n'),
+        (chunk(b'{"type":"a\\nb"}'), b'event: \ndata: {"type":"a\\nb"}\n\n'),
+        (chunk(b""), b""),
+        (message({}, ":event-type", "initial-response"), b""),
+        (
+            message({"message": "slow down"}, ":exception-type", "throttlingException"),
+            b'event: error\ndata: {"type":"error","error":{"type":"rate_limit_error","message":"slow down"}}\n\n',
+        ),
+    ],
+)
+def test_a_chunk_is_shown_as_anthropic_would_send_it(sent: bytes, expected: bytes) -> None:
+    (frame,) = ClaudeChunks().feed(sent)
+    assert frame.raw == sent
+    assert as_server_sent(frame) == expected
+
+
+@pytest.mark.parametrize("payload", [{}, {"bytes": 1}, {"bytes": "%"}, []])
+def test_a_chunk_that_holds_nothing_is_malformed(payload: Any) -> None:
+    with pytest.raises(StreamMalformed):
+        ClaudeChunks().feed(message(payload, ":event-type", "chunk"))
+
+
+# The mantle endpoint
+
+
+@pytest.mark.parametrize(
+    ("base_url", "expected"),
+    [
+        ("https://bedrock-runtime.us-east-1.amazonaws.com", ["bedrock.converse"]),
+        ("https://bedrock-mantle.us-east-1.api.aws/v1", ["openai.chat", "openai.responses"]),
+        ("https://bedrock-mantle.us-east-1.api.aws/openai/v1", ["openai.responses"]),
+    ],
+)
+def test_which_apis_there_are_depends_on_the_endpoint(base_url: str, expected: list[str]) -> None:
+    provider = msgspec.structs.replace(AMAZON, base_url=base_url)
+    served = [api.name for api in PROVIDER.apis if api.serves(deployment(NOVA), provider)]
+    assert served == expected
+
+
+def test_mantle_has_a_service_of_its_own_to_sign_for() -> None:
+    mantle = msgspec.structs.replace(AMAZON, base_url="https://bedrock-mantle.us-east-1.api.aws/v1")
+    secret = json.dumps({"access_key_id": "AKID", "secret_access_key": "s3cret"})
+    headers = dict(authorize(secret, mantle).headers(Outgoing(b"/", b""), "h", b"/", 0))
+    assert b"/us-east-1/bedrock-mantle/aws4_request" in headers[b"authorization"]
+
+
 # Real traffic
 
 
@@ -808,3 +880,31 @@ def texts_of(choice: Choice) -> str:
 def texts(content: list[dict[str, Any]]) -> list[str]:
     cited = [block.get("citationsContent", {"content": [block]})["content"][0] for block in content]
     return [block["text"] for block in cited if "text" in block]
+
+
+@pytest.mark.parametrize("path", recorded("invoke"))
+def test_a_recorded_stream_of_claude_is_shown_as_server_sent_events(path: Path) -> None:
+    recording = json.loads(path.read_bytes())
+    if "body_base64" not in recording["response"] or "anthropic" not in recording["meta"]["model"]:
+        return
+    stream = base64.b64decode(recording["response"]["body_base64"])
+    inner = [base64.b64decode(json.loads(frame.data)["bytes"]) for frame in EventStreamParser().feed(stream)]
+    shown = SSEParser().feed(b"".join(map(as_server_sent, ClaudeChunks().feed(stream))))
+    assert [frame.data for frame in shown] == inner
+    assert [frame.event.decode() for frame in shown] == [json.loads(data)["type"] for data in inner]
+
+
+@pytest.mark.parametrize("path", recorded("chat-completions", "responses"))
+def test_a_recorded_answer_of_the_mantle_endpoint_is_measured(path: Path) -> None:
+    recording = json.loads(path.read_bytes())
+    meta = recording["meta"]
+    api = MantleChat() if meta["api"] == "chat-completions" else MantleResponses()
+    if meta["streaming"]:
+        meter = api.stream_meter(call(is_stream=True))
+        for frame in SSEParser().feed(base64.b64decode(recording["response"]["body_base64"])):
+            meter.observe(frame)
+        usage = meter.usage
+    else:
+        usage = api.measure(recording["response"]["body_text"].encode()).usage
+    assert usage is not None
+    assert usage.input_tokens + usage.output_tokens == meta["usage"][-1]["total_tokens"]
