@@ -503,10 +503,7 @@ class _Chunk(msgspec.Struct):
             return True
         if self.object == "error":
             return True
-        for choice in self.choices or ():
-            if choice.error is not _NULL and bytes(choice.error) != b"null":
-                return True
-        return False
+        return any(choice.error is not _NULL and bytes(choice.error) != b"null" for choice in self.choices or ())
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
