@@ -141,11 +141,11 @@ def _reasoning_item(response: dict[str, Any], index: int, encrypted: str = "", t
 
 
 def _encrypted(thinking: ThinkingDelta) -> str:
+    if thinking.origin == "openai":
+        return thinking.signature or thinking.redacted
     if thinking.redacted:
         return wrap_signature(thinking.origin + REDACTED, thinking.redacted)
-    if not thinking.signature or thinking.origin == "openai":
-        return thinking.signature
-    return wrap_signature(thinking.origin, thinking.signature)
+    return wrap_signature(thinking.origin, thinking.signature) if thinking.signature else ""
 
 
 def _image_item(media: Media, response: dict[str, Any], index: int) -> dict[str, Any]:

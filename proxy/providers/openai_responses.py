@@ -59,7 +59,6 @@ _BREAKPOINT_MODEL = re.compile(r"gpt-(?:5\.(?:[6-9]|\d\d)|[6-9])")
 # The ids of OpenAI's files; another provider's mean nothing here.
 _FILE_ID_PREFIX = "file-"
 
-
 _encode = msgspec.json.Encoder().encode
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 
@@ -94,9 +93,12 @@ class OpenAIResponses(Api):
             body["tools"] = list(map(_tool, prompt.tools))
         _write_tool_choice(body, prompt)
         _write_text(body, prompt)
-        _write_reasoning(body, prompt.reasoning)
+        reasons = _REASONING_MODEL.search(model) is not None
+        if prompt.reasoning is not None and (reasons or _effort(prompt.reasoning) != "none"):
+            _write_reasoning(body, prompt.reasoning)
+            reasons = True
         include = []
-        if prompt.reasoning is not None or items.has_reasoning or _REASONING_MODEL.search(model):
+        if reasons or items.has_reasoning:
             include.append("reasoning.encrypted_content")
         if prompt.logprobs:
             include.append("message.output_text.logprobs")
@@ -231,7 +233,7 @@ class _Items:
 
     def _call(self, call: ToolCall) -> None:
         if call.signature:
-            self._lost.append(call.path)
+            self._lost.append(f"{call.path}.signature")
         item: dict[str, Any] = {"type": "function_call", "call_id": call.call_id, "name": call.name}
         if call.is_custom:
             item.update(type="custom_tool_call", input=call.arguments)
@@ -243,9 +245,10 @@ class _Items:
         output: str | list[dict[str, Any]] | None = _plain_text(result.content)
         takes_mark = self._takes_breakpoints and (result.cache != "" or _has_mark(result.content))
         if output is None or takes_mark:
-            output = self._content(result.content, result.path)
-            if output and takes_mark:
-                self._marked(output[-1], result.cache)
+            content = self._content(result.content, result.path)
+            if content and takes_mark:
+                self._marked(content[-1], result.cache)
+            output = content or ""
         if result.is_error:
             output = _as_error(output)
         kind = "custom_tool_call_output" if result.is_custom else "function_call_output"
@@ -253,12 +256,13 @@ class _Items:
 
     def _thinking(self, thinking: Thinking, path: str) -> None:
         item: dict[str, Any] = {"type": "reasoning", "summary": []}
-        if thinking.origin == "openai" and thinking.signature:
+        encrypted = thinking.signature or thinking.redacted
+        if thinking.origin == "openai" and encrypted:
             if thinking.thinking_id:
                 item["id"] = thinking.thinking_id
             if thinking.text:
                 item["summary"] = [{"type": "summary_text", "text": thinking.text}]
-            item["encrypted_content"] = thinking.signature
+            item["encrypted_content"] = encrypted
         elif not thinking.origin and thinking.text and self._takes_reasoning_text:
             item["content"] = [{"type": "reasoning_text", "text": thinking.text}]
         else:
@@ -380,9 +384,7 @@ def _format(output_format: OutputFormat) -> dict[str, Any]:
     return written
 
 
-def _write_reasoning(body: dict[str, Any], reasoning: Reasoning | None) -> None:
-    if reasoning is None:
-        return
+def _write_reasoning(body: dict[str, Any], reasoning: Reasoning) -> None:
     written = {}
     effort = _effort(reasoning)
     if effort:

@@ -5,7 +5,7 @@ events: what came in no delta is read from the item that is done, and else from 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -43,6 +43,7 @@ from proxy.neutral import (
 from proxy.providers.openai_errors import error_of
 from proxy.providers.provider import Measured, StreamReader, checked_usage, name_of
 from proxy.wire.frame import Frame
+from proxy.wire.json_shape import Shape
 
 _FINISHES = {"max_output_tokens": LENGTH, "content_filter": CONTENT_FILTER}
 # Items that stand for one run of a tool that the provider bills by the run.
@@ -59,7 +60,7 @@ _NULL = msgspec.Raw(b"null")
 def measure(body: bytes) -> Measured:
     """`finish_reason` of an answer that is still being made (`background`) is its status: queued or in_progress.
     Raises `msgspec.DecodeError`."""
-    response = _decode_response(body)
+    response = _responses.read(body)
     return Measured(
         usage=_usage_of(response, _runs_of(response.items())),
         response_model=name_of(response.model),
@@ -70,7 +71,7 @@ def measure(body: bytes) -> Measured:
 
 def read_answer(body: bytes) -> Answer:
     """Raises `msgspec.DecodeError`."""
-    response = _decode_response(body)
+    response = _responses.read(body)
     if response.output is None:
         raise msgspec.ValidationError("a response has `output`")
     items = response.items()
@@ -91,7 +92,7 @@ def read_answer(body: bytes) -> Answer:
 def answer_id_of(body: bytes) -> str:
     """By which the provider keeps a response; "" where it names none."""
     try:
-        return _text(_decode_response(body).id)
+        return _text(_responses.read(body).id)
     except msgspec.DecodeError:
         return ""
 
@@ -177,9 +178,9 @@ class _Response(msgspec.Struct):
         return TOOL_CALLS if has_calls else STOP, _text(self.status)
 
 
-_decode_response = msgspec.json.Decoder(_Response).decode
-_decode_usage = msgspec.json.Decoder(_Usage | None).decode
-_decode_tool_usage = msgspec.json.Decoder(_ToolUsage | None).decode
+_responses = Shape(_Response)
+_usages = Shape(_Usage)
+_tool_usages = Shape(_ToolUsage)
 
 
 def _text(value: Any) -> str:
@@ -203,10 +204,10 @@ def _runs_of(items: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def _usage_of(response: _Response, runs: list[str]) -> Usage | None:
-    usage = _decoded(_decode_usage, response.usage)
+    usage = _usages.find(response.usage)
     if usage is None or usage.input_tokens is None:
         return None
-    tools = _decoded(_decode_tool_usage, response.tool_usage) or _ToolUsage()
+    tools = _tool_usages.find(response.tool_usage) or _ToolUsage()
     details = usage.input_tokens_details or _InputDetails()
     writes = details.cache_write_tokens_details or _WriteDetails()
     thoughts = usage.output_tokens_details or _OutputDetails()
@@ -240,17 +241,6 @@ def _billed_runs(usage: _Usage, tools: _ToolUsage, runs: list[str]) -> int:
     if tools.image_gen is not None and tools.image_gen.output_tokens:
         billed -= runs.count("image_generation_call")
     return billed
-
-
-_Told = TypeVar("_Told")
-
-
-def _decoded(decode: Callable[[msgspec.Raw], _Told], raw: msgspec.Raw) -> _Told | None:
-    """None for what is not as it should be: the rest of the answer still counts."""
-    try:
-        return decode(raw)
-    except msgspec.DecodeError:
-        return None
 
 
 def _parts_of(items: Iterable[dict[str, Any]]) -> tuple[list[Part], list[TokenLogprob]]:
@@ -320,17 +310,17 @@ def _citation(note: dict[str, Any]) -> Citation:
 
 
 def _logprobs(value: Any) -> list[TokenLogprob]:
-    return [_logprob(each) for each in _objects(value)]
+    return [_logprob(each, tuple(map(_logprob, _objects(each.get("top_logprobs"))))) for each in _objects(value)]
 
 
-def _logprob(value: dict[str, Any]) -> TokenLogprob:
+def _logprob(value: dict[str, Any], top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
     number, written = value.get("logprob"), value.get("bytes")
     is_bytes = type(written) is list and all(type(byte) is int for byte in written)
     return TokenLogprob(
         token=_text(value.get("token")),
         logprob=number if type(number) is float or type(number) is int else 0.0,
         bytes=written if is_bytes else None,
-        top=tuple(map(_logprob, _objects(value.get("top_logprobs")))),
+        top=top,
     )
 
 
@@ -357,7 +347,7 @@ class _Event(msgspec.Struct):
     param: Any = None
 
 
-_decode_event = msgspec.json.Decoder(_Event).decode
+_events = Shape(_Event)
 
 
 class ResponsesReader(StreamReader):
@@ -377,9 +367,8 @@ class ResponsesReader(StreamReader):
         data = frame.data
         if not data or data == b"[DONE]":
             return ()
-        try:
-            event = _decode_event(data)
-        except (msgspec.DecodeError, RecursionError):
+        event = _events.find(data)
+        if event is None:
             return (OpaqueDone(kind="malformed", size=len(data)),)
         kind = _text(event.type) or frame.event.decode("latin-1")
         handle = _HANDLERS.get(kind)

@@ -193,7 +193,7 @@ def test_a_failed_answer_is_an_error():
     assert (error.message, error.code) == ("oh", "server_error")
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"output": 7}'])
+@pytest.mark.parametrize("body", [b"<html>", b"[1]", b'{"output": 7}', b'{"id": "\xff"}', b'{"id":' + b"[" * 5000])
 def test_what_is_no_answer_is_refused(body):
     with pytest.raises(msgspec.DecodeError):
         API.read_answer(body)
@@ -550,6 +550,12 @@ def test_reasoning_is_an_effort(reasoning, expected):
     assert _request(prompt).get("reasoning") == expected
 
 
+def test_a_model_that_does_not_reason_is_not_told_not_to():
+    written = _request(Prompt(messages=[], reasoning=Reasoning(is_on=False)), model="gpt-4o")
+    assert "reasoning" not in written
+    assert "include" not in written
+
+
 def test_thinking_of_others_is_lost_by_its_path_and_our_own_is_returned_exactly():
     parts = [
         Thinking(text="t", signature="sig", origin="anthropic", path="messages.0.content.0"),
@@ -600,6 +606,22 @@ def test_a_failed_tool_says_so_in_words():
     assert written[1]["output"][0] == {"type": "input_text", "text": "Error:"}
 
 
+def test_a_result_without_content_is_empty_text():
+    written = _request(Prompt(messages=[Message(role="user", parts=[ToolResult(call_id="c1")])]))["input"]
+    assert written == [{"type": "function_call_output", "call_id": "c1", "output": ""}]
+
+
+def test_what_only_openai_can_read_is_shown_raw_and_returned_to_it():
+    redacted = Thinking(redacted="gAAA", origin="openai", thinking_id="rs_1")
+    whole = DIALECT.write_answer(Answer(choices=[Choice(parts=[redacted])]), _call(input="x"))
+    prompt = _prompt(input=json.loads(whole)["output"])
+    lost: list[str] = []
+    item = {"type": "reasoning", "summary": [], "id": "rs_1", "encrypted_content": "gAAA"}
+    assert _request(prompt, lost)["input"] == [item]
+    assert _request(Prompt(messages=[Message(role="assistant", parts=[redacted])]), lost)["input"] == [item]
+    assert lost == []
+
+
 def test_what_this_api_has_no_place_for_is_lost():
     prompt = Prompt(
         messages=[
@@ -625,7 +647,7 @@ def test_what_this_api_has_no_place_for_is_lost():
     assert sorted(lost) == sorted(
         [
             "top_k", "frequency_penalty", "seed", "stop_sequences", "service_tier", "messages.0.content.0",
-            "messages.0.content.1", "messages.0.content.2.citations", "messages.0.content.2.context", "messages.1.c",
+            "messages.0.content.1", "messages.0.content.2.citations", "messages.0.content.2.context", "messages.1.c.signature",
         ]
     )  # fmt: skip
 
@@ -900,7 +922,7 @@ def test_an_error_is_read_in_every_shape(event):
         b'{"type":"response.completed","response":{"usage":7,"status":7,"incomplete_details":7,"output":[7,{}]}}',
         b'{"type":"response.failed","response":{"error":7}}', b'{"type":"error"}', b'{"type":"error","error":7}',
         b'{"type":"response.output_text.annotation.added","annotation":7}', b'{"type":"response.created","response":7}',
-        b'{"type":"response.function_call_arguments.delta","delta":"x"}', b'\xff{"type":"x"}', b'{"type":"\\ud800"}',
+        b'{"type":"response.function_call_arguments.delta","delta":"x"}', b'\xff{"type":"x"}', b'{"type":"\\ud800"}', b'{"delta":"\xff"}',
         b'{"type":"response.output_item.done","item":{"type":"message","content":[{"type":[]}]}}',
         b'{"type":"response.output_text.delta","delta":"x","logprobs":[{"token":5,"bytes":[{}],"logprob":"x"}]}',
     ],
