@@ -1,7 +1,7 @@
 """Bedrock's Converse: one API for the chats of every family of models. No client speaks it, so it is always translated. Pure.
 
 Each family has fields of its own besides (`additionalModelRequestFields`): how it reasons, its `top_k`. Bedrock takes media as
-bytes or from S3, by no other address.
+bytes or from S3, by no other address. Claude and Nova cache what is marked; the others cache nothing, marked or not.
 """
 
 import hashlib
@@ -215,14 +215,14 @@ class _Chat:
 
     def cache_to_here(self, cache: str | None) -> None:
         if cache and self.messages:
-            _mark(self.messages[-1]["content"], cache)
+            _mark(self.messages[-1]["content"], cache, self._family)
 
     def _add_system(self, message: Message, path: str) -> None:
         for part in message.parts:
             if isinstance(part, Text):
                 if part.text:
                     self.system.append({"text": part.text})
-                _mark(self.system, part.cache)
+                _mark(self.system, part.cache, self._family)
             else:
                 self._lost.append(getattr(part, "path", "") or path)
 
@@ -235,7 +235,7 @@ class _Chat:
                     self._lost.append(f"{path}.signature")
                 if text:  # Bedrock refuses empty ones.
                     blocks.append({"text": text})
-                _mark(blocks, cache)
+                _mark(blocks, cache, self._family)
                 return
             case Refusal(text=text):
                 block = {"text": text}
@@ -246,7 +246,9 @@ class _Chat:
             case ToolResult(cache=cache):
                 block = self._tool_result(part)
                 # A marker within a result stands at its end.
-                cache = cache or max((getattr(inner, "cache", "") for inner in part.content), default="")
+                cache = cache or next(filter(None, (getattr(inner, "cache", "") for inner in part.content)), "")
+            case Thinking(text="", signature="", redacted=""):
+                return
             case Thinking():
                 block = self._thinking(part)
             case _:
@@ -255,7 +257,7 @@ class _Chat:
             self._lost.append(getattr(part, "path", "") or path)
             return
         blocks.append(block)
-        _mark(blocks, cache)
+        _mark(blocks, cache, self._family)
 
     def _tool_call(self, call: ToolCall) -> dict[str, Any] | None:
         arguments = _object(call.arguments)
@@ -272,6 +274,8 @@ class _Chat:
         for part in result.content:
             block: dict[str, Any] | None = None
             if isinstance(part, Text):
+                if not part.text:
+                    continue
                 block = {"text": part.text}
             elif isinstance(part, Media) and part.kind != "audio":
                 block = self._media(part)
@@ -332,10 +336,11 @@ class _Chat:
         return free
 
 
-def _mark(blocks: list[dict[str, Any]], cache: str) -> None:
-    """Everything up to here is to be cached. Five minutes are what holds without a `ttl`, which not every model knows."""
-    if cache and blocks and "cachePoint" not in blocks[-1]:
-        blocks.append({"cachePoint": {"type": "default", "ttl": "1h"} if cache == "1h" else {"type": "default"}})
+def _mark(blocks: list[dict[str, Any]], cache: str, family: str) -> None:
+    """Everything up to here is to be cached, for five minutes where no `ttl` is said. Other families refuse a marker."""
+    if cache and family in (CLAUDE, NOVA) and blocks and "cachePoint" not in blocks[-1]:
+        is_long = cache == "1h" and family == CLAUDE
+        blocks.append({"cachePoint": {"type": "default", "ttl": "1h"} if is_long else {"type": "default"}})
 
 
 def _call_id(call_id: str) -> str:
@@ -445,7 +450,8 @@ def _write_tools(
             lost.append(tool.path)
             continue
         tools.append({"toolSpec": _tool_spec(tool)})
-        _mark(tools, tool.cache)
+        if family == CLAUDE:
+            _mark(tools, tool.cache, family)
     if not tools:
         return
     config = body["toolConfig"] = {"tools": tools}

@@ -434,6 +434,27 @@ def test_automatic_caching_marks_the_last_message() -> None:
     assert lost == []
 
 
+@pytest.mark.parametrize(
+    ("upstream_model", "marks"),
+    [
+        (CLAUDE, ["system", "messages", "toolConfig"]),
+        (NOVA, ["system", "messages"]),
+        ("openai.gpt-oss-120b-1:0", []),
+    ],
+)
+def test_markers_go_to_models_that_know_them(upstream_model: str, marks: list[str]) -> None:
+    marked = [Text(text="A", cache="5m")]
+    messages = [Message(role="system", parts=[*marked]), Message(role="user", parts=[*marked])]
+    body, lost, _ = write(Prompt(messages=messages, tools=TOOLS), upstream_model)
+    assert [name for name in ("system", "messages", "toolConfig") if "cachePoint" in str(body[name])] == marks
+    assert lost == []
+
+
+def test_what_says_nothing_is_left_out() -> None:
+    empty = [Text(text=""), Thinking(), ToolResult(call_id="1", content=(Text(text=""),))]
+    assert blocks(*empty) == ([{"toolResult": {"toolUseId": "1", "content": []}}], [])
+
+
 # Answers
 
 
