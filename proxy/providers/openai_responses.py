@@ -107,18 +107,19 @@ class OpenAIResponses(Api):
         body["max_output_tokens"] = prompt.max_output_tokens or deployment.max_output_tokens
         # Other APIs keep nothing unless they are told to; this one does unless it is told not to.
         body["store"] = bool(prompt.store)
-        if prompt.user is not None:
-            body["user"] = prompt.user
-        for name in ("temperature", "top_p", "top_logprobs", "parallel_tool_calls", "metadata", "prompt_cache_key"):
+        for name in (
+            "user",
+            "temperature",
+            "top_p",
+            "top_logprobs",
+            "parallel_tool_calls",
+            "metadata",
+            "prompt_cache_key",
+        ):
             value = getattr(prompt, name)
             if value is not None:
                 body[name] = value
-        if prompt.service_tier is not None:
-            tier = SERVICE_TIERS.get(prompt.service_tier)
-            if tier is not None:
-                body["service_tier"] = tier
-            else:
-                lost.append(prompt.names.get("service_tier", "service_tier"))
+        _write_tier(body, prompt, lost)
         if call.is_stream:
             body["stream"] = True
         return Outgoing(self.target, _encode(body))
@@ -344,6 +345,16 @@ def _tool(tool: Tool) -> dict[str, Any]:
         # This API would take a tool for strict where it does not say; the others would not.
         written["strict"] = bool(tool.is_strict)
     return written
+
+
+def _write_tier(body: dict[str, Any], prompt: Prompt, lost: list[str]) -> None:
+    if prompt.service_tier is None:
+        return
+    tier = SERVICE_TIERS.get(prompt.service_tier)
+    if tier is not None:
+        body["service_tier"] = tier
+    else:
+        lost.append(prompt.names.get("service_tier", "service_tier"))
 
 
 def _write_tool_choice(body: dict[str, Any], prompt: Prompt) -> None:
