@@ -12,6 +12,7 @@ from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
 from proxy.dialects.openai_embeddings import EMBEDDINGS
+from proxy.dialects.openai_responses import RESPONSES
 
 # What answers: an inference call with admission, or the list of what the key may use.
 INFER = "infer"
@@ -33,6 +34,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/embeddings", EMBEDDINGS),
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
+    Endpoint("POST", "/v1/responses", RESPONSES),
     Endpoint("POST", "/v1/completions", COMPLETIONS),
     Endpoint("POST", "/v1/rerank", cohere.RERANK_V1),
     Endpoint("POST", "/v2/rerank", cohere.RERANK),

@@ -19,6 +19,7 @@ from proxy.dialects.dialect import Call
 from proxy.providers.openai_chat import OpenAIChat
 from proxy.providers.openai_completions import OpenAICompletions
 from proxy.providers.openai_embeddings import OpenAIEmbeddings
+from proxy.providers.openai_responses import OpenAIResponses
 from proxy.providers.provider import Api, Authorizer, HeaderAuthorizer, Outgoing, Provider, bearer
 
 API_VERSION = "2024-10-21"
@@ -53,6 +54,10 @@ class AzureChat(_Placed, OpenAIChat):
     pass
 
 
+class AzureResponses(_Placed, OpenAIResponses):
+    pass
+
+
 class AzureCompletions(_Placed, OpenAICompletions):
     pass
 
@@ -70,7 +75,7 @@ def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
 
 PROVIDER = Provider(
     name="azure",
-    apis=(AzureChat(), AzureCompletions(), AzureEmbeddings()),
+    apis=(AzureChat(), AzureResponses(), AzureCompletions(), AzureEmbeddings()),
     authorize=authorize,
     response_headers=frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"apim-request-id"}),
 )

@@ -8,6 +8,7 @@ from typing import Any
 from proxy.neutral import Prompt, Reasoning
 from proxy.providers.openai_chat import is_off
 from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
 
 
@@ -29,4 +30,4 @@ class DeepSeekChat(CompatibleChat):
             body["reasoning_effort"] = effort
 
 
-PROVIDER = Provider(name="deepseek", apis=(DeepSeekChat(),))
+PROVIDER = Provider(name="deepseek", apis=(DeepSeekChat(), OPEN_RESPONSES))

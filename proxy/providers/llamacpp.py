@@ -8,6 +8,7 @@ from typing import Any
 from proxy.neutral import Prompt
 from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
 
 
@@ -26,5 +27,5 @@ class LlamaCppChat(CompatibleChat):
 
 PROVIDER = Provider(
     name="llamacpp",
-    apis=(LlamaCppChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(LlamaCppChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
 )

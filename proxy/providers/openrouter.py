@@ -11,6 +11,7 @@ from proxy.neutral import Media, Prompt, Reasoning, Thinking, ToolCall
 from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_chat import is_off
 from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
 from proxy.reasoning_details import sent_details
 
@@ -74,5 +75,5 @@ def _marker(cache: str) -> dict[str, str]:
 
 PROVIDER = Provider(
     name="openrouter",
-    apis=(OpenRouterChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(OpenRouterChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
 )

@@ -2,6 +2,7 @@
 
 from proxy.providers import (
     azure,
+    bedrock,
     cerebras,
     cohere,
     deepseek,
@@ -16,6 +17,7 @@ from proxy.providers import (
     perplexity,
     together,
     vllm,
+    voyage,
     xai,
 )
 from proxy.providers.provider import Provider
@@ -24,6 +26,7 @@ PROVIDERS: dict[str, Provider] = {
     module.PROVIDER.name: module.PROVIDER
     for module in (
         azure,
+        bedrock,
         cerebras,
         cohere,
         deepseek,
@@ -38,6 +41,7 @@ PROVIDERS: dict[str, Provider] = {
         perplexity,
         together,
         vllm,
+        voyage,
         xai,
     )
 }

@@ -9,6 +9,7 @@ from typing import Any
 from proxy.neutral import Prompt
 from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
 
 
@@ -25,5 +26,5 @@ class VllmChat(CompatibleChat):
 
 PROVIDER = Provider(
     name="vllm",
-    apis=(VllmChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(VllmChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
 )

@@ -4,6 +4,7 @@ Source: docs.x.ai/docs/api-reference. Reasoning is counted beside `completion_to
 """
 
 from proxy.providers.openai_compatible import CompatibleChat
+from proxy.providers.openai_responses import RESPONSES
 from proxy.providers.provider import Provider
 
 
@@ -12,4 +13,4 @@ class XaiChat(CompatibleChat):
     carried = CompatibleChat.carried - {"logit_bias"}
 
 
-PROVIDER = Provider(name="xai", apis=(XaiChat(),))
+PROVIDER = Provider(name="xai", apis=(XaiChat(), RESPONSES))
