@@ -265,6 +265,7 @@ class Shape(NamedTuple):
     key: Callable[[Request], bytes]  # The credential; empty where there is none in the right place.
     ask: Callable[[Request, str, Desk], Asked | Fixed]  # The request, the call's id. Raises `Refused`.
     error: Callable[[int, str, str | None, str], Fixed]  # Status, message, code, like.
+    needs_key: bool = True
 
 
 def plan_words(asked: Asked, input_tokens: int, directives: Directives) -> Plan:

@@ -15,7 +15,7 @@ from controlplane.simulator import wire
 from controlplane.simulator.calls import Asked, Call, Fixed, Refused, Request, Shape, decode
 from controlplane.simulator.directives import BadDirective, Directives, Settings, find_in_message
 from controlplane.simulator.journal import Controlled, Ended, Journal, Progress, Received
-from controlplane.simulator.shapes import anthropic, bedrock, gemini, openai
+from controlplane.simulator.shapes import anthropic, azure, bedrock, cohere, gemini, ollama, openai, vertex
 from controlplane.simulator.store import Store
 from controlplane.simulator.words import count_tokens
 
@@ -24,8 +24,12 @@ SUMMARY = "/_journal/summary"
 # What a path begins with → how it is spoken to. OpenAI has what is left.
 SHAPES: dict[str, Shape] = {
     "anthropic": anthropic.SHAPE,
+    "azure": azure.SHAPE,
     "bedrock": bedrock.SHAPE,
+    "cohere": cohere.SHAPE,
     "gemini": gemini.SHAPE,
+    "ollama": ollama.SHAPE,
+    "vertex": vertex.SHAPE,
 }
 _ATTEMPT_ID_MAX = 200
 _KEYS_MAX = 4096
@@ -159,7 +163,7 @@ class Simulator:
 
     def _understand(self, call: Call, request: Request, key: bytes) -> None:
         """Raises `Refused`."""
-        if not key:
+        if not key and call.shape.needs_key:
             raise Refused(401)
         asked = call.shape.ask(request, call.call_id, self)
         if isinstance(asked, Fixed):

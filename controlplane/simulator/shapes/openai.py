@@ -2,13 +2,27 @@
 
 from controlplane.simulator.calls import Asked, Desk, Fixed, Request, Shape, demand, unknown_url
 from controlplane.simulator.directives import PROFILES
-from controlplane.simulator.shapes import openai_chat, openai_responses, openai_vectors
+from controlplane.simulator.shapes import (
+    openai_batches,
+    openai_chat,
+    openai_completions,
+    openai_files,
+    openai_media,
+    openai_responses,
+    openai_vectors,
+)
 from controlplane.simulator.shapes.openai_errors import error
 from controlplane.simulator.words import encode
 
 _CREATED_S = 1_760_000_000  # Of the models. Any moment in the past does.
 _ASKS = {
     "/v1/chat/completions": openai_chat.ask,
+    "/v1/completions": openai_completions.ask,
+    "/v1/images/generations": openai_media.ask_generation,
+    "/v1/images/edits": openai_media.ask_edit,
+    "/v1/audio/speech": openai_media.ask_speech,
+    "/v1/audio/transcriptions": openai_media.ask_transcription,
+    "/v1/audio/translations": openai_media.ask_translation,
     "/v1/embeddings": openai_vectors.ask_embeddings,
     "/v1/moderations": openai_vectors.ask_moderation,
     "/v1/rerank": openai_vectors.ask_rerank,
@@ -35,6 +49,10 @@ def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
         return openai_responses.ask(request, desk)
     if request.path.startswith(f"{openai_responses.PATH}/"):
         return openai_responses.ask_kept(request, desk)
+    if request.path.startswith(openai_files.PATH):
+        return openai_files.ask(request, call_id, desk)
+    if request.path.startswith(openai_batches.PATH):
+        return openai_batches.ask(request, call_id, desk)
     if request.path == "/v1/models":
         demand(request, "GET")
         return Fixed(200, models())

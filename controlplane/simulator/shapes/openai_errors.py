@@ -34,7 +34,7 @@ def error_body(status: int, message: str = "", code: str | None = None, like: st
             return encode({"code": code or kind, "error": message})
         case Like.OPENROUTER:
             return encode({"error": {"message": message, "code": status}, "user_id": "user_simulator"})
-        case Like.AZURE if status == 401:
-            return encode({"error": {"code": "401", "message": message}})
+        case Like.AZURE if status in (401, 404, 429):
+            return encode({"error": {"code": str(status), "message": message}})
         case _:
             return encode({"error": {"message": message, "type": kind, "param": None, "code": code}})

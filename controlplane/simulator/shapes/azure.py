@@ -1,0 +1,64 @@
+"""How Azure is spoken to, below `/azure/openai`: what OpenAI has, under `v1/` or under a deployment's name."""
+
+from typing import Any
+
+import msgspec
+
+from controlplane.simulator.calls import Asked, Desk, Fixed, Refused, Request, Shape, decode, unknown_url
+from controlplane.simulator.directives import Like
+from controlplane.simulator.shapes import openai, openai_errors
+from controlplane.simulator.shapes.openai_chat import Completion
+from controlplane.simulator.words import encode
+
+_V1 = "/azure/openai/v1/"
+_DEPLOYMENTS = "/azure/openai/deployments/"
+_decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _head(call_id: bytes) -> bytes:
+    return (
+        b"apim-request-id: %b\r\nx-request-id: %b\r\nx-ms-region: Simulated\r\n"
+        b"x-ratelimit-remaining-requests: 118\r\nx-ratelimit-remaining-tokens: 119968\r\n"
+    ) % (call_id, call_id)
+
+
+def _key(request: Request) -> bytes:
+    """An API key, or a token of Entra ID."""
+    return request.headers.get(b"api-key", b"").strip() or request.bearer()
+
+
+class AzureCompletion(Completion):
+    """The first chunk tells of filters, and of nothing else."""
+
+    usual_like = Like.AZURE
+
+
+def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
+    """Raises `Refused`."""
+    asked = openai.ask(_as_openai(request), call_id, desk)
+    if isinstance(asked, Asked) and asked.answers is Completion:
+        return asked._replace(answers=AzureCompletion)
+    return asked
+
+
+def _as_openai(request: Request) -> Request:
+    """The same as OpenAI would be sent it. Raises `Refused`."""
+    headers = {**request.headers, b"authorization": b"Bearer " + _key(request)}
+    if request.path.startswith(_V1):
+        return request._replace(path=f"/v1/{request.path.removeprefix(_V1)}", headers=headers)
+    if not request.path.startswith(_DEPLOYMENTS):
+        raise unknown_url(request)
+    if not request.parameter("api-version"):
+        raise Refused(404, "Resource not found")
+    deployment, _, operation = request.path.removeprefix(_DEPLOYMENTS).partition("/")
+    body = request.body
+    if body and not request.header(b"content-type").startswith("multipart/"):
+        body = encode(decode(_decode_fields, body) | {"model": deployment})
+    return request._replace(path=f"/v1/{operation}", headers=headers, body=body)
+
+
+def error(status: int, message: str, code: str | None, like: str) -> Fixed:
+    return openai_errors.error(status, message, code, Like.AZURE)
+
+
+SHAPE = Shape(head=_head, key=_key, ask=ask, error=error)
