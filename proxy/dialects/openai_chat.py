@@ -121,6 +121,8 @@ class OpenAIChat(OpenAI):
         fields = Fields(_decode(call.body))
         for name in ("model", "stream", "stream_options"):
             fields.any(name)
+        if fields.flag("safe_prompt"):
+            lost.append("safe_prompt")
         names = dict(_NAMES)
         cap = fields.integer("max_tokens")
         functions = fields.items("functions")
@@ -139,7 +141,7 @@ class OpenAIChat(OpenAI):
             frequency_penalty=fields.number("frequency_penalty"),
             presence_penalty=fields.number("presence_penalty"),
             repetition_penalty=fields.number("repetition_penalty"),
-            seed=fields.integer("seed"),
+            seed=fields.integer("random_seed" if fields.has("random_seed") else "seed"),
             stop=_stop(fields),
             choices=fields.integer("n"),
             logprobs=fields.flag("logprobs"),
@@ -216,6 +218,8 @@ def _tool_result(message: Fields, role: str, called: dict[str, str], lost: list[
 
 
 def _assistant(message: Fields, index: int, called: dict[str, str], lost: list[str]) -> Message:
+    if message.flag("prefix"):
+        lost.append(message.path("prefix"))
     said = list(_content(message, lost))
     if len(said) == 1 and said[0] == _NOTHING:
         said = []

@@ -400,7 +400,7 @@ def _logprob(item: dict[str, Any]) -> TokenLogprob:
 class _Call:
     """A tool call of a stream, known by what the provider calls it."""
 
-    __slots__ = ("call_id", "has_begun", "index", "is_custom", "name", "signature")
+    __slots__ = ("call_id", "has_arguments", "has_begun", "index", "is_custom", "name", "signature")
 
     def __init__(self, index: int, call_id: str, is_custom: bool) -> None:
         self.index = index
@@ -409,6 +409,7 @@ class _Call:
         self.name = ""
         self.signature = ""
         self.has_begun = False
+        self.has_arguments = False
 
 
 class _ChoiceState:
@@ -495,7 +496,7 @@ class ChatReader(StreamReader):
             events.append(Failed(error=error_of({"error": value})))
         elif choice.finish_reason is not None and not state.is_finished:
             state.is_finished = True
-            self._begin_calls(state, index, events)
+            self._complete_calls(state, index, events)
             events.extend(
                 Cited(citation=citation, choice=index) for citation in _sources(chunk.search_results, chunk.citations)
             )
@@ -543,6 +544,7 @@ class ChatReader(StreamReader):
         if not call.has_begun and (call.name or arguments):
             events.append(_began(call, choice))
         if arguments:
+            call.has_arguments = True
             events.append(ToolCallDelta(index=call.index, arguments=arguments, choice=choice))
 
     def _find_call(self, index: Any, call_id: str, name: str, is_custom: bool, state: _ChoiceState) -> _Call:
@@ -565,13 +567,19 @@ class ChatReader(StreamReader):
             state.by_index[index if type(index) in (int, str) else str(index)] = call
         return call
 
-    def _begin_calls(self, state: _ChoiceState, choice: int, events: list[Event]) -> None:
-        events.extend(_began(call, choice) for call in state.calls if not call.has_begun)
+    def _complete_calls(self, state: _ChoiceState, choice: int, events: list[Event]) -> None:
+        """Nothing more comes: a call without arguments has none."""
+        for call in state.calls:
+            if not call.has_begun:
+                events.append(_began(call, choice))
+            if not (call.has_arguments or call.is_custom):
+                call.has_arguments = True
+                events.append(ToolCallDelta(index=call.index, arguments="{}", choice=choice))
 
     def _late_calls(self) -> list[Event]:
         events: list[Event] = []
         for index, state in self._choices.items():
-            self._begin_calls(state, index, events)
+            self._complete_calls(state, index, events)
         return events
 
     def _read_usage(self, chunk: _Chunk, events: list[Event]) -> None:
