@@ -52,6 +52,7 @@ from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_completions import OpenAICompletions
 from proxy.providers.openai_embeddings import OpenAIEmbeddings, texts_of
 from proxy.providers.openai_errors import read_error
+from proxy.providers.openai_responses import OpenResponses
 from proxy.providers.provider import Api, Measured, Outgoing, StreamReader, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
@@ -484,6 +485,10 @@ class OllamaOpenAIChat(CompatibleChat):
     target = b"/v1/chat/completions"
 
 
+class OllamaOpenAIResponses(OpenResponses):
+    target = b"/v1/responses"
+
+
 class OllamaOpenAICompletions(OpenAICompletions):
     target = b"/v1/completions"
 
@@ -495,5 +500,13 @@ class OllamaOpenAIEmbeddings(OpenAIEmbeddings):
 CHAT = OllamaChat()
 EMBED = OllamaEmbed()
 PROVIDER = base.Provider(
-    name="ollama", apis=(CHAT, EMBED, OllamaOpenAIChat(), OllamaOpenAICompletions(), OllamaOpenAIEmbeddings())
+    name="ollama",
+    apis=(
+        CHAT,
+        EMBED,
+        OllamaOpenAIChat(),
+        OllamaOpenAIResponses(),
+        OllamaOpenAICompletions(),
+        OllamaOpenAIEmbeddings(),
+    ),
 )

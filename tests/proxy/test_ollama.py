@@ -36,6 +36,7 @@ from proxy.neutral import (
     UsageSeen,
 )
 from proxy.providers.ollama import CHAT, EMBED
+from proxy.providers.ollama import PROVIDER as OLLAMA
 from proxy.providers.provider import EventMeter
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
@@ -322,6 +323,33 @@ def test_tokens_and_images_are_named():
     lost: list[str] = []
     EMBED.write_request(Embedding(inputs=["a", [1, 2], image], user="u"), call, DEPLOYMENT, PROVIDER, lost)
     assert lost == ["user", "input", "images.0"]
+
+
+# OpenAI's APIs
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("openai.chat", b"/v1/chat/completions"),
+        ("openai.responses", b"/v1/responses"),
+        ("openai.completions", b"/v1/completions"),
+        ("openai.embeddings", b"/v1/embeddings"),
+    ],
+)
+def test_openais_clients_are_passed_to_openais_paths(name, target):
+    (api,) = [api for api in OLLAMA.apis if api.name == name]
+    body = b'{"model":"demo","max_tokens":5,"max_output_tokens":5}'
+    call = msgspec.structs.replace(COHERE_CHAT.describe(body, b"", {}), is_stream=False)
+    sent = api.pass_request(call, DEPLOYMENT, PROVIDER)
+    assert sent.target == target
+    assert json.loads(sent.body)["model"] == "qwen3"
+
+
+@pytest.mark.parametrize(("capability", "api"), [("chat", CHAT), ("embeddings", EMBED)])
+def test_other_clients_are_translated_to_ollamas_own_apis(capability, api):
+    translatable = [each for each in OLLAMA.apis if each.capability == capability and each.is_translatable]
+    assert translatable[0] is api
 
 
 # Real traffic
