@@ -19,18 +19,31 @@ from proxy.dialects.dialect import Call
 from proxy.providers.openai_chat import OpenAIChat
 from proxy.providers.openai_completions import OpenAICompletions
 from proxy.providers.openai_embeddings import OpenAIEmbeddings
+from proxy.providers.openai_media import (
+    EDITS,
+    GENERATIONS,
+    SPEECH,
+    TRANSCRIPTIONS,
+    TRANSLATIONS,
+    OpenAIMedia,
+    OpenAISpeech,
+)
 from proxy.providers.openai_responses import OpenAIResponses
 from proxy.providers.provider import Api, Authorizer, HeaderAuthorizer, Outgoing, Provider, bearer
 
 API_VERSION = "2024-10-21"
 _JWT_DOTS = 2
+# Names its model in the body alone, in every style.
+_RESPONSES = OpenAIResponses.target
 
 
 def placed(outgoing: Outgoing, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
     """The same request at the address that Azure gives it."""
     style, version = provider.options.get("url_style", "v1"), provider.options.get("api_version", "")
     prefix = "/openai/v1"
-    if style == "deployments":
+    if style != "v1" and outgoing.target == _RESPONSES:
+        prefix = "/openai"
+    elif style == "deployments":
         prefix = f"/openai/deployments/{quote(deployment.upstream_model, safe='')}"
     elif style == "models":
         prefix = "/models"
@@ -66,6 +79,20 @@ class AzureEmbeddings(_Placed, OpenAIEmbeddings):
     pass
 
 
+class AzureMedia(_Placed, OpenAIMedia):
+    pass
+
+
+class AzureSpeech(_Placed, OpenAISpeech):
+    pass
+
+
+MEDIA = (
+    AzureSpeech(SPEECH.name, SPEECH.capability, SPEECH.target),
+    *(AzureMedia(api.name, api.capability, api.target) for api in (TRANSCRIPTIONS, TRANSLATIONS, GENERATIONS, EDITS)),
+)
+
+
 def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
     """A resource's key, or a token of Entra ID, which is a JWT."""
     if secret.startswith("eyJ") and secret.count(".") == _JWT_DOTS:
@@ -75,7 +102,7 @@ def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
 
 PROVIDER = Provider(
     name="azure",
-    apis=(AzureChat(), AzureResponses(), AzureCompletions(), AzureEmbeddings()),
+    apis=(AzureChat(), AzureResponses(), AzureCompletions(), AzureEmbeddings(), *MEDIA),
     authorize=authorize,
     response_headers=frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"apim-request-id"}),
 )

@@ -477,6 +477,19 @@ def test_azure_has_its_addresses(options, target):
     assert (passed.target, written.target) == (target, target)
 
 
+@pytest.mark.parametrize(
+    ("style", "target"),
+    [
+        ("v1", b"/openai/v1/responses?api-version=preview"),
+        ("deployments", b"/openai/responses?api-version=preview"),
+    ],
+)
+def test_azures_responses_name_their_model_in_the_body_alone(style, target):
+    provider = msgspec.structs.replace(PROVIDER, options={"url_style": style, "api_version": "preview"})
+    api = importlib.import_module("proxy.providers.azure").AzureResponses()
+    assert api.write_request(_user(Text(text="x")), _call({"messages": []}), DEPLOYMENT, provider, []).target == target
+
+
 def test_azure_takes_a_key_or_a_token():
     authorize = importlib.import_module("proxy.providers.azure").PROVIDER.authorize
     outgoing = APIS["azure"].pass_request(_call({"messages": []}), DEPLOYMENT, PROVIDER)
