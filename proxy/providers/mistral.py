@@ -41,12 +41,17 @@ class MistralChat(CompatibleChat):
 
     def write_thinking(self, thoughts: Sequence[Thinking], message: dict[str, Any], lost: list[str]) -> None:
         """Reasoning comes first among the parts of the content."""
-        unsigned = [thought for thought in thoughts if not (thought.signature or thought.redacted)]
-        lost.extend(thought.path for thought in thoughts if thought.signature or thought.redacted)
+        lost.extend(thought.path for thought in thoughts if thought.origin and (thought.signature or thought.redacted))
+        own = [thought for thought in thoughts if not thought.origin or not (thought.signature or thought.redacted)]
         said = message["content"]
         content = [{"type": "text", "text": said}] if isinstance(said, str) and said else said or []
-        chunks = [{"type": "thinking", "thinking": [{"type": "text", "text": thought.text}]} for thought in unsigned]
+        chunks = [_chunk(thought) for thought in own]
         message["content"] = [*chunks, *content] or ""
+
+
+def _chunk(thought: Thinking) -> dict[str, Any]:
+    chunk: dict[str, Any] = {"type": "thinking", "thinking": [{"type": "text", "text": thought.text}]}
+    return {**chunk, "signature": thought.signature} if thought.signature else chunk
 
 
 PROVIDER = Provider(name="mistral", apis=(MistralChat(), openai_embeddings.EMBEDDINGS))
