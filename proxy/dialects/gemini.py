@@ -48,12 +48,11 @@ CHOICES_MAX = 8
 TOOL_CALLS_MAX = 16
 # What a cached content, a long video by its address, or pages that a tool reads may add: no context window is larger.
 CONTEXT_TOKENS_MAX = 2_097_152
-_INLINE_MARKS = (b'"inlineData"', b'"inline_data"')
 _FILE_MARKS = (b'"fileData"', b'"file_data"')
+_MEDIA_MARKS = (b'"inlineData"', b'"inline_data"', *_FILE_MARKS)
 _CACHE_MARKS = (b'"cachedContent"', b'"cached_content"')
 _VIDEO_MARKS = (b"video/", b"youtu")
-_AUDIO_MARKS = (b"audio", b"AUDIO", b"video", *_FILE_MARKS)
-_IMAGE_MARKS = (*_INLINE_MARKS, *_FILE_MARKS, b"IMAGE")
+_AUDIO_MARKS = (b"audio", b"video", *_FILE_MARKS)
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -150,7 +149,7 @@ class GeminiGenerate(Gemini):
             for tool in (head.tools if isinstance(head.tools, list) else [head.tools or {}])
             for name, value in tool.items()
         )
-        input_tokens_max = _input_tokens_max(body) + (CONTEXT_TOKENS_MAX if has_tools else 0)
+        media = _media(body)
         caps, choices = _bounds(head)
         return Call(
             dialect=ARRAY if is_stream and alt != "sse" else self,
@@ -161,12 +160,12 @@ class GeminiGenerate(Gemini):
             fields=fields,
             parameters={"method": method, "alt": alt, "query": query},
             is_stream=is_stream,
-            input_tokens_max=input_tokens_max,
+            input_tokens_max=_input_tokens_max(body, media) + (CONTEXT_TOKENS_MAX if has_tools else 0),
             output_tokens_max=max(caps, default=None),
             choices=max(choices, default=1),
             tool_calls_max=TOOL_CALLS_MAX if has_tools else 0,
-            has_audio=any(mark in body for mark in _AUDIO_MARKS),
-            has_images=any(mark in body for mark in _IMAGE_MARKS),
+            has_audio=b"AUDIO" in body or (media > 0 and any(mark in body for mark in _AUDIO_MARKS)),
+            has_images=media > 0 or b"IMAGE" in body,
             metadata=head.labels,
         )
 
@@ -222,6 +221,7 @@ class GeminiEmbed(Gemini):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
+        media = _media(body)
         requests = fields.get("requests")
         if requests is not None:
             _check_requests(requests)
@@ -233,10 +233,10 @@ class GeminiEmbed(Gemini):
             body=body,
             fields=fields,
             parameters={"method": "embedContent" if requests is None else "batchEmbedContents"},
-            input_tokens_max=_input_tokens_max(body),
+            input_tokens_max=_input_tokens_max(body, media),
             output_tokens_max=0,
-            has_audio=any(mark in body for mark in _AUDIO_MARKS),
-            has_images=any(mark in body for mark in _IMAGE_MARKS),
+            has_audio=b"AUDIO" in body or (media > 0 and any(mark in body for mark in _AUDIO_MARKS)),
+            has_images=media > 0 or b"IMAGE" in body,
         )
 
     def read_prompt(self, call: Call) -> Embedding:
@@ -278,7 +278,10 @@ def _alias(parameters: Mapping[str, str]) -> str:
 
 def _alternative(parameters: Mapping[str, str]) -> tuple[str, str]:
     """(`sse` or ``, what of the query crosses to the provider): how the answer is to be written, and nothing of keys."""
-    given = [(name, value) for name, value in parse_qsl(parameters.get("query", "")) if name in ("alt", "$alt")]
+    query = parameters.get("query", "")
+    if query == "alt=sse":
+        return "sse", query
+    given = [(name, value) for name, value in parse_qsl(query) if name in ("alt", "$alt")]
     if "alt" in parameters and not given:
         given = [("alt", parameters["alt"])] if parameters["alt"] else []
     words = {value.partition(";")[0] for _, value in given}
@@ -302,11 +305,13 @@ def _bounds(head: _Head) -> tuple[list[int], list[int]]:
     return caps, choices
 
 
-def _input_tokens_max(body: bytes) -> int:
-    files = sum(body.count(mark) for mark in _FILE_MARKS)
-    media = files + sum(body.count(mark) for mark in _INLINE_MARKS)
+def _media(body: bytes) -> int:
+    return sum([body.count(mark) for mark in _MEDIA_MARKS])
+
+
+def _input_tokens_max(body: bytes, media: int) -> int:
     tokens = len(body) + TEMPLATE_TOKENS + media * MEDIA_TOKENS_MAX
-    is_long = any(mark in body for mark in _CACHE_MARKS) or (files and any(mark in body for mark in _VIDEO_MARKS))
+    is_long = any(mark in body for mark in _CACHE_MARKS) or (media > 0 and any(mark in body for mark in _VIDEO_MARKS))
     return tokens + CONTEXT_TOKENS_MAX if is_long else tokens
 
 

@@ -1,7 +1,7 @@
 """What clients of the Gemini API ask, in neutral words. Pure; no I/O."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -69,6 +69,7 @@ TASKS = {
 _UNBLOCKED = frozenset({None, 0, 4, 5, "HARM_BLOCK_THRESHOLD_UNSPECIFIED", "BLOCK_NONE", "OFF"})
 _WHOLE_NUMBERS = frozenset({"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"})
 
+_AS_NAMED: Mapping[str, str] = {}
 _WRAPPED_START = "dGcxL"  # How base64 of every wrapped signature begins.
 
 _encode = msgspec.json.Encoder().encode
@@ -80,19 +81,20 @@ class Proto(Fields):
     __slots__ = ("_written",)
 
     def __init__(self, value: Any, path: str = "") -> None:
-        self._written: dict[str, str] = {}
-        if type(value) is dict and any("_" in name for name in value):
-            value = self._in_camel_case(value, path)
         super().__init__(value, path)
+        self._written: Mapping[str, str] = _AS_NAMED
+        if "_" in "".join(value):
+            self._value = self._in_camel_case(value, path)
 
     def _in_camel_case(self, value: dict[str, Any], path: str) -> dict[str, Any]:
         renamed: dict[str, Any] = {}
+        self._written = written = {}
         for name, inner in value.items():
             camel = _camel(name)
             if camel in renamed:
                 raise InvalidRequest(f"`{path}{name}` is given twice", code="invalid_value", param=path + name)
             if camel != name:
-                self._written[camel] = name
+                written[camel] = name
             renamed[camel] = inner
         return renamed
 
@@ -105,11 +107,16 @@ class Proto(Fields):
 
     def objects(self, name: str) -> "Iterator[Proto]":
         """A single one may stand for a list of one."""
-        if type(self._value.get(name)) is dict:
-            self._value[name] = [self._value[name]]
-        path = f"{self.path(name)}."
-        for index, value in enumerate(self.items(name)):
-            yield Proto(value, f"{path}{index}.")
+        values = self._value.pop(name, None)
+        if values is None:
+            return
+        path = self.path(name)
+        if type(values) is dict:
+            values = [values]
+        if type(values) is not list:
+            raise wrong(path, "a list")
+        for index, value in enumerate(values):
+            yield Proto(value, f"{path}.{index}.")
 
     def word(self, name: str, words: tuple[str, ...]) -> str:
         """An enum's value in capitals; the first of `words`, its unspecified one, where there is none."""
@@ -124,10 +131,13 @@ class Proto(Fields):
 
     def rest(self, lost: list[str]) -> None:
         """Fields that are empty are as good as absent."""
-        lost.extend(self.path(name) for name, value in self._value.items() if not _is_empty(value))
+        if self._value:
+            lost.extend(self.path(name) for name, value in self._value.items() if not _is_empty(value))
 
 
 def _camel(name: str) -> str:
+    if "_" not in name:
+        return name
     head, *tail = name.split("_")
     return head + "".join(word[:1].upper() + word[1:] for word in tail) if head else name
 
@@ -224,11 +234,10 @@ class PromptReader:
     def _read_part(self, part: Proto, is_model: bool, parts: list[Part]) -> None:
         is_thought = bool(part.flag("thought"))
         signature = part.text("thoughtSignature") or ""
-        path = part.path("text")
         text = part.text("text")
         if text is not None:
             if is_thought or signature.startswith(_WRAPPED_START):
-                _add_thinking(parts, text, signature, path.rpartition(".")[0])
+                _add_thinking(parts, text, signature, part.path("")[:-1])
             elif text or signature:
                 _add_text(parts, text, signature, is_model)
         elif part.has("functionCall"):

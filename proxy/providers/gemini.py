@@ -35,7 +35,7 @@ from proxy.wire.json_gate import dump_object
 from proxy.wire.json_shape import Shape
 from proxy.wire.sse import SSEParser
 
-_SERVICE_TIERS = {"flex": "flex", "priority": "priority"}
+SERVICE_TIERS = {"flex": "flex", "priority": "priority"}
 _LOST = frozenset(
     {
         "parallel_tool_calls", "min_p", "repetition_penalty", "logit_bias", "verbosity", "user", "service_tier", "metadata",
@@ -114,7 +114,7 @@ class Generate(Gemini):
 
     def carry_platform(self, prompt: Prompt, body: dict[str, Any], lost: list[str]) -> tuple[tuple[bytes, bytes], ...]:
         """Into `body`, or into the headers that are returned, what Vertex AI says in another way; the rest into `lost`."""
-        tier = _SERVICE_TIERS.get(prompt.service_tier or "")
+        tier = SERVICE_TIERS.get(prompt.service_tier or "")
         lose_all_but(CARRIED | {"service_tier"} if tier else CARRIED, prompt, lost)
         if tier:
             body["serviceTier"] = tier
