@@ -45,6 +45,10 @@ _encode = msgspec.json.Encoder().encode
 # All others stop.
 _FINISHES = {LENGTH: "length", TOOL_CALLS: "tool_calls", CONTENT_FILTER: "content_filter"}
 
+# The tiers that OpenAI has, and what others call its ordinary one.
+_TIERS = {tier: tier for tier in ("auto", "default", "flex", "scale", "priority", "fast")}
+_TIERS |= {"standard": "default", "on_demand": "default"}
+
 
 def write_answer(answer: Answer, call: Call) -> bytes:
     body: dict[str, Any] = {
@@ -56,8 +60,8 @@ def write_answer(answer: Answer, call: Call) -> bytes:
     }
     if answer.usage is not None:
         body["usage"] = _usage(answer.usage)
-    if answer.service_tier:
-        body["service_tier"] = answer.service_tier
+    if answer.service_tier in _TIERS:
+        body["service_tier"] = _TIERS[answer.service_tier]
     if answer.system_fingerprint:
         body["system_fingerprint"] = answer.system_fingerprint
     return _encode(body)
@@ -341,8 +345,8 @@ class ChatWriter(StreamWriter):
             "created": began.created_at_s,
             "model": self._call.alias,
         }
-        if began.service_tier:
-            head["service_tier"] = began.service_tier
+        if began.service_tier in _TIERS:
+            head["service_tier"] = _TIERS[began.service_tier]
         if began.system_fingerprint:
             head["system_fingerprint"] = began.system_fingerprint
         self._head = b"data: " + _encode(head)[:-1] + b","

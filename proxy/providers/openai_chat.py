@@ -57,7 +57,7 @@ _AUDIO_FORMATS = {
     "audio/x-wav": "wav",
     "audio/wave": "wav",
 }
-_FAILED = "The tool failed:\n"
+_ERROR = Text(text="Error")
 
 
 class OpenAIChat(Api):
@@ -272,8 +272,8 @@ class OpenAIChat(Api):
                 continue
             texts = [inner for inner in part.content if type(inner) is Text]
             shown = [inner for inner in part.content if type(inner) is not Text]
-            if part.is_error:
-                texts.insert(0, Text(text=_FAILED))
+            if part.is_error:  # There is no flag for it: the text says it.
+                texts = [Text(text=f"Error: {texts[0].text}", cache=texts[0].cache), *texts[1:]] if texts else [_ERROR]
             if shown:
                 said += [Text(text=f"From the result of {self.call_id(part.call_id)}:"), *shown]
                 texts = texts or [Text(text="The result is in the next message.")]

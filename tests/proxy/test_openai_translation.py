@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from audit.records import Usage
 from proxy.dialects.dialect import JSON
@@ -307,11 +308,7 @@ def test_results_are_messages_of_their_own_and_their_images_follow():
     assert lost == []
     assert written["messages"] == [
         {"role": "tool", "tool_call_id": "1", "content": "see"},
-        {
-            "role": "tool",
-            "tool_call_id": "2",
-            "content": [{"type": "text", "text": "The tool failed:\n"}, {"type": "text", "text": "broken"}],
-        },
+        {"role": "tool", "tool_call_id": "2", "content": "Error: broken"},
         {
             "role": "user",
             "content": [
@@ -821,6 +818,19 @@ def _said(events: list[Any]) -> tuple[Any, ...]:
         usage,
         finishes,
     )
+
+
+@pytest.mark.parametrize("path", _recorded(status=200))
+def test_the_official_sdk_reads_what_is_written_for_it(path):
+    response = json.loads(path.read_text())["response"]
+    if "body_text" in response:
+        answer = openai_chat.CHAT.read_answer(response["body_text"].encode())
+        ChatCompletion.model_validate_json(CHAT.write_answer(answer, _call({"messages": []})), strict=True)
+        return
+    writer = CHAT.stream_writer(_call({"messages": [], "stream_options": {"include_usage": True}}))
+    stream = writer.write(_events(base64.b64decode(response["body_base64"]))) + writer.finish()
+    for frame in SSEParser().feed(stream)[:-1]:
+        ChatCompletionChunk.model_validate_json(frame.data, strict=True)
 
 
 @pytest.mark.parametrize("path", _recorded(status=200, streaming=False))
