@@ -66,7 +66,7 @@ TASKS = {
     "CLUSTERING": "clustering",
 }
 # Safety settings that hold at every provider: nothing is blocked for them.
-_UNBLOCKED = frozenset({None, 0, 4, 5, "HARM_BLOCK_THRESHOLD_UNSPECIFIED", "BLOCK_NONE", "OFF"})
+_UNBLOCKED = (None, 0, 4, 5, "HARM_BLOCK_THRESHOLD_UNSPECIFIED", "BLOCK_NONE", "OFF")
 _WHOLE_NUMBERS = frozenset({"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"})
 
 _AS_NAMED: Mapping[str, str] = {}

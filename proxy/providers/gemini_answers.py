@@ -313,16 +313,21 @@ def _read_candidate(candidate: _Candidate, answer_id: str) -> Choice:
 
 
 def _read_call(call: _FunctionCall, signature: str, derived_id: str) -> ToolCall:
-    arguments = bytes(call.args)
+    arguments = _json_text(call.args)
     if call.partial_args:
         pieces = _PartialArguments()
-        arguments = (pieces.add(call.partial_args) + pieces.end()).encode()
+        arguments = pieces.add(call.partial_args) + pieces.end()
     return ToolCall(
         call_id=call.id or derived_id,
         name=call.name or "",
-        arguments="{}" if arguments == b"null" else arguments.decode(),
+        arguments="{}" if arguments == "null" else arguments,
         signature=signature,
     )
+
+
+def _json_text(raw: msgspec.Raw) -> str:
+    """As it was written; what is raw was not decoded, so its text may be broken."""
+    return bytes(raw).decode(errors="replace")
 
 
 def _read_media(part: _Part) -> Media | None:
@@ -603,9 +608,9 @@ class Reader(StreamReader):
                     choice=choice,
                 )
             )
-            arguments = bytes(call.args)
-            if arguments != b"null":
-                events.append(ToolCallDelta(index=index, arguments=arguments.decode(), choice=choice))
+            arguments = _json_text(call.args)
+            if arguments != "null":
+                events.append(ToolCallDelta(index=index, arguments=arguments, choice=choice))
                 return
             progress.pieces = _PartialArguments()
         pieces = progress.pieces

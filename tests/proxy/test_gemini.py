@@ -375,6 +375,7 @@ def test_properties_come_in_the_order_that_is_asked_for():
         ({"safetySettings": [{"category": 7, "threshold": "BLOCK_ONLY_HIGH"}]}, ["safetySettings"]),
         ({"safety_settings": [{"category": 7, "threshold": "BLOCK_ONLY_HIGH"}]}, ["safety_settings"]),
         ({"safetySettings": [{"category": 7, "threshold": "BLOCK_NONE"}]}, []),
+        ({"safetySettings": [{"category": 7, "threshold": []}]}, ["safetySettings"]),
         ({"tools": [{"googleSearch": {}, "codeExecution": None}]}, ["tools.0.googleSearch"]),
         ({"tools": [{"url_context": {}}]}, ["tools.0.url_context"]),
         ({"generationConfig": {"speechConfig": {"voice": 1}}}, ["generationConfig.speechConfig"]),
@@ -398,6 +399,7 @@ def test_what_only_gemini_can_do_is_lost_by_its_path(body, lost):
         ({"contents": [{"parts": [{"functionCall": {}}]}]}, "contents.0.parts.0.functionCall.name"),
         ({"generationConfig": {"temperature": "hot"}}, "generationConfig.temperature"),
         ({"generationConfig": {"stopSequences": [1]}}, "generationConfig.stopSequences"),
+        ({"safetySettings": [1]}, "safetySettings.0"),
         ({"tools": [{"functionDeclarations": [{}]}]}, "tools.0.functionDeclarations.0.name"),
     ],
 )
@@ -1214,3 +1216,9 @@ def _joined(events: list[Any]) -> dict[Any, str]:
     for kind, text, arguments in events:
         joined[kind] = joined.get(kind, "") + text + "".join(arguments.split())
     return joined
+
+
+def test_broken_text_in_arguments_does_not_break_the_stream():
+    data = b'{"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": {"a": "\xff"}}}]}}]}'
+    events = provider.GENERATE.stream_reader().read(Frame(data, data, b""))
+    assert isinstance(events[-1], ToolCallDelta | OpaqueDone)
