@@ -152,6 +152,8 @@ class Api:
     stream_types: ClassVar[tuple[bytes, ...]] = (b"text/event-stream",)
     # Whether `write_request`, `read_answer` and `stream_reader` exist.
     is_translatable: ClassVar[bool] = False
+    # Whether its errors have another shape than the dialect's own: a client of the same dialect is told them in that one.
+    has_own_errors: ClassVar[bool] = False
 
     def accept(self, call: Call) -> bytes:
         """The `accept` header: what kind of answer is asked for."""

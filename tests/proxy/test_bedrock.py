@@ -46,10 +46,12 @@ from proxy.neutral import (
 from proxy.providers.bedrock import PROVIDER, MantleChat, MantleResponses, authorize
 from proxy.providers.bedrock_chunks import ClaudeChunks, as_server_sent
 from proxy.providers.bedrock_converse import Converse, family_of
+from proxy.providers.bedrock_messages import OnBedrock
 from proxy.providers.provider import EventMeter, Outgoing
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.event_stream import EventStreamParser
 from proxy.wire.frame import Frame, StreamMalformed
+from proxy.wire.json_gate import parse_object
 from proxy.wire.sse import SSEParser
 
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
@@ -719,6 +721,47 @@ def test_a_chunk_that_holds_nothing_is_malformed(payload: Any) -> None:
         ClaudeChunks().feed(message(payload, ":event-type", "chunk"))
 
 
+MESSAGES = OnBedrock()
+
+
+def asked(body: bytes, **changes: Any) -> Call:
+    return call(body=body, fields=parse_object(body), **({"output_tokens_max": 9} | changes))
+
+
+def test_a_message_loses_its_model_and_gains_a_version_and_nothing_else_changes() -> None:
+    body = b'{"model":"a","new":{"x": 1.50},"stream":true,"max_tokens":9,"messages":[ ]}'
+    outgoing = MESSAGES.pass_request(asked(body, is_stream=True), deployment(), AMAZON)
+    version = b'"anthropic_version":"bedrock-2023-05-31"'
+    assert outgoing.body == b'{"new":{"x": 1.50},"max_tokens":9,"messages":[ ],' + version + b"}"
+    assert outgoing.target == (b"/model/us.anthropic.claude-sonnet-4-5-20250929-v1%3A0/invoke-with-response-stream")
+
+
+def test_a_message_without_an_output_cap_gets_one() -> None:
+    outgoing = MESSAGES.pass_request(asked(b'{"model":"a"}', output_tokens_max=None), deployment(), AMAZON)
+    assert json.loads(outgoing.body)["max_tokens"] == 4096
+    assert outgoing.target.endswith(b"/invoke")
+
+
+@pytest.mark.parametrize(
+    ("header", "body", "betas"),
+    [
+        (b"a, b", b"{}", ["a", "b"]),
+        (b"a", b'{"anthropic_beta":["b","a"]}', ["a", "b"]),
+        (b"", b'{"anthropic_beta":["b"]}', ["b"]),
+        (b"", b"{}", None),
+    ],
+)
+def test_betas_of_the_header_stand_in_the_body(header: bytes, body: bytes, betas: list[str] | None) -> None:
+    outgoing = MESSAGES.pass_request(asked(body, headers={b"anthropic-beta": header}), deployment(), AMAZON)
+    assert json.loads(outgoing.body).get("anthropic_beta") == betas
+
+
+def test_messages_are_for_claude_alone() -> None:
+    assert MESSAGES.serves(deployment(CLAUDE), AMAZON)
+    assert not MESSAGES.serves(deployment(NOVA), AMAZON)
+    assert MESSAGES.stream_type(call(), b"application/vnd.amazon.eventstream").startswith(b"text/event-stream")
+
+
 # The mantle endpoint
 
 
@@ -913,6 +956,23 @@ def test_a_recorded_stream_of_claude_is_shown_as_server_sent_events(path: Path) 
     shown = SSEParser().feed(b"".join(map(as_server_sent, ClaudeChunks().feed(stream))))
     assert [frame.data for frame in shown] == inner
     assert [frame.event.decode() for frame in shown] == [json.loads(data)["type"] for data in inner]
+
+
+@pytest.mark.parametrize("path", recorded("invoke"))
+def test_a_recorded_request_to_claude_is_what_a_message_becomes(path: Path) -> None:
+    recording = json.loads(path.read_bytes())
+    request, body = recording["request"], recording["request"]["body"]
+    if "anthropic_version" not in body:
+        return
+    message = {"model": "a", **body, "stream": recording["meta"]["streaming"]}
+    del message["anthropic_version"]
+    model = unquote(request["path"].split("/")[2])
+    is_stream = request["path"].endswith("stream")
+    outgoing = MESSAGES.pass_request(
+        asked(json.dumps(message).encode(), is_stream=is_stream), deployment(model), AMAZON
+    )
+    assert json.loads(outgoing.body) == body
+    assert unquote(outgoing.target.decode()) == unquote(request["path"])
 
 
 @pytest.mark.parametrize("path", recorded("chat-completions", "responses"))
