@@ -36,12 +36,14 @@ async def call_provider(
         (b"accept", prepared.api.accept(attempt.described.call)),
         # The provider's own log then names our attempt.
         (b"x-client-request-id", attempt.attempt_id.encode()),
-        *outgoing.headers,
     ]
     crossing: tuple[bytes, ...] = REQUEST_HEADERS
     if not prepared.is_translated:
         crossing += attempt.described.call.dialect.request_headers
-    headers.extend((name, request.headers[name]) for name in crossing if name in request.headers)
+    crossed = [(name, request.headers[name]) for name in crossing if name in request.headers]
+    headers += crossed
+    # What the client said itself counts, where it may.
+    headers += [header for header in outgoing.headers if header[0] not in request.headers or header[0] not in crossing]
     if authorizer is not None:
         await _refresh(pool, authorizer, upstream, clock)
         path = upstream.origin.path_prefix + outgoing.target

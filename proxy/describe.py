@@ -27,6 +27,9 @@ def describe(request: Request, subject: Subject, dialect: Dialect, parameters: M
     """Raises `InvalidRequest`, also for tags that the project requires and nobody gave."""
     if request.query:
         parameters = {**parameters, "query": request.query.decode("latin-1")}
+    for name in dialect.request_headers:
+        if name in request.headers:
+            parameters = {**parameters, name.decode(): request.headers[name].decode("latin-1")}
     call = dialect.describe(request.body, request.headers.get(b"content-type", JSON), parameters)
     return Described(request.request_id, subject, call, _tags(request, subject, call))
 

@@ -71,6 +71,8 @@ class StreamMeter:
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
+        # What is known of a stream that was cut before it said all.
+        self.partial_usage: Usage | None = None
         self.response_model = ""
         self.finish_reason = ""
         self.is_done = False
@@ -108,8 +110,10 @@ class EventMeter(StreamMeter):
                     self._saw(len(text.encode()))
                 case OpaqueDone(size=size):
                     self._saw(size)
-                case UsageSeen(usage=usage):
-                    self.usage = usage
+                case UsageSeen(usage=usage, is_partial=is_partial):
+                    self.partial_usage = usage
+                    if not is_partial:
+                        self.usage = usage
                 case Began(model=model):
                     self.response_model = model[:NAME_CHARACTERS_MAX]
                 case Finished(finish=finish, finish_detail=detail):
