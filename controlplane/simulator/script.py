@@ -68,7 +68,9 @@ def script(call: Call) -> Iterator[Step]:
         yield Until(directives.latency_ms / 1000)
     if fixed is not None:
         call.status, call.usage = fixed.status, fixed.usage
-        yield _head(call, fixed.fields + wire.content_length(len(fixed.body))) + fixed.body
+        # What follows 101 is no body of HTTP.
+        length = wire.content_length(len(fixed.body)) if fixed.status != 101 else b""
+        yield _head(call, fixed.fields + length) + fixed.body
         return
     assert call.asked is not None
     answer = call.asked.answers(call)
@@ -80,6 +82,23 @@ def script(call: Call) -> Iterator[Step]:
         yield from _stream(answer)
     else:
         yield from _whole(answer)
+
+
+def exchange(call: Call, frame: Frame) -> Iterator[Step]:
+    """The same where every event is a message by itself, and there are no heads."""
+    fixed, directives = call.fixed, call.directives
+    if directives.latency_ms:
+        yield Until(directives.latency_ms / 1000)
+    if fixed is not None:
+        call.status = fixed.status
+        yield frame(fixed.body)
+        return
+    assert call.asked is not None
+    call.status = 200
+    answer = call.asked.answers(call)
+    if directives.first_token_ms:
+        yield Until(_first_token_s(directives))
+    yield from _play(answer, directives.fault, frame)
 
 
 def _head(call: Call, fields: bytes) -> bytes:
@@ -153,12 +172,12 @@ def _stream(answer: Answer) -> Iterator[Step]:
     yield _head(call, answer.stream_fields + framing)
     if directives.first_token_ms:
         yield Until(_first_token_s(directives))
-    yield from play(answer, fault, frame)
+    yield from _play(answer, fault, frame)
     if framing is wire.CHUNKED:
         yield wire.LAST_CHUNK
 
 
-def play(answer: Answer, fault: Fault | None, frame: Frame) -> Iterator[Step]:
+def _play(answer: Answer, fault: Fault | None, frame: Frame) -> Iterator[Step]:
     """The events of the stream at their pace, each in a frame of its own, until the fault strikes."""
     call, plan, directives = answer.call, answer.plan, answer.call.directives
     is_paced, is_split = directives.tokens_per_second > 0, directives.split_utf8

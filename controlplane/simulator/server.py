@@ -1,26 +1,20 @@
-"""The simulator on the wire: HTTP/1.1 connections that play scripts. What is answered, and why, is in `simulator.py`.
-
-No framework and no tasks: a connection is a protocol object, a wait is a timer; so 5,000 open streams are 5,000 timers.
-"""
+"""The simulator on the wire: HTTP/1.1 connections that play scripts. What is answered, and why, is in `simulator.py`."""
 
 import asyncio
-import socket
-import struct
 import time
 from collections import deque
-from collections.abc import Iterator
-from typing import cast
 from urllib.parse import unquote
 
 import httptools
 
-from controlplane.simulator.calls import Call, Request
-from controlplane.simulator.script import Cut, Pause, Step, Until, script
+from controlplane.simulator.calls import Request
+from controlplane.simulator.player import Player
+from controlplane.simulator.script import script
 from controlplane.simulator.simulator import Simulator, refuse
+from controlplane.simulator.talk import Talk
 
 BODY_BYTES_MAX = 64 << 20
 PIPELINED_MAX = 16
-_FLUSH_BYTES = 64 << 10
 _HEADERS = frozenset(
     {
         *(b"authorization", b"api-key", b"x-api-key", b"x-goog-api-key"),
@@ -28,84 +22,35 @@ _HEADERS = frozenset(
         *(b"upgrade", b"sec-websocket-key", b"sec-websocket-protocol"),
     }
 )
-_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER of no seconds.
 
 
-class Connection(asyncio.Protocol):
-    """One client's socket: reads requests, and plays the script of one at a time."""
+class Connection(Player):
+    """A client's HTTP connection: answers its requests, one after the other."""
 
-    __slots__ = (
-        "_arrived_s",
-        "_body",
-        "_body_bytes",
-        "_call",
-        "_headers",
-        "_is_paused",
-        "_keeps_alive",
-        "_loop",
-        "_parser",
-        "_pending",
-        "_progress",
-        "_simulator",
-        "_steps",
-        "_target",
-        "_timer",
-        "_transport",
-        "_waits_for_room",
-    )
+    __slots__ = ("_body", "_body_bytes", "_headers", "_keeps_alive", "_parser", "_pending", "_target")
 
     def __init__(self, simulator: Simulator, loop: asyncio.AbstractEventLoop) -> None:
-        self._simulator = simulator
-        self._loop = loop
+        super().__init__(simulator, loop)
         self._parser = httptools.HttpRequestParser(self)
-        self._transport: asyncio.Transport
         self._target = b""
         self._headers: dict[bytes, bytes] = {}
         self._body: list[bytes] = []
         self._body_bytes = 0
         self._pending: deque[Request] = deque()
-        self._call: Call | None = None
-        self._steps: Iterator[Step] = iter(())
-        self._arrived_s = 0.0
         self._keeps_alive = True
-        self._progress = 0
-        self._timer: asyncio.Handle | None = None
-        self._is_paused = False
-        self._waits_for_room = False
-
-    def stop(self) -> None:
-        """The simulator ends, and with it what it was saying."""
-        self._abandon("stopped")
-        self._transport.abort()
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        self._simulator.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
             self._refuse_connection(400)
             return
         # Out here, because the parser takes what is raised in a callback for a mistake of the client's.
         if self._pending and self._call is None and not self._transport.is_closing():
             self._begin(self._pending.popleft())
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._simulator.connections.discard(self)
-        self._abandon("client_gone")
-
-    def pause_writing(self) -> None:
-        self._is_paused = True
-
-    def resume_writing(self) -> None:
-        self._is_paused = False
-        if self._waits_for_room:
-            self._waits_for_room = False
-            self._advance()
 
     # httptools
 
@@ -161,66 +106,8 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._simulator.control(request))
             self._go_on()
             return
-        self._call = self._simulator.accept(request)
-        self._steps = script(self._call)
-        self._arrived_s = request.arrived_s
-        self._progress = 0
-        self._advance()
-
-    def _advance(self) -> None:
-        """Play until the script says to wait, or until so much is written that others should have their turn."""
-        self._timer = None
-        if self._is_paused:
-            self._waits_for_room = True
-            return
-        written: list[bytes] = []
-        written_bytes = 0
-        for step in self._steps:
-            if isinstance(step, bytes):
-                written.append(step)
-                written_bytes += len(step)
-                delay_s = 0.0
-                if written_bytes < _FLUSH_BYTES:
-                    continue
-            elif isinstance(step, Cut):
-                self._cut(step, b"".join(written))
-                return
-            else:
-                delay_s = step.seconds if isinstance(step, Pause) else self._seconds_until(step)
-                if delay_s <= 0:
-                    continue
-            self._write(b"".join(written))
-            self._timer = self._loop.call_later(delay_s, self._advance)
-            return
-        self._end("completed")
-        self._transport.write(b"".join(written))
-        self._go_on()
-
-    def _seconds_until(self, moment: Until) -> float:
-        return self._arrived_s + moment.offset_s - self._loop.time()
-
-    def _write(self, data: bytes) -> None:
-        """The journal has it before the client can have it."""
-        call = self._call
-        assert call is not None
-        if call.generated != self._progress:
-            self._progress = call.generated
-            self._simulator.note_progress(call)
-        if data:
-            self._transport.write(data)
-
-    def _cut(self, cut: Cut, data: bytes) -> None:
-        if cut is Cut.HANG:
-            self._write(data)  # The call stays open, until the client has had enough.
-            return
-        self._end("fault")
-        self._transport.write(data)
-        if cut is Cut.RESET:
-            endpoint: socket.socket = self._transport.get_extra_info("socket")
-            endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            self._transport.abort()
-        else:
-            self._transport.close()
+        call = self._simulator.accept(request)
+        self._play(call, script(call), request.arrived_s)
 
     def _go_on(self) -> None:
         if not self._keeps_alive:
@@ -230,18 +117,24 @@ class Connection(asyncio.Protocol):
 
     def _abandon(self, end: str) -> None:
         self._pending.clear()
-        self._waits_for_room = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._call is not None:
-            self._end(end)
+        super()._abandon(end)
 
-    def _end(self, end: str) -> None:
-        call, self._call = self._call, None
-        assert call is not None
-        self._steps = iter(())
-        self._simulator.note_end(call, end)
+    def _upgrade(self, rest: bytes) -> None:
+        """The request that was just read wants something other than HTTP to follow; what does is in `rest` already."""
+        if not self._pending or self._call is not None or self._transport.is_closing():
+            self._refuse_connection(400)
+            return
+        request = self._pending.popleft()
+        call = self._simulator.accept(request)
+        if call.fixed is None or call.fixed.status != 101:
+            self._keeps_alive = False
+            self._play(call, script(call), request.arrived_s)
+            return
+        talk = Talk(self._simulator, self._loop, call, request)
+        self._simulator.connections.discard(self)
+        self._transport.set_protocol(talk)
+        talk.connection_made(self._transport)
+        talk.data_received(rest)
 
     def _refuse_connection(self, status: int) -> None:
         """What came is no request, or too much of one."""

@@ -56,8 +56,11 @@ class Simulator:
         self._call_prefix = secrets.token_hex(6)
         self._calls = 0
 
-    def accept(self, request: Request, batch: str = "") -> Call:
-        """The request as a call, of which all is known that the answer depends on. In the journal before it is answered."""
+    def accept(self, request: Request, *, batch: str = "", asked: Asked | None = None) -> Call:
+        """The request as a call, of which all is known that the answer depends on. In the journal before it is answered.
+
+        Where it is known what the request asks for, `asked` says it.
+        """
         self._calls += 1
         shape = SHAPES.get(request.path[1 : request.path.find("/", 1)], openai.SHAPE)
         attempt_id = "" if batch else request.header(b"x-client-request-id")[:_ATTEMPT_ID_MAX]
@@ -65,7 +68,13 @@ class Simulator:
         call.batch = batch
         key = shape.key(request)
         try:
-            self._understand(call, request, key)
+            if not key and shape.needs_key:
+                raise Refused(401)
+            understood = shape.ask(request, call.call_id, self) if asked is None else asked
+            if isinstance(understood, Fixed):
+                call.fixed = understood
+            else:
+                self._plan(call, understood, request, key)
         except Refused as refused:
             call.fixed = call.error(refused.status, refused.message, refused.code)
         asked = call.asked
@@ -147,7 +156,7 @@ class Simulator:
         return self._resolve("", "", request)
 
     def run(self, request: Request, batch: str) -> tuple[int, bytes]:
-        call = self.accept(request, batch)
+        call = self.accept(request, batch=batch)
         if call.fixed is not None:
             call.status, body = call.fixed.status, call.fixed.body
         else:
@@ -161,14 +170,8 @@ class Simulator:
 
     # Understanding a request
 
-    def _understand(self, call: Call, request: Request, key: bytes) -> None:
+    def _plan(self, call: Call, asked: Asked, request: Request, key: bytes) -> None:
         """Raises `Refused`."""
-        if not key and call.shape.needs_key:
-            raise Refused(401)
-        asked = call.shape.ask(request, call.call_id, self)
-        if isinstance(asked, Fixed):
-            call.fixed = asked
-            return
         call.asked = asked
         call.input_tokens = sum(map(count_tokens, asked.texts)) + asked.more_tokens
         call.directives = directives = self._choose(asked, request)

@@ -6,7 +6,7 @@ import msgspec
 
 from controlplane.simulator.calls import Asked, Desk, Fixed, Refused, Request, Shape, decode, unknown_url
 from controlplane.simulator.directives import Like
-from controlplane.simulator.shapes import openai, openai_errors
+from controlplane.simulator.shapes import openai, openai_errors, openai_realtime
 from controlplane.simulator.shapes.openai_chat import Completion
 from controlplane.simulator.words import encode
 
@@ -35,6 +35,8 @@ class AzureCompletion(Completion):
 
 def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
     """Raises `Refused`."""
+    if request.path in openai_realtime.PATHS:
+        return openai_realtime.ask(request)
     asked = openai.ask(_as_openai(request), call_id, desk)
     if isinstance(asked, Asked) and asked.answers is Completion:
         return asked._replace(answers=AzureCompletion)

@@ -8,6 +8,7 @@ from controlplane.simulator.shapes import (
     openai_completions,
     openai_files,
     openai_media,
+    openai_realtime,
     openai_responses,
     openai_vectors,
 )
@@ -49,6 +50,8 @@ def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
         return openai_responses.ask(request, desk)
     if request.path.startswith(f"{openai_responses.PATH}/"):
         return openai_responses.ask_kept(request, desk)
+    if request.path in openai_realtime.PATHS:
+        return openai_realtime.ask(request)
     if request.path.startswith(openai_files.PATH):
         return openai_files.ask(request, call_id, desk)
     if request.path.startswith(openai_batches.PATH):
