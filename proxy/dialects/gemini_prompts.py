@@ -346,12 +346,16 @@ class PromptReader:
             schema = function.any("parameters")
             if parameters is None and schema is not None:
                 parameters = json_schema(schema)
+            returned = function.any("responseJsonSchema")
+            response = function.any("response")
+            if returned is None and response is not None:
+                returned = json_schema(response)
             if function.any("behavior") not in (None, 0, 1, "UNSPECIFIED", "BLOCKING"):
                 self._lost.append(f"{path}.behavior")
             read.append(
                 Tool(
                     name=function.required_text("name"),
-                    description=function.text("description") or "",
+                    description=_described(function.text("description") or "", returned),
                     parameters=parameters,
                     path=path,
                 )
@@ -386,6 +390,13 @@ class PromptReader:
             case "VALIDATED":
                 self._lost.append(mode_path)
         return ToolChoice(mode="auto", allowed=allowed)
+
+
+def _described(description: str, returned: Any) -> str:
+    """Only in words can others be told what a function returns."""
+    if returned is None:
+        return description
+    return f"{description}\n\nReturns JSON of this schema: {_encode(returned).decode()}".lstrip()
 
 
 def _add_thinking(parts: list[Part], text: str, signature: str, path: str) -> None:

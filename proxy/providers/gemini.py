@@ -35,6 +35,7 @@ from proxy.wire.json_gate import dump_object
 from proxy.wire.json_shape import Shape
 from proxy.wire.sse import SSEParser
 
+PATH_SAFE = "/@.-_~"
 SERVICE_TIERS = {"flex": "flex", "priority": "priority"}
 _LOST = frozenset(
     {
@@ -60,7 +61,7 @@ class Gemini(Api):
         return model if "/" in model else f"models/{model}"
 
     def target(self, deployment: Deployment, provider: Provider, method: str, query: str = "") -> bytes:
-        path = quote(self.model_path(deployment, provider), safe="/@.-_~")
+        path = quote(self.model_path(deployment, provider), safe=PATH_SAFE)
         return f"{path}:{method}{'?' if query else ''}{query}".encode()
 
     def renamed(

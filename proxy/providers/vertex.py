@@ -7,7 +7,7 @@ the JSON of a service account's key, an API key, or an access token that somebod
 import base64
 import re
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -17,9 +17,11 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 from audit.records import Usage
 from proxy.dialects.dialect import Call
-from proxy.neutral import Embedded, Embedding, Media, Prompt, lose_all_but
-from proxy.providers.gemini import CARRIED, SERVICE_TIERS, CountTokens, Embed, Generate
+from proxy.neutral import Embedded, Embedding, Media, Prompt, ProviderError, lose_all_but
+from proxy.providers.anthropic import AnthropicCountTokens, AnthropicMessages
+from proxy.providers.gemini import CARRIED, PATH_SAFE, SERVICE_TIERS, CountTokens, Embed, Generate
 from proxy.providers.gemini_answers import is_error
+from proxy.providers.gemini_answers import read_error as read_google_error
 from proxy.providers.gemini_requests import TASK_TYPES, embed_contents, embed_options
 from proxy.providers.provider import (
     Api,
@@ -198,6 +200,62 @@ def _usage_of(answer: _Predictions) -> Usage | None:
     return checked_usage(Usage(input_tokens=int(sum(counts)))) if counts else None
 
 
+# Claude
+
+
+class VertexClaude(AnthropicMessages):
+    """Anthropic's Messages, with the model in the path."""
+
+    version_in_body = "vertex-2023-10-16"
+
+    def serves(self, deployment: Deployment, provider: ProviderEntry) -> bool:
+        return is_claude(deployment)
+
+    def target(self, call: Call, deployment: Deployment, provider: ProviderEntry) -> bytes:
+        path = quote(model_path(deployment, provider, "anthropic"), safe=PATH_SAFE)
+        return f"/{path}:{'streamRawPredict' if call.is_stream else 'rawPredict'}".encode()
+
+    def pass_request(self, call: Call, deployment: Deployment, provider: ProviderEntry) -> Outgoing:
+        return _saying_stream(super().pass_request(call, deployment, provider), call)
+
+    def write_request(
+        self, prompt: Prompt, call: Call, deployment: Deployment, provider: ProviderEntry, lost: list[str]
+    ) -> Outgoing:
+        return _saying_stream(super().write_request(prompt, call, deployment, provider, lost), call)
+
+    def read_error(self, status_code: int, body: bytes) -> ProviderError:
+        """Anthropic's errors, and Google's where it did not come that far."""
+        error = read_google_error(status_code, body)
+        return error if error.kind else super().read_error(status_code, body)
+
+
+def _saying_stream(outgoing: Outgoing, call: Call) -> Outgoing:
+    """The body has to say so, too."""
+    return outgoing._replace(body=b'{"stream":true,' + outgoing.body[1:]) if call.is_stream else outgoing
+
+
+class VertexClaudeCountTokens(AnthropicCountTokens):
+    """One path for all models."""
+
+    def serves(self, deployment: Deployment, provider: ProviderEntry) -> bool:
+        return is_claude(deployment)
+
+    def pass_request(self, call: Call, deployment: Deployment, provider: ProviderEntry) -> Outgoing:
+        counter = msgspec.structs.replace(deployment, upstream_model="count-tokens")
+        fields = {
+            **call.fields,
+            "model": msgspec.Raw(_encode(deployment.upstream_model)),
+            "anthropic_version": msgspec.Raw(_encode(VertexClaude.version_in_body)),
+        }
+        return Outgoing(f"/{model_path(counter, provider, 'anthropic')}:rawPredict".encode(), dump_object(fields))
+
+    def read_error(self, status_code: int, body: bytes) -> ProviderError:
+        return VERTEX_CLAUDE.read_error(status_code, body)
+
+
+VERTEX_CLAUDE = VertexClaude()
+
+
 # Credentials
 
 
@@ -293,6 +351,13 @@ def authorize(secret: str, provider: ProviderEntry) -> Authorizer:
 
 PROVIDER = Provider(
     name="vertex",
-    apis=(VertexGenerate(), VertexCountTokens(), VertexEmbedContent(), VertexPredict()),
+    apis=(
+        VertexGenerate(),
+        VertexCountTokens(),
+        VertexEmbedContent(),
+        VertexPredict(),
+        VERTEX_CLAUDE,
+        VertexClaudeCountTokens(),
+    ),
     authorize=authorize,
 )

@@ -363,6 +363,20 @@ def test_an_openapi_schema_becomes_json_schema(schema, expected):
     assert json_schema(schema) == expected
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [
+        {"responseJsonSchema": {"type": "string"}},
+        {"response": {"type": "STRING"}},
+        {"response_json_schema": {"type": "string"}},
+    ],
+)
+def test_what_a_function_returns_is_told_in_words(returned):
+    prompt = _read({**HELLO, "tools": [{"functionDeclarations": [{"name": "f", "description": "d", **returned}]}]})
+    assert prompt.lost == []
+    assert prompt.tools[0].description == 'd\n\nReturns JSON of this schema: {"type":"string"}'
+
+
 def test_properties_come_in_the_order_that_is_asked_for():
     schema = json_schema({"properties": {"a": {}, "b": {}, "c": {}}, "propertyOrdering": ["c", "a"]})
     assert list(schema["properties"]) == ["c", "a", "b"]
@@ -1159,7 +1173,9 @@ def test_recorded_requests_pass_and_are_read(file):
             body.pop(name, None) if not config else body.update({name: config})
     assert sent == given
     prompt = call.dialect.read_prompt(call)
-    allowed = ("safetySettings", "tools.", "cachedContent")
+    built_in = ("Search", "_search", "urlContext", "url_context", "odeExecution", "code_execution")
+    prompt.lost = [name for name in prompt.lost if not (name.startswith("tools.") and name.endswith(built_in))]
+    allowed = ("safetySettings", "cachedContent")
     assert all(name.startswith(allowed) for name in prompt.lost), prompt.lost
     lost: list[str] = []
     provider.GENERATE.write_request(prompt, call, GEMINI_3, PROVIDER, lost)

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from audit.records import Usage
+from proxy.dialects.anthropic import COUNT_TOKENS as ANTHROPIC_COUNT_TOKENS
+from proxy.dialects.anthropic import MESSAGES
 from proxy.dialects.gemini import COUNT_TOKENS, EMBED, GENERATE, STREAM
 from proxy.neutral import Embedding, Media, Message, Prompt, Text
 from proxy.providers import vertex
@@ -169,6 +171,98 @@ def test_a_recorded_prediction_is_read():
     recording = json.loads((RECORDINGS / "vertex" / "vertex-predict-plain-935f93.json").read_text())
     answer = _api("vertex.predict", "text-embedding-004").read_answer(recording["response"]["body_text"].encode())
     assert (len(answer.vectors[0]), answer.usage) == (768, Usage(input_tokens=10))
+
+
+# Claude
+
+CLAUDE = _deployment("claude-sonnet-4-5@20250929")
+ANTHROPIC_MODELS = b"/projects/p1/locations/us-east5/publishers/anthropic/models/"
+ASKED = (
+    b'{"model": "demo", "stream": true, "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}], "x": 1.0}'
+)
+
+
+def _claude_call(body: bytes = ASKED):
+    return MESSAGES.describe(body, b"", {})
+
+
+@pytest.mark.parametrize(("is_stream", "method"), [(True, b"streamRawPredict"), (False, b"rawPredict")])
+def test_claude_is_called_with_the_model_in_the_path(is_stream, method):
+    api = _api("anthropic.messages", CLAUDE.upstream_model)
+    body = ASKED if is_stream else ASKED.replace(b"true", b"false")
+    outgoing = api.pass_request(_claude_call(body), CLAUDE, PROVIDER)
+    assert outgoing.target == ANTHROPIC_MODELS + b"claude-sonnet-4-5@20250929:" + method
+    assert not any(name == b"anthropic-version" for name, _ in outgoing.headers)
+    sent = json.loads(outgoing.body)
+    assert sent.get("stream", False) is is_stream
+    assert (sent["anthropic_version"], "model" in sent, b'"x":1.0' in outgoing.body) == (
+        "vertex-2023-10-16",
+        False,
+        True,
+    )
+
+
+def test_claude_is_called_from_other_dialects():
+    api = _api("anthropic.messages", CLAUDE.upstream_model)
+    lost: list[str] = []
+    outgoing = api.write_request(_ask(), _call("streamGenerateContent", "alt=sse"), CLAUDE, PROVIDER, lost)
+    sent = json.loads(outgoing.body)
+    assert (sent["stream"], sent["anthropic_version"], sent["max_tokens"], lost) == (True, "vertex-2023-10-16", 777, [])
+    assert outgoing.target.endswith(b":streamRawPredict")
+
+
+def test_claudes_tokens_are_counted_on_one_path():
+    call = ANTHROPIC_COUNT_TOKENS.describe(b'{"model": "demo", "messages": []}', b"", {})
+    outgoing = _api("anthropic.count_tokens", CLAUDE.upstream_model).pass_request(call, CLAUDE, PROVIDER)
+    assert outgoing.target == ANTHROPIC_MODELS + b"count-tokens:rawPredict"
+    sent = json.loads(outgoing.body)
+    assert sent == {"model": CLAUDE.upstream_model, "messages": [], "anthropic_version": "vertex-2023-10-16"}
+
+
+@pytest.mark.parametrize("model", ["gemini-2.5-flash", "claude-sonnet-4-5@20250929"])
+def test_the_models_name_decides_whose_api_it_is(model):
+    chats = [
+        api.name
+        for api in vertex.PROVIDER.apis
+        if api.capability == "chat" and api.serves(_deployment(model), PROVIDER)
+    ]
+    maker = "anthropic.messages" if "claude" in model else "gemini.generate"
+    assert chats[0] == maker
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "kind"),
+    [
+        (
+            b'{"type": "error", "error": {"type": "invalid_request_error", "message": "bad"}}',
+            "bad",
+            "invalid_request_error",
+        ),
+        (
+            b'[{"error": {"code": 429, "message": "quota", "status": "RESOURCE_EXHAUSTED"}}]',
+            "quota",
+            "RESOURCE_EXHAUSTED",
+        ),
+    ],
+)
+def test_errors_come_from_anthropic_or_from_google(body, message, kind):
+    error = _api("anthropic.messages", CLAUDE.upstream_model).read_error(429, body)
+    assert (error.message, error.kind) == (message, kind)
+
+
+@pytest.mark.skipif(not RECORDINGS.exists(), reason="the recordings of real traffic are not here")
+def test_recorded_answers_of_claude_are_read():
+    api = _api("anthropic.messages", CLAUDE.upstream_model)
+    recording = json.loads((RECORDINGS / "vertex" / "vertex-messages-tools-45a7e7.json").read_text())
+    answer = api.read_answer(recording["response"]["body_text"].encode())
+    assert answer.usage == Usage(input_tokens=394, output_tokens=68)
+    recording = json.loads((RECORDINGS / "vertex" / "vertex-messages-stream-tools-13e6e9.json").read_text())
+    meter, parser = api.stream_meter(_claude_call()), api.frame_parser(_claude_call())
+    for frame in parser.feed(base64.b64decode(recording["response"]["body_base64"])):
+        meter.observe(frame)
+    assert meter.has_ended
+    assert meter.usage is not None
+    assert meter.usage.input_tokens == 394
 
 
 # Credentials
