@@ -98,7 +98,7 @@ class Gateway:
         words, and the request is no longer live."""
         task: asyncio.Task[None] = scope["tollgate.task"]
         request, live = Request(scope), LiveRequest(task)
-        match = TABLE.find(request.method, request.raw_path)
+        match = TABLE.find(request.method, request.raw_path, request.headers)
         dialect = match.endpoint.dialect if match.endpoint is not None else dialect_of(request.path)
         responder = Responder(send, request, dialect)
         scope["tollgate.client_gone"] = live.client_gone  # Called by the server protocol when the connection is lost.
@@ -148,6 +148,7 @@ class Gateway:
         subject = await self._authenticate(request)  # Before the body: a stranger's takes no memory here.
         request.body = await read_body(exchange.receive, self._body_bytes_max)
         described = guard(describe(request, subject, exchange.dialect, exchange.parameters))
+        responder.dialect = described.call.dialect
         cached = look_in_cache(described)
         if cached is not None:
             await responder.whole(200, cached, [JSON])

@@ -16,11 +16,11 @@ JSON = (b"content-type", b"application/json")
 class Responder:
     """One answer: nothing sent, then a whole body, or a stream that ends once."""
 
-    __slots__ = ("_dialect", "_send", "has_ended", "has_started", "request_id", "status_code")
+    __slots__ = ("_send", "dialect", "has_ended", "has_started", "request_id", "status_code")
 
     def __init__(self, send: Send, request: Request, dialect: Dialect) -> None:
         self._send = send
-        self._dialect = dialect
+        self.dialect = dialect
         self.request_id = request.request_id
         self.has_started = False
         self.has_ended = False
@@ -49,7 +49,7 @@ class Responder:
         if self.has_ended or isinstance(error, ClientGone):
             return
         if self.has_started:
-            await self.end_stream(self._dialect.render_error_event(error, self.request_id))
+            await self.end_stream(self.dialect.render_error_event(error, self.request_id))
             return
         headers = _error_headers(error)
         if isinstance(error, UpstreamRefused):
@@ -58,13 +58,13 @@ class Responder:
                 # A client error of the provider crosses as it is, where the client speaks its dialect.
                 await self.whole(error.upstream_status, error.body, headers)
                 return
-        await self.whole(error.status_code, self._dialect.render_error(error, self.request_id), headers)
+        await self.whole(error.status_code, self.dialect.render_error(error, self.request_id), headers)
 
     async def _start(self, status_code: int, headers: Headers) -> None:
         request_id = self.request_id.encode()
         headers.append((b"x-request-id", request_id))
-        if self._dialect.request_id_header != b"x-request-id":
-            headers.append((self._dialect.request_id_header, request_id))
+        if self.dialect.request_id_header != b"x-request-id":
+            headers.append((self.dialect.request_id_header, request_id))
         self.has_started = True
         self.status_code = status_code
         await self._send({"type": "http.response.start", "status": status_code, "headers": headers})

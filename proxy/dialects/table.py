@@ -4,10 +4,11 @@ Paths are matched as they were sent; what a path or a query says besides is in `
 """
 
 import re
+from collections.abc import Collection
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from proxy.dialects import cohere, openai_audio, openai_images, openai_moderations, passthrough
+from proxy.dialects import cohere, gemini, openai_audio, openai_images, openai_moderations, passthrough
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
@@ -20,10 +21,13 @@ MODELS = "models"
 
 
 class Endpoint(NamedTuple):
+    """`header` is one that only this dialect's clients send, where two dialects share a path."""
+
     method: str
     path: str
     dialect: Dialect
     action: str = INFER
+    header: bytes = b""
 
 
 # `{name}` is one segment of a path, `{name*}` the rest of it; percent-decoded, but for what is passed on. The first that
@@ -35,6 +39,19 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
     Endpoint("POST", "/v1/responses", RESPONSES),
+    *(
+        endpoint
+        for version in ("v1beta", "v1alpha", "v1")
+        for endpoint in (
+            Endpoint("POST", f"/{version}/models/{{model*}}:generateContent", gemini.GENERATE),
+            Endpoint("POST", f"/{version}/models/{{model*}}:streamGenerateContent", gemini.STREAM),
+            Endpoint("POST", f"/{version}/models/{{model*}}:countTokens", gemini.COUNT_TOKENS),
+            Endpoint("POST", f"/{version}/models/{{model*}}:embedContent", gemini.EMBED),
+            Endpoint("POST", f"/{version}/models/{{model*}}:batchEmbedContents", gemini.EMBED),
+        )
+    ),
+    Endpoint("GET", "/v1beta/models", gemini.GENERATE, MODELS),
+    Endpoint("GET", "/v1beta/models/{model*}", gemini.GENERATE, MODELS),
     Endpoint("POST", "/v1/completions", COMPLETIONS),
     Endpoint("POST", "/v1/rerank", cohere.RERANK_V1),
     Endpoint("POST", "/v2/rerank", cohere.RERANK),
@@ -62,16 +79,19 @@ class Match(NamedTuple):
 
 class Table:
     def __init__(self, endpoints: tuple[Endpoint, ...]) -> None:
+        # The paths that nothing is read from, of one dialect each: nearly all traffic.
         self._exact: dict[tuple[str, str], Match] = {}
         self._patterns: list[tuple[re.Pattern[str], Endpoint]] = []
         for endpoint in endpoints:
-            if "{" in endpoint.path:
+            if "{" in endpoint.path or endpoint.header:
                 self._patterns.append((_pattern(endpoint.path), endpoint))
-            else:
+            elif not any(other.path == endpoint.path and other.header for other in endpoints):
                 self._exact[endpoint.method, endpoint.path] = Match(endpoint, {})
+            else:
+                self._patterns.append((_pattern(endpoint.path), endpoint))
 
-    def find(self, method: str, path: str) -> Match:
-        """`path` as it was sent. Never fails: an unknown path takes no method."""
+    def find(self, method: str, path: str, headers: Collection[bytes] = ()) -> Match:
+        """`path` as it was sent, `headers` their names. Never fails: an unknown path takes no method."""
         if method == "HEAD":
             method = "GET"
         exact = self._exact.get((method, path))
@@ -82,7 +102,7 @@ class Table:
             found = pattern.fullmatch(path)
             if found is None:
                 continue
-            if endpoint.method == method:
+            if endpoint.method == method and (not endpoint.header or endpoint.header in headers):
                 said = found.groupdict()
                 return Match(endpoint, {name: text if name == RAW else unquote(text) for name, text in said.items()})
             methods.append(endpoint.method)
@@ -97,7 +117,10 @@ def dialect_of(path: str) -> Dialect:
     return CHAT
 
 
-RELATIVES: tuple[tuple[str, Dialect], ...] = (("/v2/", cohere.CHAT),)
+RELATIVES: tuple[tuple[str, Dialect], ...] = (
+    ("/v1beta", gemini.GENERATE),
+    ("/v2/", cohere.CHAT),
+)
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -1,11 +1,13 @@
 """The providers, by the word that stands in `snapshot.Provider.api`."""
 
 from proxy.providers import (
+    anthropic,
     azure,
     bedrock,
     cerebras,
     cohere,
     deepseek,
+    gemini,
     groq,
     huggingface,
     llamacpp,
@@ -16,6 +18,7 @@ from proxy.providers import (
     openrouter,
     perplexity,
     together,
+    vertex,
     vllm,
     voyage,
     xai,
@@ -25,11 +28,13 @@ from proxy.providers.provider import Provider
 PROVIDERS: dict[str, Provider] = {
     module.PROVIDER.name: module.PROVIDER
     for module in (
+        anthropic,
         azure,
         bedrock,
         cerebras,
         cohere,
         deepseek,
+        gemini,
         groq,
         huggingface,
         llamacpp,
@@ -40,6 +45,7 @@ PROVIDERS: dict[str, Provider] = {
         openrouter,
         perplexity,
         together,
+        vertex,
         vllm,
         voyage,
         xai,

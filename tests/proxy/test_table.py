@@ -10,6 +10,9 @@ from proxy.dialects.table import TABLE
         ("HEAD", "/v1/models", "openai.chat", {}),
         ("GET", "/v1/models/org/a-model", "openai.chat", {"model": "org/a-model"}),
         ("GET", "/v1/models/org%2Fa-model", "openai.chat", {"model": "org/a-model"}),
+        ("POST", "/v1beta/models/org/m:generateContent", "gemini.generate", {"model": "org/m"}),
+        ("POST", "/v1/models/m%3A1:countTokens", "gemini.count_tokens", {"model": "m:1"}),
+        ("POST", "/v1beta/models/m:embedContent", "gemini.embed", {"model": "m"}),
         ("POST", "/passthrough/openai/v1/x%2Fy", "passthrough", {"provider": "openai", "path": "v1/x%2Fy"}),
     ],
 )
