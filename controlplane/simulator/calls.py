@@ -35,7 +35,8 @@ class Request(NamedTuple):
     created_s: int
 
     def header(self, name: bytes) -> str:
-        return self.headers.get(name, b"").decode("latin-1")
+        value = self.headers.get(name)
+        return value.decode("latin-1") if value else ""
 
     def parameter(self, name: str) -> str:
         """Of the query; empty where there is none."""
@@ -295,13 +296,14 @@ def plan_words(asked: Asked, input_tokens: int, directives: Directives) -> Plan:
 
 
 def count(directives: Directives, input_tokens: int, output_tokens: int = 0, reasoning_tokens: int = 0) -> Counts:
+    factor = directives.usage_factor
+    told_input, told_output = round(input_tokens * factor), round(output_tokens * factor)
+    if not (directives.cached_tokens or directives.cache_write_tokens or directives.cache_write_1h_tokens):
+        return Counts(told_input, 0, 0, 0, told_output, reasoning_tokens)
     cached = min(directives.cached_tokens, input_tokens)
     for_an_hour = min(directives.cache_write_1h_tokens, input_tokens - cached)
     written = min(directives.cache_write_tokens + for_an_hour, input_tokens - cached)
-    factor = directives.usage_factor
-    return Counts(
-        round(input_tokens * factor), cached, written, for_an_hour, round(output_tokens * factor), reasoning_tokens
-    )
+    return Counts(told_input, cached, written, for_an_hour, told_output, reasoning_tokens)
 
 
 NOTHING = Prose(0)

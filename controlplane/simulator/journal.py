@@ -30,6 +30,9 @@ class Bill(msgspec.Struct, frozen=True):
     units: int | msgspec.UnsetType = msgspec.UNSET
 
 
+_BILLED = [(name, f"billed_{name}") for name in Bill.__struct_fields__]
+
+
 class Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     """Moments are Unix microseconds."""
 
@@ -126,9 +129,10 @@ class Journal:
         if line.fault:
             self._faults[line.fault] += 1
         self._totals["tokens_sent"] += line.tokens_sent
-        for name, value in msgspec.structs.asdict(line.billed).items():
+        for name, total in _BILLED:
+            value = getattr(line.billed, name)
             if value is not msgspec.UNSET:
-                self._totals[f"billed_{name}"] += value
+                self._totals[total] += value
         self.write(line)
 
     def summary(self) -> dict[str, Any]:
