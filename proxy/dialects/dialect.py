@@ -42,8 +42,6 @@ class Call(msgspec.Struct, kw_only=True):
     content_type: bytes = JSON
     fields: dict[str, msgspec.Raw] = {}
     parameters: Mapping[str, str] = {}
-    # What the client sent of the dialect's `request_headers`: some providers want it in the body.
-    headers: Mapping[bytes, bytes] = {}
     is_stream: bool = False
     wants_usage_chunk: bool = False
     input_tokens_max: int

@@ -1,7 +1,8 @@
 """Amazon Bedrock. Pure; no I/O.
 
-Its runtime endpoint has Converse for the chats of all models. The base URL may name the mantle endpoint instead, which speaks
-OpenAI's APIs: `https://bedrock-mantle.REGION.api.aws/v1` for open models, `…/openai/v1` for OpenAI's, which have responses only.
+Its runtime endpoint has Converse for the chats of all models, and takes Anthropic's own messages for Claude. The base URL may
+name the mantle endpoint instead, which speaks OpenAI's APIs: `https://bedrock-mantle.REGION.api.aws/v1` for open models,
+`…/openai/v1` for OpenAI's, which have responses only.
 
 The credential is one of Bedrock's API keys, sent as a bearer token, or an access key of IAM as JSON, which signs each request.
 """
@@ -10,6 +11,7 @@ import msgspec
 
 from proxy import snapshot
 from proxy.providers.bedrock_converse import Converse, is_mantle
+from proxy.providers.bedrock_messages import BedrockMessages
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_responses import OpenAIResponses
 from proxy.providers.provider import Authorizer, Headers, Outgoing, Provider, bearer
@@ -68,7 +70,7 @@ def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
 
 PROVIDER = Provider(
     name="bedrock",
-    apis=(Converse(), MantleChat(), MantleResponses()),
+    apis=(Converse(), BedrockMessages(), MantleChat(), MantleResponses()),
     authorize=authorize,
     response_headers=frozenset({b"content-type", b"retry-after", b"x-amzn-requestid", b"x-amzn-errortype"}),
 )

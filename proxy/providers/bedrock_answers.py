@@ -47,6 +47,9 @@ from proxy.wire.event_stream import EXCEPTION
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
+# Whose signatures these are.
+ORIGIN = "anthropic"
+
 _MEDIA_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp"}
 
 FINISHES = {
@@ -300,12 +303,10 @@ def _read_block(block: _Block) -> Sequence[Part]:
 
 def _read_thinking(reasoning: _Reasoning) -> Thinking:
     if reasoning.redacted_content:
-        return Thinking(redacted=reasoning.redacted_content, origin="anthropic")
+        return Thinking(redacted=reasoning.redacted_content, origin=ORIGIN)
     text = reasoning.reasoning_text
     signature = (text.signature or "") if text else ""
-    return Thinking(
-        text=(text.text or "") if text else "", signature=signature, origin="anthropic" if signature else ""
-    )
+    return Thinking(text=(text.text or "") if text else "", signature=signature, origin=ORIGIN if signature else "")
 
 
 def _read_citation(raw: msgspec.Raw) -> Citation | None:
@@ -474,9 +475,9 @@ def _read_reasoning(reasoning: _Reasoning) -> Sequence[Event] | None:
     if reasoning.text is not None:
         return (ThinkingDelta(text=reasoning.text),) if reasoning.text else ()
     if reasoning.signature:
-        return (ThinkingDelta(signature=reasoning.signature, origin="anthropic"),)
+        return (ThinkingDelta(signature=reasoning.signature, origin=ORIGIN),)
     if reasoning.redacted_content:
-        return (ThinkingDelta(redacted=reasoning.redacted_content, origin="anthropic"),)
+        return (ThinkingDelta(redacted=reasoning.redacted_content, origin=ORIGIN),)
     return None
 
 

@@ -31,7 +31,7 @@ from proxy.neutral import (
     ToolResult,
     lose_all_but,
 )
-from proxy.providers.bedrock_answers import ConverseReader, read_answer, read_error
+from proxy.providers.bedrock_answers import ORIGIN, ConverseReader, read_answer, read_error
 from proxy.providers.provider import Api, Outgoing, StreamReader
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.event_stream import EventStreamParser
@@ -48,6 +48,10 @@ _FAMILIES = (
     (MISTRAL, ("mistral",)),
     (COHERE, ("cohere.", "command-")),
 )
+
+# Claude since 4.6 decides itself how much to think, told by an effort; since 4.7 it takes no budget.
+_DECIDES_ITSELF = re.compile(r"claude-[a-z]+-(?:4[-.][6-9]|[5-9])(?!\d)")
+_TAKES_NO_BUDGET = re.compile(r"claude-[a-z]+-(?:4[-.][7-9]|[5-9])(?!\d)")
 
 _encode = msgspec.json.Encoder().encode
 _objects = Shape(dict[str, Any])
@@ -157,7 +161,7 @@ class Converse(Api):
         if chat.system:
             body["system"] = chat.system
         body["inferenceConfig"] = _inference(prompt, max_tokens)
-        additional = _additional_fields(prompt, family, max_tokens, lost)
+        additional = _additional_fields(prompt, deployment, family, max_tokens, lost)
         _write_tools(prompt, family, body, additional, lost)
         if additional:
             body["additionalModelRequestFields"] = additional
@@ -290,7 +294,7 @@ class _Chat:
 
     def _thinking(self, thinking: Thinking) -> dict[str, Any] | None:
         """Claude's own comes back as it was. Other families sign nothing, and take text back."""
-        if thinking.origin == "anthropic" and self._family == CLAUDE:
+        if thinking.origin == ORIGIN and self._family == CLAUDE:
             if thinking.redacted:
                 return {"reasoningContent": {"redactedContent": thinking.redacted}}
             text = {"text": thinking.text, "signature": thinking.signature}
@@ -367,14 +371,16 @@ def _inference(prompt: Prompt, max_tokens: int) -> dict[str, Any]:
     return written
 
 
-def _additional_fields(prompt: Prompt, family: str, max_tokens: int, lost: list[str]) -> dict[str, Any]:
+def _additional_fields(
+    prompt: Prompt, deployment: Deployment, family: str, max_tokens: int, lost: list[str]
+) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     if prompt.reasoning is not None:
-        written = _write_reasoning(prompt.reasoning, family, max_tokens)
-        if written is None:
-            lost.append(_name(prompt, "reasoning"))
+        if family == CLAUDE:
+            names = f"{deployment.upstream_model} {deployment.model}"
+            fields = _write_thinking(prompt, prompt.reasoning, names, max_tokens, lost)
         else:
-            fields.update(written)
+            fields = _write_reasoning(prompt, prompt.reasoning, family, lost)
     if prompt.top_k is not None:
         if family in (CLAUDE, MISTRAL):
             fields["top_k"] = prompt.top_k
@@ -387,46 +393,57 @@ def _additional_fields(prompt: Prompt, family: str, max_tokens: int, lost: list[
     return fields
 
 
-def _write_reasoning(reasoning: Reasoning, family: str, max_tokens: int) -> dict[str, Any] | None:
-    """None where the family cannot be told."""
+def _write_reasoning(prompt: Prompt, reasoning: Reasoning, family: str, lost: list[str]) -> dict[str, Any]:
     is_off = reasoning.is_on is False or reasoning.effort == "none"
-    if family == CLAUDE:
-        return {"thinking": {"type": "disabled"}} if is_off else _write_thinking(reasoning, max_tokens)
     effort = _effort(reasoning)
-    if family == NOVA:
-        if is_off:
-            return {"reasoningConfig": {"type": "disabled"}}
-        # With "high" Nova refuses an output cap, and without a cap there is no bound on what is spent.
-        return None if effort == "high" else {"reasoningConfig": {"type": "enabled", "maxReasoningEffort": effort}}
-    if family == GPT:
-        return None if is_off else {"reasoning_effort": effort}
-    return {} if is_off else None
+    if family == NOVA and is_off:
+        return {"reasoningConfig": {"type": "disabled"}}
+    # With "high" Nova refuses an output cap, and without a cap there is no bound on what is spent.
+    if family == NOVA and effort != "high":
+        return {"reasoningConfig": {"type": "enabled", "maxReasoningEffort": effort}}
+    if family == GPT and not is_off:
+        return {"reasoning_effort": effort}
+    if family in (NOVA, GPT) or not is_off:
+        lost.append(_name(prompt, "reasoning"))
+    return {}
+
+
+def _write_thinking(
+    prompt: Prompt, reasoning: Reasoning, names: str, max_tokens: int, lost: list[str]
+) -> dict[str, Any]:
+    """In Anthropic's own words: a budget for the older models, an effort for those that decide themselves."""
+    if reasoning.is_on is False or reasoning.effort == "none":
+        return {"thinking": {"type": "disabled"}}
+    shown = {"display": "omitted"} if reasoning.summary == "omitted" else {}
+    has_budget = reasoning.budget_tokens is not None and not _TAKES_NO_BUDGET.search(names)
+    if reasoning.is_adaptive or (_DECIDES_ITSELF.search(names) and not has_budget):
+        written: dict[str, Any] = {"thinking": {"type": "adaptive", **shown}}
+        effort = _effort_of(reasoning)
+        if effort:
+            written["output_config"] = {"effort": "low" if effort == "minimal" else effort}
+        return written
+    budget = reasoning.budget_tokens or EFFORT_BUDGETS.get(reasoning.effort, EFFORT_BUDGETS["medium"])
+    # Thinking is part of the output, and must leave something of it.
+    budget = min(budget, max_tokens - 1)
+    if budget < EFFORT_BUDGETS["minimal"]:
+        lost.append(_name(prompt, "reasoning"))
+        return {}
+    return {"thinking": {"type": "enabled", "budget_tokens": budget, **shown}}
 
 
 def _effort(reasoning: Reasoning) -> str:
     """The three that Nova and GPT know."""
-    effort = reasoning.effort
-    if reasoning.budget_tokens is not None:
-        enough = (name for name, tokens in EFFORT_BUDGETS.items() if tokens >= (reasoning.budget_tokens or 0))
-        effort = next(enough, "max")
+    effort = _effort_of(reasoning)
     if effort in ("minimal", "low"):
         return "low"
     return "high" if effort in ("high", "xhigh", "max") else "medium"
 
 
-def _write_thinking(reasoning: Reasoning, max_tokens: int) -> dict[str, Any] | None:
-    shown = {"display": "omitted"} if reasoning.summary == "omitted" else {}
-    if reasoning.is_adaptive:
-        written: dict[str, Any] = {"thinking": {"type": "adaptive", **shown}}
-        if reasoning.effort:
-            written["output_config"] = {"effort": reasoning.effort}
-        return written
-    budget = reasoning.budget_tokens or EFFORT_BUDGETS.get(reasoning.effort or "medium", 0)
-    # Thinking is part of the output, and must leave something of it.
-    budget = min(budget, max_tokens - 1)
-    if budget < EFFORT_BUDGETS["minimal"]:
-        return None
-    return {"thinking": {"type": "enabled", "budget_tokens": budget, **shown}}
+def _effort_of(reasoning: Reasoning) -> str:
+    budget = reasoning.budget_tokens
+    if reasoning.effort or budget is None:
+        return reasoning.effort
+    return next((effort for effort, tokens in EFFORT_BUDGETS.items() if tokens >= budget), "max")
 
 
 def _write_tools(

@@ -46,7 +46,7 @@ from proxy.neutral import (
 from proxy.providers.bedrock import PROVIDER, MantleChat, MantleResponses, authorize
 from proxy.providers.bedrock_chunks import ClaudeChunks, as_server_sent
 from proxy.providers.bedrock_converse import Converse, family_of
-from proxy.providers.bedrock_messages import OnBedrock
+from proxy.providers.bedrock_messages import BedrockMessages
 from proxy.providers.provider import EventMeter, Outgoing
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.event_stream import EventStreamParser
@@ -305,8 +305,18 @@ def test_sampling_and_the_output_cap_stand_in_the_inference_config() -> None:
         (CLAUDE, Reasoning(effort="max"), {"thinking": {"type": "enabled", "budget_tokens": 4095}}),
         (CLAUDE, Reasoning(is_on=False), {"thinking": {"type": "disabled"}}),
         (
-            CLAUDE,
-            Reasoning(is_adaptive=True, effort="high", summary="omitted"),
+            "us.anthropic.claude-sonnet-5",
+            Reasoning(budget_tokens=9000),
+            {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}},
+        ),
+        (
+            "us.anthropic.claude-sonnet-4-6",
+            Reasoning(budget_tokens=2000),
+            {"thinking": {"type": "enabled", "budget_tokens": 2000}},
+        ),
+        (
+            "us.anthropic.claude-sonnet-4-6",
+            Reasoning(effort="high", summary="omitted"),
             {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {"effort": "high"}},
         ),
         (NOVA, Reasoning(effort="low"), {"reasoningConfig": {"type": "enabled", "maxReasoningEffort": "low"}}),
@@ -721,7 +731,7 @@ def test_a_chunk_that_holds_nothing_is_malformed(payload: Any) -> None:
         ClaudeChunks().feed(message(payload, ":event-type", "chunk"))
 
 
-MESSAGES = OnBedrock()
+MESSAGES = BedrockMessages()
 
 
 def asked(body: bytes, **changes: Any) -> Call:
@@ -745,14 +755,16 @@ def test_a_message_without_an_output_cap_gets_one() -> None:
 @pytest.mark.parametrize(
     ("header", "body", "betas"),
     [
-        (b"a, b", b"{}", ["a", "b"]),
-        (b"a", b'{"anthropic_beta":["b","a"]}', ["a", "b"]),
-        (b"", b'{"anthropic_beta":["b"]}', ["b"]),
-        (b"", b"{}", None),
+        ("a, b", b"{}", ["a", "b"]),
+        ("a", b'{"anthropic_beta":["b"]}', ["b"]),
+        ("", b'{"anthropic_beta":["b"]}', ["b"]),
+        ("", b"{}", None),
     ],
 )
-def test_betas_of_the_header_stand_in_the_body(header: bytes, body: bytes, betas: list[str] | None) -> None:
-    outgoing = MESSAGES.pass_request(asked(body, headers={b"anthropic-beta": header}), deployment(), AMAZON)
+def test_betas_of_the_header_stand_in_the_body(header: str, body: bytes, betas: list[str] | None) -> None:
+    outgoing = MESSAGES.pass_request(
+        asked(body, parameters={"anthropic-beta": header} if header else {}), deployment(), AMAZON
+    )
     assert json.loads(outgoing.body).get("anthropic_beta") == betas
 
 
@@ -768,14 +780,14 @@ def test_messages_are_for_claude_alone() -> None:
 @pytest.mark.parametrize(
     ("base_url", "expected"),
     [
-        ("https://bedrock-runtime.us-east-1.amazonaws.com", ["bedrock.converse"]),
+        ("https://bedrock-runtime.us-east-1.amazonaws.com", ["bedrock.converse", "anthropic.messages"]),
         ("https://bedrock-mantle.us-east-1.api.aws/v1", ["openai.chat", "openai.responses"]),
         ("https://bedrock-mantle.us-east-1.api.aws/openai/v1", ["openai.responses"]),
     ],
 )
 def test_which_apis_there_are_depends_on_the_endpoint(base_url: str, expected: list[str]) -> None:
     provider = msgspec.structs.replace(AMAZON, base_url=base_url)
-    served = [api.name for api in PROVIDER.apis if api.serves(deployment(NOVA), provider)]
+    served = [api.name for api in PROVIDER.apis if api.serves(deployment(CLAUDE), provider)]
     assert served == expected
 
 
@@ -956,6 +968,37 @@ def test_a_recorded_stream_of_claude_is_shown_as_server_sent_events(path: Path) 
     shown = SSEParser().feed(b"".join(map(as_server_sent, ClaudeChunks().feed(stream))))
     assert [frame.data for frame in shown] == inner
     assert [frame.event.decode() for frame in shown] == [json.loads(data)["type"] for data in inner]
+    meter = MESSAGES.stream_meter(call(is_stream=True))
+    for frame in ClaudeChunks().feed(stream):
+        assert not meter.observe(frame)
+    (said,) = [event["usage"] for event in map(json.loads, inner) if event["type"] == "message_delta"]
+    assert meter.usage is not None
+    assert meter.usage.output_tokens == said["output_tokens"]
+    assert (meter.finish_reason, meter.is_done) == (recording["meta"]["finish"][0], True)
+
+
+@pytest.mark.parametrize("path", recorded("invoke"))
+def test_a_recorded_answer_of_claude_is_measured(path: Path) -> None:
+    recording = json.loads(path.read_bytes())
+    response, request = recording["response"], recording["request"]
+    if "anthropic_version" not in request["body"] or "body_text" not in response:
+        return
+    body = response["body_text"].encode()
+    if response["status"] >= 400:
+        assert MESSAGES.read_error(response["status"], body).message == json.loads(body)["message"]
+        return
+    usage = MESSAGES.measure(body).usage
+    assert usage is not None
+    said = json.loads(body)["usage"]
+    assert usage.input_tokens == said["input_tokens"] + said["cache_read_input_tokens"]
+    assert usage.output_tokens == said["output_tokens"]
+
+
+def test_an_exception_in_claudes_stream_is_an_error_of_the_stream() -> None:
+    meter = MESSAGES.stream_meter(call(is_stream=True))
+    sent = message({"message": "slow down"}, ":exception-type", "throttlingException")
+    meter.observe(ClaudeChunks().feed(sent)[0])
+    assert meter.has_error
 
 
 @pytest.mark.parametrize("path", recorded("invoke"))
