@@ -22,6 +22,7 @@ KILL_UNRECORDED = "tg:kill:unrecorded"
 PUSH = "tg:push"
 WORKERS = "tg:workers"
 SUSPENSE = "tg:suspense"
+JOBS = "tg:jobs"
 APPLIED = "tg:applied"
 USAGE = "tg:usage"
 INGESTED = "tg:ingested"
@@ -142,9 +143,13 @@ def _counters(budgets: Sequence[BudgetCounter]) -> BudgetCounters:
     return budgets if isinstance(budgets, BudgetCounters) else BudgetCounters(budgets)
 
 
-def hold_value(budgets: Sequence[BudgetCounter], running_keys: Sequence[str], event_json: bytes) -> bytes:
-    """What is kept with a hold, so that it can be resolved without its worker: `<head JSON>|<event JSON>`."""
-    return b"%b%b}|%b" % (_counters(budgets).head, _escape(_json(running_keys)), event_json)
+def hold_value(
+    budgets: Sequence[BudgetCounter], running_keys: Sequence[str], event_json: bytes, *, job: Any = None
+) -> bytes:
+    """What is kept with a hold, so that it can be resolved without its worker: `<head JSON>|<event JSON>`. `job` says what
+    is needed besides, where the provider goes on with it."""
+    told = b"" if job is None else b',"job":%b' % _escape(_json(job))
+    return b"%b%b%b}|%b" % (_counters(budgets).head, _escape(_json(running_keys)), told, event_json)
 
 
 def decode_hold(value: bytes) -> tuple[int, list[tuple[str, int]]]:
@@ -152,6 +157,33 @@ def decode_hold(value: bytes) -> tuple[int, list[tuple[str, int]]]:
     held_nanos, head, _ = value.split(b"|", 2)
     fields = msgspec.json.decode(head)
     return int(held_nanos), list(zip(fields["budgets"], fields["ends"], strict=True))
+
+
+class KeptHold(msgspec.Struct, frozen=True):
+    """A hold as it was stored, in parts. `job` is as it was given to `hold_value`."""
+
+    held_nanos: int
+    budgets: tuple[BudgetCounter, ...]
+    event: bytes
+    job: msgspec.Raw
+
+
+class _HoldHead(msgspec.Struct):
+    budgets: list[str]
+    ends: list[int]
+    job: msgspec.Raw = msgspec.Raw(b"null")
+
+
+_decode_head = msgspec.json.Decoder(_HoldHead).decode
+
+
+def decode_kept_hold(value: bytes) -> KeptHold:
+    """Raises `ValueError` (a `msgspec.DecodeError` is one) for what is no hold."""
+    held_nanos, head_json, event = value.split(b"|", 2)
+    head = _decode_head(head_json)
+    # What the budget allows is not asked any more.
+    budgets = tuple(BudgetCounter(key, 0, False, end_s) for key, end_s in zip(head.budgets, head.ends, strict=True))
+    return KeptHold(int(held_nanos), budgets, event, head.job)
 
 
 def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
@@ -196,12 +228,19 @@ def encode_settle(
     tpm: Sequence[tuple[str, int, int]],
     running_keys: Sequence[str],
     event: bytes,
+    kept_hold: bytes = b"",
+    is_late: bool = False,
 ) -> bytes:
-    """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt."""
+    """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt.
+
+    `kept_hold` comes from `hold_value`: the provider goes on with it, and until a settle that `is_late` it costs `cost_nanos`.
+    """
     cost_nanos = min(cost_nanos, AMOUNT_MAX_NANOS)
     keys, _, _, ends = _counters(budgets).packed
     tpm_columns = tuple(zip(*tpm, strict=True)) or ((), (), ())
-    return _pack((worker, seq, attempt_id, cost_nanos, keys, ends, *tpm_columns, running_keys, event.decode()))
+    # Said only where there is something to say: most settles are of the ordinary kind, and journals are full of them.
+    late = (kept_hold.decode(), is_late) if kept_hold or is_late else ()
+    return _pack((worker, seq, attempt_id, cost_nanos, keys, ends, *tpm_columns, running_keys, event.decode(), *late))
 
 
 def encode_restore(
@@ -285,7 +324,7 @@ class NotReady(msgspec.Struct, frozen=True):
 
 
 class Settled(msgspec.Struct, frozen=True):
-    """`held_nanos` was held before; 0 where the hold was lost with Redis."""
+    """`held_nanos` was held before; 0 where the hold was lost with Redis, or a late settle found nothing in suspense."""
 
     held_nanos: int
 

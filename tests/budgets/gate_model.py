@@ -49,6 +49,7 @@ class GateModel:
     arrivals_us: dict[str, int] = field(default_factory=dict)
     holds: dict[str, dict[str, Hold]] = field(default_factory=lambda: defaultdict(dict))
     suspense: dict[str, int] = field(default_factory=dict)
+    jobs: set[str] = field(default_factory=set)
     applied: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     stream: list[Event] = field(default_factory=list)
 
@@ -115,6 +116,8 @@ class GateModel:
         tpm: Sequence[tuple[str, int, int]],
         running_keys: Sequence[str],
         event: bytes,
+        kept_hold: bytes = b"",
+        is_late: bool = False,
     ) -> object:
         if not self.has_epoch:
             return gate.NotReady("no_epoch")
@@ -123,6 +126,11 @@ class GateModel:
         if seq > self.applied[worker] + 1:
             return gate.Gap(self.applied[worker])
         hold = self.holds[worker].pop(attempt_id, None)
+        if is_late:
+            self.jobs.discard(attempt_id)
+            if attempt_id not in self.suspense:
+                self.applied[worker] = seq
+                return gate.Settled(0)
         if hold is None:
             held_nanos = self.suspense.pop(attempt_id, 0)
         else:
@@ -132,6 +140,9 @@ class GateModel:
                 corrected = limits.correct(self.arrivals_us.get(key), self.now_us, per_minute, delta)
                 self.arrivals_us[key] = corrected or 0
         self._add(counters, cost_nanos - held_nanos)
+        if kept_hold:
+            self.suspense[attempt_id] = cost_nanos
+            self.jobs.add(attempt_id)
         self.stream.append(Event(worker, seq, event))
         self.applied[worker] = seq
         return gate.Settled(held_nanos)

@@ -70,6 +70,9 @@ class Attempt:
     truth_nanos: int
     is_settled: bool = False
     is_voided: bool = False
+    # The provider goes on with it; it is resolved by a late settle.
+    is_job: bool = False
+    is_running: bool = False
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -196,6 +199,61 @@ class GateMachine(RuleBasedStateMachine):
         journal.append(step)
         assert isinstance(self.send_settle(step), gate.Settled)
 
+    @precondition(lambda self: any(not attempt.is_voided for attempt in self.unsettled()))
+    @rule(data=st.data())
+    def the_provider_goes_on_after_the_answer(self, data):
+        """A batch was accepted: in suspense at what is held, until it is known what it cost."""
+        attempt = data.draw(st.sampled_from([attempt for attempt in self.unsettled() if not attempt.is_voided]))
+        event = attempt.hold.event.replace(b"}}", b'},"state":"suspense","cost_nanos":%d}' % attempt.hold.nanos)
+        journal = self.journal[attempt.worker]
+        step = {
+            "worker": attempt.worker,
+            "seq": len(journal) + 1,
+            "attempt_id": attempt.attempt_id,
+            "cost_nanos": attempt.hold.nanos,
+            "budgets": attempt.hold.counters,
+            "tpm": (),
+            "running_keys": attempt.hold.running_keys,
+            "event": event,
+            "kept_hold": gate.hold_value(attempt.hold.counters, (), event, job={"a": "b|c"}),
+        }
+        attempt.is_settled = attempt.is_job = attempt.is_running = True
+        attempt.truth_nanos = attempt.hold.nanos
+        journal.append(step)
+        assert isinstance(self.send_settle(step), gate.Settled)
+
+    def jobs_in_the_ledger(self) -> list[Attempt]:
+        """A job is only resolved once the ledger has its row: then it is never forgotten which one it was."""
+        return [self.attempts[name] for name in sorted(self.suspense_rows) if self.attempts[name].is_running]
+
+    @precondition(lambda self: self.jobs_in_the_ledger())
+    @rule(data=st.data(), share=st.sampled_from((0, 0.3, 1)), workers=st.permutations(WORKERS), twice=st.booleans())
+    def a_job_ends(self, data, share, workers, twice):
+        """Whichever worker sees it first settles it; another that sees it too changes nothing."""
+        attempt = data.draw(st.sampled_from(self.jobs_in_the_ledger()))
+        kept = gate.decode_kept_hold(self.client.hget(gate.SUSPENSE, attempt.attempt_id))
+        assert kept.held_nanos == attempt.hold.nanos
+        attempt.truth_nanos = int(attempt.hold.nanos * share)
+        attempt.is_running = False
+        for worker in workers[: 2 if twice else 1]:
+            step = {
+                "worker": worker,
+                "seq": len(self.journal[worker]) + 1,
+                "attempt_id": attempt.attempt_id,
+                "cost_nanos": attempt.truth_nanos,
+                "budgets": kept.budgets,
+                "tpm": (),
+                "running_keys": (),
+                "event": attempt.hold.event,
+                "kept_hold": b"",
+                "is_late": True,
+            }
+            self.journal[worker].append(step)
+            before = dump_money(self.client)
+            assert isinstance(self.send_settle(step), gate.Settled)
+            if worker != workers[0]:
+                assert dump_money(self.client) == before, "the second changes nothing"
+
     def send_settle(self, step):
         answer = gate.decode_settle(self.call(gate.SETTLE, gate.encode_settle(**step)))
         self.compare(answer, self.model.settle(*step.values()))
@@ -285,7 +343,12 @@ class GateMachine(RuleBasedStateMachine):
         for entry_id, fields in self.client.xrange(gate.USAGE):
             attempt_id = msgspec.json.decode(fields[b"event"])["attempt_id"]
             worker, seq = fields[b"worker"].decode(), int(fields[b"seq"])
-            if seq:
+            if seq and msgspec.json.decode(fields[b"event"]).get("state") == "suspense":
+                self.ledger[attempt_id] = msgspec.json.decode(fields[b"event"])["cost_nanos"]
+                self.suspense_rows.add(attempt_id)
+                self.watermark[worker] = seq
+                self.client.hset(gate.INGESTED, worker, seq)
+            elif seq:
                 self.ledger[attempt_id] = self.attempts[attempt_id].truth_nanos
                 self.suspense_rows.discard(attempt_id)
                 self.watermark[worker] = seq
@@ -311,8 +374,13 @@ class GateMachine(RuleBasedStateMachine):
                 self.client.expireat(counter.key, END_S)
                 self.model.spent[counter.key] += nanos
         for attempt_id in self.suspense_rows:
-            self.client.hset(gate.SUSPENSE, attempt_id, f"{self.ledger[attempt_id]}||")
+            attempt = self.attempts[attempt_id]
+            hold = gate.hold_value(attempt.hold.counters, (), attempt.hold.event)
+            self.client.hset(gate.SUSPENSE, attempt_id, b"%d|%b" % (self.ledger[attempt_id], hold))
             self.model.suspense[attempt_id] = self.ledger[attempt_id]
+            if attempt.is_job:
+                self.client.zadd(gate.JOBS, {attempt_id: 0})
+                self.model.jobs.add(attempt_id)
         for worker, seq in self.watermark.items():
             self.client.hset(gate.APPLIED, worker, seq)
             self.client.hset(gate.INGESTED, worker, seq)
@@ -376,14 +444,21 @@ HASHES = (gate.SUSPENSE, gate.APPLIED, gate.INGESTED, gate.KILLS, gate.WORKERS, 
 
 def dump(client: redis.Redis) -> list[object]:
     """All that is in Redis, to be compared."""
-    strings = sorted({key.decode() for key in client.keys("tg:*")} - {*HASHES, gate.USAGE})
+    strings = sorted({key.decode() for key in client.keys("tg:*")} - {*HASHES, gate.USAGE, gate.JOBS})
     with client.pipeline(transaction=False) as pipe:
         for key in strings:
             pipe.get(key)
         for key in HASHES:
             pipe.hgetall(key)
         pipe.xrange(gate.USAGE)
+        pipe.zrange(gate.JOBS, 0, -1)
         return [strings, *pipe.execute()]
+
+
+def dump_money(client: redis.Redis) -> list[object]:
+    """All that says what was spent."""
+    spent = sorted(client.keys("tg:spend:*"))
+    return [client.mget(spent) if spent else [], client.hgetall(gate.SUSPENSE), client.xrange(gate.USAGE)]
 
 
 def ms(answer: object) -> tuple[int, ...]:
@@ -421,6 +496,7 @@ def compare_state(client: redis.Redis, model: GateModel) -> None:
         assert held == {attempt_id: hold.text() for attempt_id, hold in model.holds[worker].items()}
     in_suspense = {key.decode(): int(value.split(b"|")[0]) for key, value in client.hgetall(gate.SUSPENSE).items()}
     assert in_suspense == model.suspense
+    assert {name.decode() for name in client.zrange(gate.JOBS, 0, -1)} == model.jobs
     applied = {key.decode(): int(value) for key, value in client.hgetall(gate.APPLIED).items() if value != b"0"}
     assert applied == {worker: seq for worker, seq in model.applied.items() if seq}
     assert sorted(stream(client), key=repr) == sorted(model.stream, key=repr)
