@@ -24,7 +24,7 @@ from proxy.dialects.dialect import (
 )
 from proxy.dialects.gemini_answers import ArrayWriter, Writer, write_answer
 from proxy.dialects.gemini_prompts import NAMES, PromptReader, Proto, read_embedding
-from proxy.errors import GatewayError, InvalidRequest
+from proxy.errors import GatewayError, InvalidRequest, RouteUnknown
 from proxy.fields import wrong
 from proxy.neutral import Answer, Embedded, Embedding, Prompt
 from proxy.snapshot import Alias
@@ -223,6 +223,9 @@ class GeminiEmbed(Gemini):
         fields = json_fields(body)
         media = _media(body)
         requests = fields.get("requests")
+        method = parameters.get("method", "embedContent" if requests is None else "batchEmbedContents")
+        if method not in ("embedContent", "batchEmbedContents"):
+            raise RouteUnknown(f"the method `{method}` of a model is not served here")
         if requests is not None:
             _check_requests(requests)
         return Call(
@@ -232,7 +235,7 @@ class GeminiEmbed(Gemini):
             alias=_alias(parameters),
             body=body,
             fields=fields,
-            parameters={"method": "embedContent" if requests is None else "batchEmbedContents"},
+            parameters={"method": method},
             input_tokens_max=_input_tokens_max(body, media),
             output_tokens_max=0,
             has_audio=b"AUDIO" in body or (media > 0 and any(mark in body for mark in _AUDIO_MARKS)),

@@ -12,7 +12,7 @@ import pytest
 from audit.records import Usage
 from proxy.dialects.gemini import ARRAY, COUNT_TOKENS, EMBED, GENERATE, STREAM
 from proxy.dialects.gemini_prompts import json_schema
-from proxy.errors import BudgetExceeded, InvalidRequest, LimitExceeded
+from proxy.errors import BudgetExceeded, InvalidRequest, LimitExceeded, RouteUnknown
 from proxy.neutral import (
     CONTENT_FILTER,
     LENGTH,
@@ -1125,6 +1125,11 @@ def test_embeddings_of_other_dialects_are_asked_for_in_a_batch():
 def test_a_request_for_embeddings_that_is_none_is_refused(body):
     with pytest.raises(InvalidRequest):
         EMBED.read_prompt(_embed(body))
+
+
+def test_a_method_that_nobody_serves_is_unknown():
+    with pytest.raises(RouteUnknown):
+        EMBED.describe(b"{}", b"", {"model": "demo", "method": "predictLongRunning"})
 
 
 # Real traffic
