@@ -102,6 +102,7 @@ class UsageRecord(models.Model):
     operation = models.CharField(default="chat")
     request_model = models.CharField()
     response_model = models.CharField(blank=True, default="")
+    upstream_id = models.CharField("id at the provider", blank=True, default="", db_default="")
     is_stream = models.BooleanField(default=False)
     state = models.CharField(choices=State, default=State.POSTED)
     status_code = models.PositiveSmallIntegerField(default=0)

@@ -46,7 +46,11 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One attempt (one upstream call), as it ended. Ids are UUID strings, moments are Unix microseconds."""
+    """One attempt (one upstream call), as it ended. Ids are UUID strings, moments are Unix microseconds.
+
+    `upstream_id` is what the provider calls what it keeps of the attempt: a response, a file, a batch. In suspense, with
+    such an id, it is a job: the provider goes on with it, and can be asked.
+    """
 
     attempt_id: str
     request_id: str
@@ -63,6 +67,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     operation: str = "chat"
     request_model: str
     response_model: str = ""
+    upstream_id: str = ""
     is_stream: bool = False
     state: State = "posted"
     status_code: int = 0

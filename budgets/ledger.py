@@ -91,6 +91,7 @@ def event_of(record: UsageRecord) -> UsageEvent:
         operation=record.operation,
         request_model=record.request_model,
         response_model=record.response_model,
+        upstream_id=record.upstream_id,
         is_stream=record.is_stream,
         state=cast(State, record.state),
         status_code=record.status_code,
