@@ -134,6 +134,6 @@ async def _refused(
         kind=error.kind,
         code=error.code,
         param=error.param,
-        body=None if prepared.is_translated else body,
+        body=None if prepared.is_translated or prepared.api.has_own_errors else body,
         headers=[(name, value) for name, value in response.headers if name in upstream.kind.response_headers],
     )

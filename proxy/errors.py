@@ -216,8 +216,8 @@ class UpstreamStreamFailed(UpstreamFailed):
         self.code = code or self.error_type
 
 
-# 408, 409 and 425 are about this connection or moment; 429 and 5xx about this deployment. Another may do better.
-TRANSIENT_STATUS_CODES = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+# 408, 409, 424 (Bedrock: the model failed) and 425 are about this connection or moment; 429 and 5xx about this deployment. Another may do better.
+TRANSIENT_STATUS_CODES = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 
 
 class Unavailable(GatewayError):
