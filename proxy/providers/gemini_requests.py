@@ -101,7 +101,9 @@ class RequestWriter:
         prompt = self._prompt
         body: dict[str, Any] = {"contents": []}
         system: list[dict[str, Any]] = []
-        for message in prompt.messages:
+        for index, message in enumerate(prompt.messages):
+            if message.name:
+                self._lost.append(f"messages.{index}.name")
             if message.role in ("system", "developer"):
                 system += self._system_parts(message)
                 continue

@@ -675,6 +675,7 @@ def test_how_closely_to_look_is_said_for_all_media_at_once():
         (_ask(parallel_tool_calls=False, logit_bias={"1": 2.0}), ["parallel_tool_calls", "logit_bias"]),
         (_ask(parallel_tool_calls=True, store=False, service_tier="auto", prompt_cache_key="k", cache="5m"), []),
         (_ask(service_tier="scale"), ["service_tier"]),
+        (Prompt(messages=[Message(role="user", parts=[Text(text="a")], name="bob")]), ["messages.0.name"]),
         (_ask(seed=2**40), ["seed"]),
         (_ask(tools=[Tool(name="f", is_custom=True, path="tools.0")]), ["tools.0"]),
         (_ask(Media(kind="document", file_id="file-1", path="messages.0.content.0")), ["messages.0.content.0"]),
