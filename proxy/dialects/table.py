@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from proxy.dialects import cohere, gemini, openai_audio, openai_images, openai_moderations, passthrough
+from proxy.dialects import anthropic, cohere, gemini, openai_audio, openai_images, openai_moderations, passthrough
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
@@ -36,6 +36,10 @@ RAW = "path"
 ENDPOINTS = (
     Endpoint("POST", "/v1/chat/completions", CHAT),
     Endpoint("POST", "/v1/embeddings", EMBEDDINGS),
+    Endpoint("POST", "/v1/messages", anthropic.MESSAGES),
+    Endpoint("POST", "/v1/messages/count_tokens", anthropic.COUNT_TOKENS),
+    Endpoint("GET", "/v1/models", anthropic.MESSAGES, MODELS, header=b"anthropic-version"),
+    Endpoint("GET", "/v1/models/{model*}", anthropic.MESSAGES, MODELS, header=b"anthropic-version"),
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
     Endpoint("POST", "/v1/responses", RESPONSES),
@@ -118,6 +122,7 @@ def dialect_of(path: str) -> Dialect:
 
 
 RELATIVES: tuple[tuple[str, Dialect], ...] = (
+    ("/v1/messages", anthropic.MESSAGES),
     ("/v1beta", gemini.GENERATE),
     ("/v2/", cohere.CHAT),
 )
