@@ -106,17 +106,20 @@ class Proto(Fields):
         return None if value is None else Proto(value, f"{self.path(name)}.")
 
     def objects(self, name: str) -> "Iterator[Proto]":
+        path = self.path(name)
+        for index, value in enumerate(self.items(name)):
+            yield Proto(value, f"{path}.{index}.")
+
+    def items(self, name: str) -> list[Any]:
         """A single one may stand for a list of one."""
         values = self._value.pop(name, None)
         if values is None:
-            return
-        path = self.path(name)
+            return []
         if type(values) is dict:
-            values = [values]
+            return [values]
         if type(values) is not list:
-            raise wrong(path, "a list")
-        for index, value in enumerate(values):
-            yield Proto(value, f"{path}.{index}.")
+            raise wrong(self.path(name), "a list")
+        return values
 
     def word(self, name: str, words: tuple[str, ...]) -> str:
         """An enum's value in capitals; the first of `words`, its unspecified one, where there is none."""
@@ -225,7 +228,12 @@ class PromptReader:
             raise wrong(content.path("role"), "user or model")
         is_model = role == "model"
         message = Message(role="assistant" if is_model else "user", parts=[])
-        for part in content.objects("parts"):
+        path = content.path("parts")
+        for index, value in enumerate(content.items("parts")):
+            if type(value) is dict and len(value) == 1 and type(text := value.get("text")) is str:
+                _add_text(message.parts, text, "", is_model)  # So nearly all parts are.
+                continue
+            part = Proto(value, f"{path}.{index}.")
             self._read_part(part, is_model, message.parts)
             part.rest(self._lost)
         content.rest(self._lost)
@@ -238,7 +246,7 @@ class PromptReader:
         if text is not None:
             if is_thought or signature.startswith(_WRAPPED_START):
                 _add_thinking(parts, text, signature, part.path("")[:-1])
-            elif text or signature:
+            else:
                 _add_text(parts, text, signature, is_model)
         elif part.has("functionCall"):
             parts.append(self._read_call(part, signature))
@@ -412,6 +420,8 @@ def _add_thinking(parts: list[Part], text: str, signature: str, path: str) -> No
 
 def _add_text(parts: list[Part], text: str, signature: str, is_model: bool) -> None:
     """Of the model's own words, the pieces of a stream are one text again; a signature belongs to its part."""
+    if not text and not signature:
+        return
     last = parts[-1] if parts else None
     if is_model and isinstance(last, Text) and not last.signature:
         last.text += text
