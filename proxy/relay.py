@@ -7,9 +7,10 @@ import msgspec
 
 from proxy.admission import HIDDEN_OUTPUT_TOKENS, TRANCHE_TOKENS, Admission, Attempt, Outcome, output_tokens_max
 from proxy.call import gateway_error
+from proxy.clock import Clock
 from proxy.dialects.dialect import Call, StreamWriter
 from proxy.errors import LeaseLost, UpstreamBroken, UpstreamStreamFailed
-from proxy.neutral import Answer, Event, Failed
+from proxy.neutral import Answer, Began, Event, Failed
 from proxy.prepare import Prepared
 from proxy.providers.provider import Api, EventMeter, Measured, StreamMeter, StreamReader, name_of
 from proxy.respond import JSON, Headers, Responder, rate_limit_headers
@@ -41,7 +42,7 @@ async def relay_whole(
     outcome.output_bytes = len(body)
     outcome.status_code = response.status
     try:
-        measured, told = _read_whole(body, attempt.prepared, attempt.described.call)
+        measured, told = _read_whole(body, attempt, admission.clock)
     except msgspec.DecodeError as error:
         raise UpstreamBroken("the provider's answer is not of the expected shape", may_have_been_billed=True) from error
     outcome.usage = measured.usage
@@ -56,16 +57,25 @@ async def relay_whole(
     await responder.whole(response.status, told, headers)
 
 
-def _read_whole(body: bytes, prepared: Prepared, call: Call) -> tuple[Measured, bytes]:
+def _read_whole(body: bytes, attempt: Attempt, clock: Clock) -> tuple[Measured, bytes]:
     """(what it says of itself, what the client gets). Raises `msgspec.DecodeError`."""
-    if not prepared.is_translated:
-        return prepared.api.measure(body), body
-    answer = prepared.api.read_answer(body)
+    api, call = attempt.prepared.api, attempt.described.call
+    if not attempt.prepared.is_translated:
+        return api.measure(body), body
+    answer = api.read_answer(body)
     finish_reason = ""
-    if isinstance(answer, Answer) and answer.choices:
-        finish_reason = answer.choices[-1].finish_detail or answer.choices[-1].finish
+    if isinstance(answer, Answer):
+        _identify(answer, attempt, clock)
+        if answer.choices:
+            finish_reason = answer.choices[-1].finish_detail or answer.choices[-1].finish
     measured = Measured(answer.usage, name_of(answer.model), name_of(finish_reason))
     return measured, call.dialect.write_answer(answer, call)
+
+
+def _identify(answer: Answer | Began, attempt: Attempt, clock: Clock) -> None:
+    """Some providers give their answers no name or no time; most dialects have both."""
+    answer.answer_id = answer.answer_id or attempt.attempt_id
+    answer.created_at_s = answer.created_at_s or int(clock.now_s())
 
 
 async def relay_stream(
@@ -79,7 +89,8 @@ async def relay_stream(
     call, api = attempt.described.call, attempt.prepared.api
     _check_is_stream(response, api)
     outcome.status_code = response.status
-    passage: _Passage = _Translation(api, call) if attempt.prepared.is_translated else _Untouched(api, call)
+    is_translated = attempt.prepared.is_translated
+    passage: _Passage = _Translation(attempt, admission.clock) if is_translated else _Untouched(api, call)
     meter = passage.meter
     tranches = Tranches(attempt, admission)
     parser = api.frame_parser(call)
@@ -157,8 +168,11 @@ class _Untouched:
 class _Translation:
     """Across dialects: frame to events, events to the client's frames."""
 
-    def __init__(self, api: Api, call: Call) -> None:
-        self._reader: StreamReader = api.stream_reader()
+    def __init__(self, attempt: Attempt, clock: Clock) -> None:
+        call = attempt.described.call
+        self._attempt = attempt
+        self._clock = clock
+        self._reader: StreamReader = attempt.prepared.api.stream_reader()
         self._writer: StreamWriter = call.dialect.stream_writer(call)
         self.meter: EventMeter = EventMeter(self._reader)
 
@@ -170,6 +184,8 @@ class _Translation:
             self.meter.count(events)
             if self.meter.has_error:
                 raise _stream_failed(events)
+            if events and isinstance(events[0], Began):
+                _identify(events[0], self._attempt, self._clock)
             told += self._writer.write(events)
         return told
 
