@@ -66,7 +66,7 @@ class Refused(Exception):
         self.code = code
 
 
-class Counts(NamedTuple):
+class Counts(msgspec.Struct, frozen=True):
     """The tokens of an answer, as the client is to be told. The input has cached and written ones in it, and those written
     for an hour are among the written; the output has the reasoning in it."""
 
@@ -82,7 +82,7 @@ class Counts(NamedTuple):
         return self.input_tokens - self.cached_tokens - self.written_tokens
 
 
-class Plan(NamedTuple):
+class Plan(msgspec.Struct, frozen=True):
     """What a model will say if nobody stops it. Tokens are per choice. `units` are what is billed beside tokens."""
 
     counts: Counts
@@ -101,7 +101,7 @@ class Plan(NamedTuple):
         return self.choices * (self.reasoning_tokens + self.saying.tokens)
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True):
     """What a request asks for, in no provider's words.
 
     `cap` bounds the output tokens of each choice, `tools` are the names of the functions that it offers, `schema` is the

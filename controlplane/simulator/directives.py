@@ -164,9 +164,10 @@ def _take_arguments(text: str) -> tuple[str, str]:
         return text, ""
     try:
         value, end = _JSON.raw_decode(text, match.end())
-    except ValueError:
+        arguments = spaced_json(value)
+    except (ValueError, RecursionError):
         raise BadDirective("args is a JSON object") from None
-    return text[: match.start()] + " " + text[end:], spaced_json(value)
+    return text[: match.start()] + " " + text[end:], arguments
 
 
 def find_in_message(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import openai
@@ -664,6 +665,26 @@ def test_a_deployment_needs_an_api_version_and_gives_the_model_its_name(simulato
     assert response.json()["model"] == "mine"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/azure/openai/responses?api-version=preview",
+        "/bedrock/openai/v1/responses",
+        "/gemini/v1beta/openai/responses",
+        "/ollama/v1/responses",
+    ],
+)
+def test_openais_endpoints_are_found_at_others_too(simulator, path):
+    answer = simulator.client.post(path, json={"model": "m", "input": "hello"}, headers=BEARER).json()
+    assert answer["object"] == "response"
+
+
+def test_a_part_may_stand_without_its_list(simulator):
+    body = {"contents": [{"parts": {"text": "one two"}}]}
+    response = simulator.client.post(SHAPES[4].path, json=body, headers=SHAPES[4].key)
+    assert response.json()["usageMetadata"]["promptTokenCount"] == 2
+
+
 # Vertex
 
 
@@ -762,6 +783,43 @@ def test_a_models_name_brings_its_providers_ways_along(simulator):
     body = {"model": "mistral-small", "messages": [{"role": "user", "content": "[[simulate error=429]]"}]}
     error = simulator.client.post("/v1/chat/completions", json=body, headers=BEARER).json()
     assert (error["object"], error["code"]) == ("error", "1500")
+
+
+# Recorded requests
+
+RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
+# Which of the recorded interfaces a shape has, and where.
+RECORDED = {
+    ("openai", "chat-completions"): "",
+    ("openai", "completions"): "",
+    ("openai", "moderations"): "",
+    ("mistral", "chat-completions"): "",
+    ("anthropic", "messages"): "/anthropic",
+    ("anthropic", "count-tokens"): "/anthropic",
+    ("gemini", "generate-content"): "/gemini",
+    ("gemini", "embed-content"): "/gemini",
+    ("vertex", "generate-content"): "/vertex",
+    ("vertex", "messages"): "/vertex",
+    ("bedrock", "converse"): "/bedrock",
+    ("cohere", "chat-v2"): "/cohere",
+    ("ollama", "ollama-chat"): "/ollama",
+}
+
+
+@pytest.mark.skipif(not RECORDINGS.exists(), reason="the recorded exchanges are not here")
+@pytest.mark.parametrize(("provider", "api"), RECORDED, ids=map("-".join, RECORDED))
+def test_requests_that_a_provider_answered_are_answered(simulator, provider, api):
+    paths = sorted(RECORDINGS.glob(f"{provider}/{provider}-{api}-*.json"))
+    exchanges = [json.loads(path.read_text()) for path in paths]
+    good = [exchange for exchange in exchanges if exchange["response"]["status"] == 200]
+    good = [exchange for exchange in good if re.match(r"/v\d|/model/|/api/", exchange["request"]["path"])]
+    assert good
+    headers = BEARER | {"x-api-key": KEY, "x-goog-api-key": KEY}
+    for exchange in good:
+        request = exchange["request"]
+        url = RECORDED[provider, api] + request["path"] + (f"?{request['query']}" if request.get("query") else "")
+        response = simulator.client.request(request["method"], url, json=request["body"], headers=headers)
+        assert response.status_code == 200, (exchange["id"], response.text)
 
 
 # Pictures and sounds

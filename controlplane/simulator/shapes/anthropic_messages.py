@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.simulator.calls import LENGTH, STOP, TOOL, Answer, Asked, Call, Counts, Event
 from controlplane.simulator.shapes.anthropic_errors import error_body
@@ -123,7 +124,7 @@ class MessageAnswer(Answer):
 
     def events(self) -> Iterator[Event]:
         plan, saying = self.plan, self.plan.saying
-        started = usage_json(plan.counts._replace(output_tokens=1)) if self.says_usage else b""
+        started = usage_json(replace(plan.counts, output_tokens=1)) if self.says_usage else b""
         yield self._event(b"message_start", b'"message":%b' % self._message(b"", b"null", started)), 0, 0, started
         index = 0
         if plan.reasoning_tokens:

@@ -1,8 +1,9 @@
-"""How Azure is spoken to, below `/azure/openai`: what OpenAI has, under `v1/` or under a deployment's name."""
+"""How Azure is spoken to, below `/azure/openai`: what OpenAI has, under `v1/`, a date or a deployment's name."""
 
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.simulator.calls import Asked, Desk, Fixed, Refused, Request, Shape, decode, unknown_url
 from controlplane.simulator.directives import Like
@@ -12,6 +13,8 @@ from controlplane.simulator.words import encode
 
 _V1 = "/azure/openai/v1/"
 _DEPLOYMENTS = "/azure/openai/deployments/"
+# What needs an `api-version`, and has its model in the body.
+_DATED = ("/azure/openai/", "/azure/models/")
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -39,7 +42,7 @@ def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
         return openai_realtime.ask(request)
     asked = openai.ask(_as_openai(request), call_id, desk)
     if isinstance(asked, Asked) and asked.answers is Completion:
-        return asked._replace(answers=AzureCompletion)
+        return replace(asked, answers=AzureCompletion)
     return asked
 
 
@@ -48,10 +51,13 @@ def _as_openai(request: Request) -> Request:
     headers = {**request.headers, b"authorization": b"Bearer " + _key(request)}
     if request.path.startswith(_V1):
         return request._replace(path=f"/v1/{request.path.removeprefix(_V1)}", headers=headers)
-    if not request.path.startswith(_DEPLOYMENTS):
+    root = next((root for root in _DATED if request.path.startswith(root)), None)
+    if root is None:
         raise unknown_url(request)
     if not request.parameter("api-version"):
         raise Refused(404, "Resource not found")
+    if not request.path.startswith(_DEPLOYMENTS):
+        return request._replace(path=f"/v1/{request.path.removeprefix(root)}", headers=headers)
     deployment, _, operation = request.path.removeprefix(_DEPLOYMENTS).partition("/")
     body = request.body
     if body and not request.header(b"content-type").startswith("multipart/"):

@@ -1,4 +1,5 @@
-"""How Bedrock is spoken to, below `/bedrock`: `/model/{id}/` with `converse`, `invoke`, each as a stream too."""
+"""How Bedrock is spoken to, below `/bedrock`: `/model/{id}/` with `converse`, `invoke`, each as a stream too;
+OpenAI's below `/openai/v1`."""
 
 import re
 from typing import Any
@@ -6,6 +7,7 @@ from typing import Any
 import msgspec
 
 from controlplane.simulator.calls import Asked, Desk, Fixed, Refused, Request, Shape, decode, demand, unknown_url
+from controlplane.simulator.shapes import openai
 from controlplane.simulator.shapes.anthropic_messages import MessagesRequest
 from controlplane.simulator.shapes.bedrock_converse import ConverseAnswer, ConverseRequest
 from controlplane.simulator.shapes.bedrock_errors import error
@@ -20,6 +22,7 @@ from controlplane.simulator.shapes.bedrock_invoke import (
 from controlplane.simulator.words import count_tokens, encode
 
 _ROOT = "/bedrock/model/"
+_OPENAI = "/bedrock/openai/v1/"
 _SIGNED = re.compile(
     rb"AWS4-HMAC-SHA256 Credential=([^/,\s]+)/\d{8}/[^/,]+/[^/,]+/aws4_request,\s*"
     rb"SignedHeaders=[^,\s]+,\s*Signature=[0-9a-f]{64}$"
@@ -54,6 +57,8 @@ def _key(request: Request) -> bytes:
 
 def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
     """Raises `Refused`."""
+    if request.path.startswith(_OPENAI):
+        return openai.ask(request._replace(path=f"/v1/{request.path.removeprefix(_OPENAI)}"), call_id, desk)
     if not request.path.startswith(_ROOT):
         raise unknown_url(request)
     demand(request, "POST")

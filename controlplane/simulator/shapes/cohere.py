@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.simulator.calls import (
     LENGTH,
@@ -266,7 +267,7 @@ class Ranking(Answer):
     @classmethod
     def plan_for(cls, asked: Asked, input_tokens: int, directives: Directives) -> Plan:
         searches = -(-len(asked.details.documents) // _DOCUMENTS_A_SEARCH)
-        return plan_input(asked, input_tokens, directives)._replace(units=searches)
+        return replace(plan_input(asked, input_tokens, directives), units=searches)
 
     def whole(self) -> tuple[bytes, bytes]:
         asked: RerankRequest = self.asked.details

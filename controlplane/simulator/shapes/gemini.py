@@ -1,9 +1,10 @@
-"""How the Gemini API is spoken to, below `/gemini/v1beta`: contents, their tokens counted, vectors, models."""
+"""How the Gemini API is spoken to, below `/gemini/v1beta`: contents, their tokens counted, vectors, models; OpenAI's under `openai/`."""
 
 import msgspec
 
 from controlplane.simulator.calls import Asked, Desk, Fixed, Request, Shape, decode, demand, unknown_url
 from controlplane.simulator.directives import PROFILES
+from controlplane.simulator.shapes import openai
 from controlplane.simulator.shapes.gemini_contents import (
     ContentAnswer,
     ContentArray,
@@ -18,6 +19,7 @@ from controlplane.simulator.shapes.gemini_errors import error
 from controlplane.simulator.words import count_tokens, encode
 
 _ROOTS = ("/gemini/v1beta/models", "/gemini/v1/models")
+_OPENAI = "/gemini/v1beta/openai/"
 _decode_generate = msgspec.json.Decoder(GenerateRequest).decode
 _decode_count = msgspec.json.Decoder(CountRequest).decode
 _decode_embed = msgspec.json.Decoder(EmbedRequest).decode
@@ -35,6 +37,8 @@ def _key(request: Request) -> bytes:
 
 def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
     """Raises `Refused`."""
+    if request.path.startswith(_OPENAI):
+        return openai.ask(request._replace(path=f"/v1/{request.path.removeprefix(_OPENAI)}"), call_id, desk)
     root = next((root for root in _ROOTS if request.path.startswith(root)), None)
     if root is None:
         raise unknown_url(request)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.simulator import wire
 from controlplane.simulator.calls import LENGTH, STOP, TOOL, Answer, Asked, Call, Counts, Event, Plan, plan_input
@@ -27,11 +28,14 @@ class Part(Camel):
 
 
 class Content(Camel):
-    parts: list[Part] | None = None
+    parts: list[Part] | Part | None = None  # One part may stand without its list.
     role: str | None = None
 
+    def all_parts(self) -> list[Part]:
+        return [self.parts] if isinstance(self.parts, Part) else self.parts or []
+
     def texts(self) -> list[str]:
-        parts = self.parts or ()
+        parts = self.all_parts()
         results = (part.function_response for part in parts if part.function_response is not None)
         said = [part.text for part in parts if part.text is not None]
         return said + [encode(result.get("response")).decode() for result in results]
@@ -78,7 +82,7 @@ class GenerateRequest(Camel):
             cap=generation.max_output_tokens,
             choices=generation.candidate_count or 1,
             tools=[known.name for tool in self.tools or () for known in tool.function_declarations or ()],
-            has_results=any(part.function_response is not None for part in self.contents[-1].parts or ()),
+            has_results=any(part.function_response is not None for part in self.contents[-1].all_parts()),
             schema=generation.schema(),
         )
 
@@ -152,7 +156,7 @@ class ContentAnswer(Answer):
 
     def events(self) -> Iterator[Event]:
         plan, saying, choices = self.plan, self.plan.saying, range(self.plan.choices)
-        so_far = self._usage(plan.counts._replace(output_tokens=0, reasoning_tokens=0))
+        so_far = self._usage(replace(plan.counts, output_tokens=0, reasoning_tokens=0))
         before, after = self._chunk(_CUT_HERE, so_far)
         for position in range(plan.reasoning_tokens):
             part = b'{"text":"%b","thought":true}' % self.thought(position)

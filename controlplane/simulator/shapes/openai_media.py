@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.simulator import wire
 from controlplane.simulator.calls import Answer, Asked, Call, Counts, Event, Plan, Request, count, decode, plan_words
@@ -146,7 +147,7 @@ class Speech(Answer):
     @classmethod
     def plan_for(cls, asked: Asked, input_tokens: int, directives: Directives) -> Plan:
         plan = plan_words(asked, input_tokens, directives)
-        return plan._replace(units=len(asked.details.input))
+        return replace(plan, units=len(asked.details.input))
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)
@@ -215,7 +216,7 @@ class Transcript(Answer):
 
     @classmethod
     def plan_for(cls, asked: Asked, input_tokens: int, directives: Directives) -> Plan:
-        return plan_words(asked, input_tokens, directives)._replace(units=asked.details.seconds)
+        return replace(plan_words(asked, input_tokens, directives), units=asked.details.seconds)
 
     def __init__(self, call: Call) -> None:
         super().__init__(call)

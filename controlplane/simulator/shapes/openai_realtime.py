@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from controlplane.simulator.calls import LENGTH, Answer, Asked, Call, Counts, Event, Fixed, Refused, Request
 from controlplane.simulator.shapes.openai_errors import error_body
@@ -226,7 +227,7 @@ class Response(Answer):
 
     def done(self, status: bytes) -> bytes:
         """What ends an answer that was not given to its end."""
-        counts = self.plan.counts._replace(output_tokens=self.call.generated)
+        counts = replace(self.plan.counts, output_tokens=self.call.generated)
         usage = self._usage(counts) if self.says_usage else b""
         return self._event(b"response.done", b'"response":%b' % self._response(status, b"", usage))
 

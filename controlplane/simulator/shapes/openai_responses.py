@@ -9,6 +9,7 @@ from controlplane.simulator.calls import (
     LENGTH,
     Answer,
     Asked,
+    Call,
     Counts,
     Desk,
     Event,
@@ -151,7 +152,7 @@ def _unfinished(kept: Kept, status: str) -> bytes:
 
 
 class Response(Answer):
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__(call)
         details: Details = self.asked.details
         self._request = details.request

@@ -120,8 +120,7 @@ def _grant(request: Request, call_id: str) -> Fixed:
     form = parse_qs(request.body.decode("latin-1"))
     if form.get("grant_type") != [_GRANT]:
         return _no_grant("unsupported_grant_type", "Invalid grant_type")
-    (assertion,) = form.get("assertion", [""])
-    if not _is_jwt(assertion):
+    if not _is_jwt(form.get("assertion", [""])[0]):
         return _no_grant("invalid_grant", "Invalid JWT: it needs a header, claims and a signature.")
     token = {"access_token": f"ya29.simulated-{call_id}", "expires_in": 3599, "token_type": "Bearer"}
     return Fixed(200, encode(token), wire.JSON + b"cache-control: no-store\r\n")
