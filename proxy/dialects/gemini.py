@@ -235,7 +235,7 @@ class GeminiEmbed(Gemini):
             alias=_alias(parameters),
             body=body,
             fields=fields,
-            parameters={"method": method},
+            parameters={"method": method, "query": _alternative(parameters)[1]},
             input_tokens_max=_input_tokens_max(body, media),
             output_tokens_max=0,
             has_audio=b"AUDIO" in body or (media > 0 and any(mark in body for mark in _AUDIO_MARKS)),

@@ -155,7 +155,8 @@ class Embed(Gemini):
             requests = msgspec.json.decode(fields["requests"], type=list[dict[str, msgspec.Raw]])
             renamed = [dump_object(self.renamed(request, deployment, provider)) for request in requests]
             fields["requests"] = msgspec.Raw(b"[" + b",".join(renamed) + b"]")
-        return Outgoing(self.target(deployment, provider, call.parameters["method"]), dump_object(fields))
+        method, query = call.parameters["method"], call.parameters.get("query", "")
+        return Outgoing(self.target(deployment, provider, method, query), dump_object(fields))
 
     def measure(self, body: bytes) -> Measured:
         head = EMBED_HEADS.read(body)

@@ -1,0 +1,30 @@
+"""The recordings that cannot pass in some respect, each with the reason. docs/compatibility.md shows them."""
+
+from typing import NamedTuple
+
+from tests.recordings.corpus import Recording
+
+# In which respect.
+BODY = "body"
+USAGE = "usage"
+
+
+class Exception_(NamedTuple):
+    recording_id: str
+    respect: str
+    reason: str
+
+
+EXCEPTIONS = (
+    Exception_(
+        "openai-completions-stream-truncated-n2-c2e2e9",
+        BODY,
+        "The request was recorded without `stream`, the answer is a stream that calls itself application/json.",
+    ),
+    Exception_("openai-completions-stream-truncated-n2-c2e2e9", USAGE, "As above."),
+)
+_REASONS = {(found.recording_id, found.respect): found.reason for found in EXCEPTIONS}
+
+
+def reason_of(recording: Recording, respect: str) -> str | None:
+    return _REASONS.get((recording.recording_id, respect))

@@ -1,0 +1,158 @@
+"""Every recording through a running gateway, in its own dialect: nothing changes but what has to, and the books are right."""
+
+import json
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+import pytest
+
+from proxy.wire.json_gate import is_object
+from tests.recordings.billed import recorded_usage
+from tests.recordings.corpus import MAX_OUTPUT_TOKENS, Place, Recording, is_asked_usage, parameters, recordings
+from tests.recordings.exceptions import BODY, USAGE, reason_of
+from tests.recordings.gateway import RecordedGateway, Replay
+
+SERVED = parameters(list(recordings()))
+# Where an answer without a cap gets one.
+_CAPS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "generationConfig", "generation_config")
+# What the gateway may add to a request that passes, or change in it.
+_NAMING = ("generateContentRequest", "requests")
+_CHANGED = ("model", "stream_options", "anthropic_version", "anthropic_beta", "stream", *_CAPS)
+
+
+@pytest.mark.parametrize("recording", SERVED)
+def test_a_recorded_exchange_passes_as_it_was(recording: Recording, gateway: RecordedGateway) -> None:
+    replay = gateway.replay(recording)
+    assert replay.received is not None, replay.response.text
+    _check_sent(recording, replay)
+    _check_told(recording, replay)
+    _check_ledger(recording, replay)
+
+
+def _check_sent(recording: Recording, replay: Replay) -> None:
+    """Upstream got the client's own bytes at the recorded address."""
+    received, place = replay.received, replay.place
+    assert received is not None
+    assert received.method == recording.request["method"]
+    assert _path_of(received.target) == _path_of(f"/{place.provider.base_url.split('/')[3]}{recording.target}")
+    if place.is_passthrough:
+        assert received.body == place.body
+        return
+    sent, given = msgspec.json.decode(received.body, type=dict[str, msgspec.Raw]), place.call.fields
+    added = [name for name in sent if name not in given]
+    assert set(added) <= set(_CHANGED)
+    renamed = {"max_completion_tokens": "max_tokens", "max_tokens": "max_completion_tokens"}
+    for name, value in given.items():
+        if name in _NAMING and name in sent:
+            assert _unnamed(sent[name]) == _unnamed(value)
+        elif name in sent and name not in _CHANGED:
+            assert bytes(sent[name]) == bytes(value), name
+        elif name not in sent:
+            assert name in ("model", "stream") or renamed.get(name) in sent, f"{name} was not sent"
+    recorded = recording.request["body"]
+    if "model" in sent:
+        assert json.loads(bytes(sent["model"])).removeprefix("models/") == place.deployment.upstream_model
+    for name in ("anthropic_version", "stream"):
+        if name in recorded and name in sent:
+            assert json.loads(bytes(sent[name])) == recorded[name]
+    for name in _CAPS:
+        if name in recorded and (name in sent or renamed.get(name) in sent):
+            said = json.loads(bytes(sent.get(name) or sent[renamed[name]]))
+            assert said in (recorded[name], _capped(recorded[name]))
+    if "stream_options" in sent:
+        options = json.loads(bytes(sent["stream_options"]))
+        assert options == {**(recorded.get("stream_options") or {}), "include_usage": True}
+
+
+def _capped(value: Any) -> Any:
+    return {**value, "maxOutputTokens": MAX_OUTPUT_TOKENS} if isinstance(value, dict) else value
+
+
+def _unnamed(value: msgspec.Raw) -> Any:
+    """Without the models in it, which are the path's."""
+    decoded = json.loads(bytes(value))
+    for request in decoded if isinstance(decoded, list) else [decoded]:
+        request.pop("model", None)
+    return decoded
+
+
+def _path_of(target: str) -> tuple[str, set[tuple[str, str]]]:
+    """Percent-encoding undone, and without the key of the client, which never crosses."""
+    path, _, query = target.partition("?")
+    return unquote(path), {(name, value) for name, value in parse_qsl(query) if name not in ("key", "beta")}
+
+
+def _check_told(recording: Recording, replay: Replay) -> None:
+    """The client got the recorded bytes, or, where the provider failed, the gateway's words for it."""
+    response, status = replay.response, recording.status
+    reason = reason_of(recording, BODY)
+    if reason is not None:
+        return
+    # Gemini says with a 400 that a key is wrong: whoever holds the gateway's own credential is not told of it.
+    is_refused_key = b"API_KEY_INVALID" in recording.body and not replay.place.is_passthrough
+    if status in (401, 403) or status >= 500 or is_refused_key:
+        assert response.status_code == 502
+        return
+    if status >= 400 and (replay.place.api.has_own_errors or not is_object(recording.body)):
+        assert response.status_code == status
+        assert "error" in response.json()
+        return
+    assert response.status_code == status, response.text
+    if recording.header("retry-after"):
+        assert response.headers["retry-after"] == recording.header("retry-after")
+    body, expected = response.content, recording.body
+    if replay.place.api.reframe.__qualname__ != "Api.reframe" and recording.is_stream:
+        expected = _reframed(replay.place, expected)
+    elif recording.is_stream and replay.place.api.name == "openai.chat":
+        expected = _without_unasked_usage(expected, recording)
+    assert body == expected
+    if status == 200:
+        content_type = response.headers["content-type"]
+        assert content_type == recording.header("content-type") or recording.api == "invoke"
+
+
+def _reframed(place: Place, stream: bytes) -> bytes:
+    parser = place.api.frame_parser(place.call)
+    return b"".join(place.api.reframe(frame) for frame in parser.feed(stream))
+
+
+def _without_unasked_usage(stream: bytes, recording: Recording) -> bytes:
+    """What the gateway asks for on its own account does not show."""
+    if is_asked_usage(recording.request["body"]):
+        return stream
+    kept = b""
+    for event in stream.split(b"\n\n"):
+        data = event.removeprefix(b"data: ").strip()
+        if data.startswith(b"{"):
+            chunk = json.loads(data)
+            if chunk.get("choices") == [] and chunk.get("usage"):
+                continue
+        kept += event + b"\n\n"
+    return kept.removesuffix(b"\n\n") if not stream.endswith(b"\n\n") else kept[: -len(b"\n\n")]
+
+
+def _check_ledger(recording: Recording, replay: Replay) -> None:
+    event = replay.event
+    assert event is not None
+    if recording.status >= 400 or replay.place.is_passthrough:
+        return
+    expected = recorded_usage(recording)
+    if reason_of(recording, USAGE) is not None or replay.place.call.is_free:
+        return
+    if recording.meta["error"] == "in-stream" and event["usage_source"] == "estimated":
+        # The provider did not come to its last word; what it had said of the prompt counts.
+        assert expected is None or event["usage"]["input_tokens"] == expected.input_tokens
+        return
+    if expected is None:
+        assert event["usage_source"] != "provider" or event["usage"] == {}, event
+        return
+    booked = dict(event.get("usage", {}))
+    tool_calls = booked.pop("tool_calls", 0)
+    assert event["usage_source"] == "provider"
+    assert booked == msgspec.to_builtins(expected)
+    features = recording.meta["features"]
+    if b'"executed_tools":[{' in recording.body.replace(b" ", b""):
+        assert tool_calls > 0
+    elif "server-tools" not in features and "citations" not in features:
+        assert tool_calls == 0
