@@ -5,7 +5,7 @@ replayed from the journal in order, which is idempotent because a worker's settl
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -31,8 +31,10 @@ from proxy.errors import (
     UnpricedModel,
 )
 from proxy.ids import new_id
+from proxy.jobs import Job, price_of, price_of_all
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
 from proxy.prepare import Prepared
+from proxy.providers.provider import Kept
 from proxy.registry import Upstream
 from proxy.wire.redis import RedisError, RedisPipeline
 
@@ -55,6 +57,7 @@ class Attempt:
         "attempt_id",
         "costs",
         "counters",
+        "credential_id",
         "described",
         "event",
         "first_token_at_s",
@@ -64,6 +67,7 @@ class Attempt:
         "is_settled",
         "prepared",
         "remaining",
+        "remember",
         "reset_ms",
         "started_at_s",
         "subject",
@@ -88,6 +92,9 @@ class Attempt:
         self.reset_ms: Sequence[int] = ()
         self.is_dispatched = False
         self.is_settled = False
+        self.credential_id = ""
+        # Takes note of what the provider keeps, and whose it is.
+        self.remember: Callable[[Attempt, Sequence[Kept]], None] | None = None
 
     @property
     def kill_fields(self) -> tuple[str, ...]:
@@ -112,6 +119,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     finish_reason: str = ""
     response_model: str = ""
     kill_switch_id: str = ""
+    upstream_id: str = ""
 
 
 class Admission:
@@ -203,7 +211,16 @@ class Admission:
         if attempt.is_settled:
             return attempt.event.cost_nanos
         attempt.is_settled = True
+        goes_on = _goes_on(attempt, outcome)
         event = attempt.event = self._settled_event(attempt, outcome)
+        kept_hold = b""
+        if goes_on:
+            # Whatever it costs is not known yet: it stays in suspense at what is held.
+            event = attempt.event = msgspec.structs.replace(
+                event, state="suspense", usage=Usage(), usage_source="none", cost_nanos=attempt.held_nanos
+            )
+            job = _job(attempt, self.worker, self.journal.seq + 1)
+            kept_hold = gate.hold_value(attempt.counters, (), encode_event(event), job=job)
         used = event.usage.input_tokens + event.usage.output_tokens
         argument = gate.encode_settle(
             worker=self.worker,
@@ -214,13 +231,32 @@ class Admission:
             tpm=[(check.key, check.per_minute, used - attempt.costs[i]) for i, check in attempt.subject.token_limits],
             running_keys=attempt.subject.running_keys,
             event=encode_event(event),
+            kept_hold=kept_hold,
         )
-        entry = Settled(self.journal.seq + 1, attempt.attempt_id, argument)
+        self._enter(attempt.attempt_id, argument)
+        return event.cost_nanos
+
+    def settle_late(self, event: UsageEvent, budgets: Sequence[gate.BudgetCounter]) -> None:
+        """Say what an attempt in suspense has cost. Never waits; whoever says it first is believed."""
+        argument = gate.encode_settle(
+            worker=self.worker,
+            seq=self.journal.seq + 1,
+            attempt_id=event.attempt_id,
+            cost_nanos=event.cost_nanos,
+            budgets=budgets,
+            tpm=(),
+            running_keys=(),
+            event=encode_event(event),
+            is_late=True,
+        )
+        self._enter(event.attempt_id, argument)
+
+    def _enter(self, attempt_id: str, argument: bytes) -> None:
+        entry = Settled(self.journal.seq + 1, attempt_id, argument)
         self.journal.settle(entry)
         self._outbox.append(entry)
         if len(self._outbox) == 1:
             asyncio.get_running_loop().call_soon(self._flush)
-        return event.cost_nanos
 
     def _settled_event(self, attempt: Attempt, outcome: Outcome) -> UsageEvent:
         price = attempt.upstream.deployment.price
@@ -239,6 +275,7 @@ class Admission:
             error_type=outcome.error_type,
             finish_reason=outcome.finish_reason,
             response_model=outcome.response_model,
+            upstream_id=outcome.upstream_id,
             usage=usage,
             usage_source=source,
             cost_nanos=cost_nanos(usage, price) if is_billable else 0,
@@ -408,6 +445,26 @@ def _sort_out(orphan: Orphan) -> tuple[dict[str, Dispatched], list[Settled]]:
     return open_attempts, settles
 
 
+def _goes_on(attempt: Attempt, outcome: Outcome) -> bool:
+    """Whether the provider goes on with it, or may: it was sent, and nothing has said how it ended."""
+    call = attempt.described.call
+    outlives = call.is_background or call.batch_requests > 0
+    return outlives and attempt.is_dispatched and outcome.may_have_been_billed and outcome.usage is None
+
+
+def _job(attempt: Attempt, worker: str, seq: int) -> Job:
+    call, deployment = attempt.described.call, attempt.upstream.deployment
+    assert deployment.price is not None, "an attempt is only admitted with a price"
+    return Job(
+        kind=call.kept_kind,
+        deployment_id=deployment.deployment_id,
+        price=price_of(call, deployment.price),
+        credential_id=attempt.credential_id,
+        worker=worker,
+        seq=seq,
+    )
+
+
 def _event(prepared: Prepared, now_s: float) -> UsageEvent:
     described, deployment = prepared.described, prepared.upstream.deployment
     subject = described.subject
@@ -440,8 +497,13 @@ def _hold_sizes(described: Described, upstream: Upstream) -> tuple[int, int]:
     output_tokens = output_tokens_max(described, upstream)
     if call.is_free:
         return 0, 0
+    if call.batch_requests:
+        price = price_of_all(price_of(call, deployment.price), call.batch_requests)
+        full = _hold(price, call, call.input_tokens_max, output_tokens)
+        return full, full
     full = _hold(deployment.price, call, input_tokens, output_tokens)
-    if not (call.is_stream and deployment.output_is_visible):
+    # What is made in the background goes on, also where a tranche is refused.
+    if not (call.is_stream and deployment.output_is_visible) or call.is_background:
         return full, full
     tranche_tokens = min(output_tokens, TRANCHE_TOKENS * call.choices)
     return full, _hold(deployment.price, call, input_tokens, tranche_tokens)

@@ -15,6 +15,8 @@ class Described(NamedTuple):
     subject: Subject
     call: Call
     tags: dict[str, str]
+    # Under which the provider keeps what the call is about; "" for any.
+    credential_id: str = ""
 
     @property
     def is_lenient(self) -> bool:

@@ -9,6 +9,7 @@
     ├── TrafficHalted             403  a kill switch
     ├── AliasUnknown              404
     ├── RouteUnknown              404  (405 for a wrong method)
+    │   └── StoredUnknown         404  a file, a batch, a response: not there, or another project's
     ├── BudgetExceeded            429
     ├── LimitExceeded             429
     ├── UnpricedModel             403  no price, so no bound, so no call
@@ -120,6 +121,13 @@ class AliasUnknown(GatewayError):
 class RouteUnknown(GatewayError):
     status_code = 404
     error_type = "not_found"
+
+
+class StoredUnknown(RouteUnknown):
+    """Nobody is told whether another project has it."""
+
+    def __init__(self, kind: str, upstream_id: str, *, param: str | None = None) -> None:
+        super().__init__(f"there is no {kind.replace('_', ' ')} `{upstream_id}`", param=param)
 
 
 class MethodNotAllowed(RouteUnknown):

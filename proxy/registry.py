@@ -63,10 +63,14 @@ class Upstream:
         """Not when it has credentials and the vault opens none of them. One that has none needs none: a model of one's own."""
         return bool(self._authorizers) or not self.deployment.credentials
 
-    def authorizer(self) -> Authorizer | None:
-        """The credential whose turn it is; None where none is needed."""
+    def authorizer(self, credential_id: str = "") -> Authorizer | None:
+        """The credential of that id, else the one whose turn it is; None where none is needed."""
         if not self._authorizers:
             return None
+        if credential_id:
+            for authorizer in self._authorizers:
+                if authorizer.credential_id == credential_id:
+                    return authorizer
         self._turn = (self._turn + 1) % len(self._authorizers)
         return self._authorizers[self._turn]
 
@@ -129,7 +133,9 @@ def _authorizer(
     credential: configuration.Credential, kind: Provider, provider: configuration.Provider, open_sealed: OpenSealed
 ) -> Authorizer | None:
     try:
-        return kind.authorize(open_sealed(credential.sealed, credential.credential_id), provider)
+        authorizer = kind.authorize(open_sealed(credential.sealed, credential.credential_id), provider)
+        authorizer.credential_id = credential.credential_id
+        return authorizer
     except ValueError:
         # The rest of the snapshot is good: one credential that cannot be opened or used must not stop all traffic.
         log.error("credential cannot be used", credential_id=credential.credential_id)

@@ -8,11 +8,11 @@ import msgspec
 from proxy.admission import HIDDEN_OUTPUT_TOKENS, TRANCHE_TOKENS, Admission, Attempt, Outcome, output_tokens_max
 from proxy.call import gateway_error
 from proxy.clock import Clock
-from proxy.dialects.dialect import Call, StreamWriter
+from proxy.dialects.dialect import RESPONSE, Call, StreamWriter
 from proxy.errors import LeaseLost, UpstreamBroken, UpstreamStreamFailed
 from proxy.neutral import Answer, Began, Event, Failed
 from proxy.prepare import Prepared
-from proxy.providers.provider import Api, EventMeter, Measured, StreamMeter, StreamReader, name_of
+from proxy.providers.provider import Api, EventMeter, Kept, Measured, StreamMeter, StreamReader, name_of
 from proxy.respond import JSON, Headers, Responder, rate_limit_headers
 from proxy.wire import http1
 from proxy.wire.frame import Frame, StreamMalformed, StreamTooLarge
@@ -48,13 +48,28 @@ async def relay_whole(
     outcome.usage = measured.usage
     outcome.response_model = measured.response_model
     outcome.finish_reason = measured.finish_reason
+    _remember(attempt, outcome, measured.kept)
     if measured.has_error:
         raise UpstreamBroken("the provider's answer is an error", may_have_been_billed=True)
     _check_lease(admission)
     cost = admission.settle(attempt, outcome)
     headers = _headers(response, attempt)
-    headers += [_content_type(response, attempt.prepared), (b"x-tollgate-cost-usd", _usd(cost))]
+    headers.append(_content_type(response, attempt.prepared))
+    if attempt.event.state != "suspense":
+        headers.append((b"x-tollgate-cost-usd", _usd(cost)))
     await responder.whole(response.status, told, headers)
+
+
+def _remember(attempt: Attempt, outcome: Outcome, kept: Sequence[Kept]) -> None:
+    """Before the client hears of it, so that it can ask for it at once."""
+    call = attempt.described.call
+    if not kept or attempt.remember is None or attempt.prepared.is_translated:
+        return
+    if kept[0].kind == call.kept_kind:
+        outcome.upstream_id = name_of(kept[0].upstream_id)
+    elif kept[0].kind == RESPONSE:
+        return  # The client has asked not to keep it.
+    attempt.remember(attempt, kept)
 
 
 def _read_whole(body: bytes, attempt: Attempt, clock: Clock) -> tuple[Measured, bytes]:
@@ -99,11 +114,13 @@ async def relay_stream(
     try:
         while chunk := await response.next_chunk():
             received_bytes += len(chunk)
-            if received_bytes > ANSWER_BYTES_MAX:
+            if received_bytes > api.stream_bytes_max:
                 raise UpstreamBroken("the provider's stream does not end", may_have_been_billed=True)
             passing = passage.take(parser.feed(chunk))
             if attempt.first_token_at_s is None and meter.output_chunks:
                 attempt.first_token_at_s = admission.clock.monotonic_s()
+            if meter.answer_id and not outcome.upstream_id:
+                _remember(attempt, outcome, (Kept(RESPONSE, meter.answer_id),))
             if tranches.are_short(meter.output_bytes):
                 await tranches.extend(meter.output_bytes)
             _check_lease(admission)

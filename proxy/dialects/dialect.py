@@ -24,6 +24,10 @@ TEMPLATE_TOKENS = 64
 MEDIA_TOKENS_MAX = 32_768
 
 
+# What providers keep beyond a request, by the word that stands in `Call.kept_kind`.
+FILE, BATCH, MESSAGE_BATCH, RESPONSE = "file", "batch", "message_batch", "response"
+
+
 class Call(msgspec.Struct, kw_only=True):
     """One client call, described: what admission, routing and the provider's side need to know of it.
 
@@ -53,6 +57,14 @@ class Call(msgspec.Struct, kw_only=True):
     has_audio: bool = False
     has_images: bool = False
     is_free: bool = False
+    # What the provider keeps of it: a kind of those above, "" for nothing.
+    kept_kind: str = ""
+    # The id of the stored response that it goes on from.
+    follows: str = ""
+    # It goes on when it was answered: a response made in the background, or a batch of so many requests, whose bounds are
+    # the sums of theirs.
+    is_background: bool = False
+    batch_requests: int = 0
     metadata: Any = None
     # Read by `Dialect.read_prompt` once, when a provider of another dialect is called.
     prompt: Request | None = None

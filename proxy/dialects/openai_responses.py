@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, StreamWriter, invalid_field, json_fields
+from proxy.dialects.dialect import (
+    MEDIA_TOKENS_MAX,
+    RESPONSE,
+    TEMPLATE_TOKENS,
+    Call,
+    StreamWriter,
+    invalid_field,
+    json_fields,
+)
 from proxy.dialects.openai import OpenAI, error_object
 from proxy.dialects.openai_responses_answers import OF_CALL, OF_TEXT, REDACTED, ResponsesWriter, frame, write_answer
 from proxy.errors import GatewayError, InvalidRequest
@@ -88,6 +96,9 @@ class _Head(msgspec.Struct):
     max_tool_calls: int | None = None
     tools: list[_Tool] | None = None
     metadata: Any = None
+    store: bool | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
 
 
 _decode_head = msgspec.json.Decoder(_Head).decode
@@ -130,6 +141,10 @@ class OpenAIResponses(OpenAI):
             has_audio=b'"input_audio"' in body,
             has_images=b'"input_image"' in body or b'"image_generation"' in body,
             metadata=head.metadata,
+            # Kept unless the client says otherwise; what is made in the background is kept for a while anyway.
+            kept_kind=RESPONSE if head.store is not False or head.background else "",
+            follows=head.previous_response_id or "",
+            is_background=bool(head.background),
         )
 
     def read_prompt(self, call: Call) -> Prompt:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from audit.records import Usage
+from proxy.dialects.dialect import RESPONSE
 from proxy.neutral import (
     CONTENT_FILTER,
     LENGTH,
@@ -41,7 +42,7 @@ from proxy.neutral import (
     UsageSeen,
 )
 from proxy.providers.openai_errors import error_of
-from proxy.providers.provider import Measured, StreamReader, checked_usage, name_of
+from proxy.providers.provider import Kept, Measured, StreamReader, checked_usage, name_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -66,6 +67,7 @@ def measure(body: bytes) -> Measured:
         response_model=name_of(response.model),
         finish_reason=name_of(response.reason() or response.status),
         has_error=response.has_error(),
+        kept=(Kept(RESPONSE, response.id),) if type(response.id) is str and response.id else (),
     )
 
 

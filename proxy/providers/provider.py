@@ -35,6 +35,8 @@ Headers = list[tuple[bytes, bytes]]
 
 # More than any context window. A provider that says so, or that says less than nothing, is not believed.
 TOKENS_MAX = 1_000_000_000
+# A stream that is longer does not end.
+STREAM_BYTES_MAX = 64 * 1024 * 1024
 # Its own words, of which the ledger keeps so much.
 NAME_CHARACTERS_MAX = 200
 
@@ -49,6 +51,13 @@ class Outgoing(NamedTuple):
     method: bytes = b"POST"
 
 
+class Kept(NamedTuple):
+    """Something that the provider keeps, by its id; the kinds are in `dialects/dialect.py`."""
+
+    kind: str
+    upstream_id: str
+
+
 class Measured(NamedTuple):
     """What a whole answer says of itself. `usage` is None where it does not say."""
 
@@ -56,6 +65,7 @@ class Measured(NamedTuple):
     response_model: str = ""
     finish_reason: str = ""
     has_error: bool = False
+    kept: tuple[Kept, ...] = ()
 
 
 class StreamReader:
@@ -79,6 +89,7 @@ class StreamMeter:
         self.has_error = False
         self.output_chunks = 0
         self.output_bytes = 0
+        self.answer_id = ""
 
     @property
     def has_ended(self) -> bool:
@@ -114,8 +125,9 @@ class EventMeter(StreamMeter):
                     self.partial_usage = usage
                     if not is_partial:
                         self.usage = usage
-                case Began(model=model):
+                case Began(model=model, answer_id=answer_id):
                     self.response_model = model[:NAME_CHARACTERS_MAX]
+                    self.answer_id = answer_id[:NAME_CHARACTERS_MAX]
                 case Finished(finish=finish, finish_detail=detail):
                     self.finish_reason = (detail or finish)[:NAME_CHARACTERS_MAX]
                 case Failed():
@@ -154,6 +166,7 @@ class Api:
     # How its streams are framed, and the content types that such a stream may have.
     frames: ClassVar[type[FrameParser]] = SSEParser
     stream_types: ClassVar[tuple[bytes, ...]] = (b"text/event-stream",)
+    stream_bytes_max: ClassVar[int] = STREAM_BYTES_MAX
     # Whether `write_request`, `read_answer` and `stream_reader` exist.
     is_translatable: ClassVar[bool] = False
     # Whether its errors have another shape than the dialect's own: a client of the same dialect is told them in that one.
@@ -224,6 +237,8 @@ class Api:
 class Authorizer:
     """One credential of a provider, ready to authorize requests."""
 
+    # Which of the vault's it is.
+    credential_id = ""
     # What must never be passed on, were the provider to quote it.
     secrets: Sequence[bytes] = ()
 
