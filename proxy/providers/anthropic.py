@@ -15,10 +15,15 @@ from proxy.providers.anthropic_answers import MessagesReader
 from proxy.providers.anthropic_requests import write_body
 from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, Authorizer, HeaderAuthorizer, Measured, Outgoing, Provider, StreamReader
+from proxy.wire.frame import FrameParser
+from proxy.wire.json_array import ELEMENT_BYTES_MAX
 from proxy.wire.json_gate import dump_object
+from proxy.wire.sse import SSEParser
 
 # The version of the API itself, not of a model. Source: Anthropic's API reference, "Versions".
 VERSION = (b"anthropic-version", b"2023-06-01")
+# Without it a file's id is not understood.
+FILES = (b"anthropic-beta", b"files-api-2025-04-14")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -30,6 +35,10 @@ class AnthropicMessages(Api):
     # What stands in `anthropic_version` of the body; the model is not in the body then.
     version_in_body: ClassVar[str] = ""
     path: ClassVar[bytes] = b"/messages"
+
+    def frame_parser(self, call: Call) -> FrameParser:
+        # What a tool of the provider found comes whole in one event.
+        return SSEParser(event_bytes_max=ELEMENT_BYTES_MAX) if self.frames is SSEParser else self.frames()
 
     def target(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bytes:
         query = call.parameters.get("query", "")
@@ -68,7 +77,10 @@ class AnthropicMessages(Api):
             body = {"model": deployment.upstream_model, **body}
             if call.is_stream:
                 body["stream"] = True
-        return self._outgoing(_encode(body), call, deployment, provider)
+        outgoing = self._outgoing(_encode(body), call, deployment, provider)
+        if b'"source":{"type":"file"' in outgoing.body and not self.version_in_body:
+            outgoing = outgoing._replace(headers=(*outgoing.headers, FILES))
+        return outgoing
 
     def _outgoing(
         self, body: bytes, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider

@@ -29,6 +29,9 @@ from proxy.neutral import (
     Opaque,
     OpaqueDone,
     Part,
+    ProviderError,
+    Refusal,
+    RefusalDelta,
     Text,
     TextDelta,
     Thinking,
@@ -39,7 +42,7 @@ from proxy.neutral import (
     UsageSeen,
 )
 from proxy.providers.anthropic_requests import ORIGIN
-from proxy.providers.openai_errors import error_of
+from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Measured, StreamReader, checked_usage, name_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
@@ -52,8 +55,10 @@ FINISHES = {
     "tool_use": TOOL_CALLS,
     "refusal": REFUSAL,
     "pause_turn": PAUSE,
+    "compaction": PAUSE,
 }
 _NULL = msgspec.Raw(b"null")
+_INPUT = frozenset({"input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"})
 
 
 class _CacheCreation(msgspec.Struct):
@@ -106,7 +111,9 @@ class _Answer(msgspec.Struct):
     content: list[msgspec.Raw] | None = None
     stop_reason: str | None = None
     stop_sequence: str | None = None
-    usage: _Usage | None = None
+    stop_details: Any = None
+    # Raw: counts that cannot be read must not cost the answer.
+    usage: msgspec.Raw = _NULL
     error: Any = None
 
 
@@ -119,15 +126,16 @@ class _Delta(msgspec.Struct):
     citation: msgspec.Raw = _NULL
     stop_reason: str | None = None
     stop_sequence: str | None = None
+    stop_details: Any = None
 
 
 class _Event(msgspec.Struct):
     type: str = ""
-    index: int = 0
+    index: int | None = None
     message: _Answer | None = None
     content_block: _Block | None = None
     delta: _Delta | None = None
-    usage: _Usage | None = None
+    usage: msgspec.Raw = _NULL
     error: Any = None
 
 
@@ -146,6 +154,7 @@ _answers = Shape(_Answer)
 _blocks = Shape(_Block)
 _events = Shape(_Event)
 _citations = Shape(_Citation)
+_usages = Shape(_Usage)
 _values = Shape(dict[str, Any])
 
 
@@ -155,7 +164,7 @@ _values = Shape(dict[str, Any])
 def measure(body: bytes) -> Measured:
     answer = _answers.read(body)
     return Measured(
-        usage=usage_of(answer.usage),
+        usage=usage_of(_usages.find(answer.usage)),
         response_model=name_of(answer.model),
         finish_reason=name_of(answer.stop_reason),
         has_error=answer.error is not None,
@@ -168,6 +177,9 @@ def read_answer(body: bytes) -> Answer:
     if answer.content is None:
         raise msgspec.DecodeError("a message has content")
     parts = [_read_block(raw) for raw in answer.content]
+    if explanation := _explanation(answer.stop_details):
+        parts.append(Refusal(text=explanation))
+    usage = _usages.find(answer.usage)
     return Answer(
         answer_id=answer.id or "",
         model=answer.model or "",
@@ -179,8 +191,8 @@ def read_answer(body: bytes) -> Answer:
                 stop_sequence=answer.stop_sequence,
             )
         ],
-        usage=usage_of(answer.usage),
-        service_tier=(answer.usage.service_tier or "") if answer.usage else "",
+        usage=usage_of(usage),
+        service_tier=(usage.service_tier or "") if usage else "",
     )
 
 
@@ -205,6 +217,12 @@ def _read_block(raw: msgspec.Raw) -> Part | None:
             return Thinking(redacted=block.data or "", origin=ORIGIN)
         case kind:
             return Opaque(kind=kind or "unknown", value=_values.find(raw))
+
+
+def _explanation(stop_details: Any) -> str:
+    """Why the model refused, where it says so."""
+    found = stop_details.get("explanation") if type(stop_details) is dict else None
+    return found if type(found) is str else ""
 
 
 def _read_citation(raw: msgspec.Raw) -> Citation | None:
@@ -260,35 +278,37 @@ class MessagesReader(StreamReader):
 
     def read(self, frame: Frame) -> Sequence[Event]:
         if not frame.data:
-            return ()
+            # A whole error that is only called a stream.
+            return (Failed(error=_stream_error(frame.raw)),) if frame.raw.lstrip()[:1] == b"{" else ()
         event = _events.find(frame.data)
         if event is None:
             return (_opaque(frame, "unknown"),)
         match event.type:
             case "content_block_delta":
-                found = self._read_delta(event.index, event.delta) if event.delta is not None else None
+                found = self._read_delta(event.index or 0, event.delta) if event.delta is not None else None
                 return (_opaque(frame, event.type),) if found is None else found
             case "content_block_start":
-                return self._began(event.index, event.content_block, frame)
+                return self._began(event.index or 0, event.content_block, frame)
             case "content_block_stop":
-                return self._ended(event.index)
+                return self._ended(event.index or 0)
             case "message_start":
                 return self._started(event.message or _Answer())
             case "message_delta":
-                return self._finished(event.delta or _Delta(), event.usage)
+                return self._finished(event.delta or _Delta(), _usages.find(event.usage))
             case "message_stop":
                 return (Done(),)
             case "ping":
                 return ()
             case "error":
-                return (Failed(error=error_of(event.error if type(event.error) is dict else {})),)
+                return (Failed(error=_stream_error(frame.data)),)
             case kind:
                 return (_opaque(frame, kind),)
 
     def _started(self, message: _Answer) -> Sequence[Event]:
-        tier = (message.usage.service_tier or "") if message.usage else ""
+        usage = _usages.find(message.usage)
+        tier = (usage.service_tier or "") if usage else ""
         began = Began(answer_id=message.id or "", model=message.model or "", service_tier=tier)
-        return (began, *self._count(message.usage, is_partial=True))
+        return (began, *self._count(usage, is_partial=True))
 
     def _finished(self, delta: _Delta, usage: _Usage | None) -> Sequence[Event]:
         seen = self._count(usage, is_partial=delta.stop_reason is None)
@@ -296,15 +316,20 @@ class MessagesReader(StreamReader):
             return seen
         finish = FINISHES.get(delta.stop_reason, STOP)
         detail = name_of(delta.stop_reason)
-        return (Finished(finish=finish, finish_detail=detail, stop_sequence=delta.stop_sequence), *seen)
+        finished = Finished(finish=finish, finish_detail=detail, stop_sequence=delta.stop_sequence)
+        if explanation := _explanation(delta.stop_details):
+            return (RefusalDelta(text=explanation), finished, *seen)
+        return (finished, *seen)
 
     def _count(self, usage: _Usage | None, *, is_partial: bool) -> Sequence[Event]:
         """What is said later counts; what is not said again still holds."""
         if usage is None:
             return ()
+        # An end that knows of no input at all does not mean that there was none.
+        knows_input = usage.input_tokens or usage.cache_read_input_tokens or usage.cache_creation_input_tokens
         for name in _Usage.__struct_fields__:
             value = getattr(usage, name)
-            if value is not None:
+            if value is not None and (knows_input or name not in _INPUT):
                 setattr(self._usage, name, value)
         seen = usage_of(self._usage)
         return () if seen is None else (UsageSeen(usage=seen, is_partial=is_partial),)
@@ -319,7 +344,7 @@ class MessagesReader(StreamReader):
                 return (TextDelta(text=block.text or "", begins_part=self._texts > 1),)
             case "thinking":
                 assert block is not None
-                return (ThinkingDelta(text=block.thinking),) if block.thinking else ()
+                return (ThinkingDelta(text=block.thinking, origin=ORIGIN),) if block.thinking else ()
             case "redacted_thinking":
                 assert block is not None
                 return (ThinkingDelta(redacted=block.data or "", origin=ORIGIN),)
@@ -350,7 +375,8 @@ class MessagesReader(StreamReader):
                 self._without_arguments.discard(index)
                 return (ToolCallDelta(index=number, arguments=delta.partial_json),)
             case "thinking_delta":
-                return (ThinkingDelta(text=delta.thinking),) if delta.thinking else ()
+                # Text and signature return together, so both say whose they are.
+                return (ThinkingDelta(text=delta.thinking, origin=ORIGIN),) if delta.thinking else ()
             case "signature_delta":
                 return (ThinkingDelta(signature=delta.signature, origin=ORIGIN),) if delta.signature else ()
             case "citations_delta":
@@ -369,4 +395,13 @@ class MessagesReader(StreamReader):
 
 
 def _opaque(frame: Frame, kind: str) -> OpaqueDone:
-    return OpaqueDone(kind=kind, size=len(frame.data))
+    """What a tool of the provider gave is no output of the model's."""
+    return OpaqueDone(kind=kind, size=0 if kind.endswith("_tool_result") else len(frame.data))
+
+
+def _stream_error(body: bytes) -> ProviderError:
+    """In a stream the status line said 200 already."""
+    error = read_error(0, body)
+    if error.kind == "overloaded_error":
+        error.status_code = 529
+    return error

@@ -56,6 +56,13 @@ _NAME = re.compile(r"claude-[a-z]+-(\d{1,2})(?!\d)(?:[-.](\d{1,2})(?!\d))?")
 # From here on a model decides itself how much to think, told by an effort; and from there on it takes no budget.
 _ADAPTIVE_FROM, _WITHOUT_BUDGET_FROM = (4, 6), (4, 7)
 _THINKING_FROM = (3, 7)
+# What `top_p` is at least while a model thinks.
+_THINKING_TOP_P_MIN = 0.95
+# Documents that are text, besides those of `text/…`.
+_TEXT_TYPES = frozenset({"application/json", "application/xml", "application/yaml", "application/x-yaml"})
+# Keywords of a schema that hold plain values, and those that hold schemas by names of the author's own.
+_VALUES = frozenset({"enum", "const", "default", "examples", "example"})
+_NAMED_SCHEMAS = frozenset({"properties", "$defs", "definitions", "patternProperties"})
 _UNKNOWN = (0, 0)
 
 _objects = Shape(dict[str, Any])
@@ -67,13 +74,17 @@ def write_body(prompt: Prompt, model: str, max_tokens: int, lost: list[str]) -> 
     chat = _Chat(lost)
     for index, message in enumerate(prompt.messages):
         chat.add(message, f"messages.{index}")
+    if not chat.messages and chat.system:
+        # A chat of nothing but instructions, which others answer.
+        chat.messages.append({"role": "user", "content": chat.system})
+        chat.system = []
     body: dict[str, Any] = {"max_tokens": max_tokens, "messages": chat.messages}
     if chat.system:
         only = chat.system[0]
         body["system"] = only["text"] if len(chat.system) == 1 and len(only) == 2 else chat.system
-    _write_parameters(prompt, body, lost)
     _write_tools(prompt, body, lost)
     output_config = _reasoning(prompt, version_of(model), body, lost)
+    _write_parameters(prompt, body, lost)
     if prompt.output_format is not None:
         output_config |= _output_format(prompt, prompt.output_format, lost)
     if output_config:
@@ -82,10 +93,7 @@ def write_body(prompt: Prompt, model: str, max_tokens: int, lost: list[str]) -> 
 
 
 def _write_parameters(prompt: Prompt, body: dict[str, Any], lost: list[str]) -> None:
-    for name in ("temperature", "top_p", "top_k"):
-        value = getattr(prompt, name)
-        if value is not None:
-            body[name] = value
+    _write_sampling(prompt, body, lost)
     if prompt.stop:
         body["stop_sequences"] = prompt.stop
     if prompt.user is not None:
@@ -96,6 +104,25 @@ def _write_parameters(prompt: Prompt, body: dict[str, Any], lost: list[str]) -> 
         lost.append(_name(prompt, "service_tier"))
     if prompt.cache:
         body["cache_control"] = _marker(prompt.cache)
+
+
+def _write_sampling(prompt: Prompt, body: dict[str, Any], lost: list[str]) -> None:
+    """No more than 1 is a temperature; and while a model thinks, sampling is as it is."""
+    thinks = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
+    temperature = prompt.temperature
+    if temperature is not None:
+        if temperature > 1 or (thinks and temperature != 1):
+            lost.append(_name(prompt, "temperature"))
+            temperature = 1
+        body["temperature"] = temperature
+    for name, fits in (("top_p", (prompt.top_p or 0) >= _THINKING_TOP_P_MIN), ("top_k", False)):
+        value = getattr(prompt, name)
+        if value is None:
+            continue
+        if thinks and not fits:
+            lost.append(_name(prompt, name))
+        else:
+            body[name] = value
 
 
 def version_of(model: str) -> tuple[int, int]:
@@ -127,12 +154,17 @@ class _Chat:
             block = self._block(part, path)
             if block is not None:
                 blocks.append(block)
+            elif blocks and type(part) is Text and not part.text and "thinking" not in blocks[-1]["type"]:
+                _cached(blocks[-1], part.cache)  # The marker of a text that says nothing covers what is before it.
         if not blocks:
             return
         if self.messages and self.messages[-1]["role"] == message.role:
             self.messages[-1]["content"] += blocks
         else:
             self.messages.append({"role": message.role, "content": blocks})
+        if message.role == "user":
+            # Results answer the calls right before them: they come first.
+            self.messages[-1]["content"].sort(key=_is_no_result)
 
     def _add_system(self, message: Message, path: str) -> None:
         for part in message.parts:
@@ -218,7 +250,7 @@ class _Chat:
         source = _source(media, media_type, is_image)
         if source is None:
             return None
-        if media.detail not in ("", "auto"):
+        if media.detail == "low":  # Here it is high anyway.
             self._lost.append(f"{media.path}.detail")
         block: dict[str, Any] = {"type": media.kind, "source": source}
         if not is_image:
@@ -234,7 +266,7 @@ class _Chat:
 def _source(media: Media, media_type: str, is_image: bool) -> dict[str, Any] | None:
     """Images of four types; of documents PDF and plain text."""
     if media.data:
-        if not is_image and media_type.startswith("text/"):
+        if not is_image and (media_type.startswith("text/") or media_type in _TEXT_TYPES):
             return _plain(_decoded(media.data))
         fits = media_type in _IMAGE_TYPES if is_image else media_type == "application/pdf"
         return {"type": "base64", "media_type": media_type, "data": media.data} if fits else None
@@ -271,6 +303,10 @@ def _thinking(thinking: Thinking) -> dict[str, Any] | None:
 
 def _is_own_citation(source: Any) -> bool:
     return type(source) is dict and str(source.get("type", "")).endswith("_location")
+
+
+def _is_no_result(block: dict[str, Any]) -> bool:
+    return bool(block["type"] != "tool_result")
 
 
 def _call_id(call_id: str) -> str:
@@ -315,7 +351,9 @@ def _tool(tool: Tool) -> dict[str, Any]:
     written: dict[str, Any] = {"name": tool.name}
     if tool.description:
         written["description"] = tool.description
-    written["input_schema"] = tool.parameters or {"type": "object", "properties": {}}
+    schema = tool.parameters if type(tool.parameters) is dict else {}
+    # Anthropic insists on the type.
+    written["input_schema"] = schema if "type" in schema else {"type": "object", "properties": {}, **schema}
     if tool.is_strict:
         written["strict"] = True
     return _cached(written, tool.cache)
@@ -340,9 +378,14 @@ def _reasoning(prompt: Prompt, version: tuple[int, int], body: dict[str, Any], l
     reasoning = prompt.reasoning
     if reasoning is None:
         return {}
-    if reasoning.is_on is False or reasoning.effort == "none":
+    if reasoning.is_on is False or reasoning.effort == "none" or reasoning.budget_tokens == 0:
         if version >= _THINKING_FROM:
             body["thinking"] = {"type": "disabled"}
+        return {}
+    if not (reasoning.is_on or reasoning.effort or reasoning.budget_tokens):
+        return {}  # How thoughts are to be shown, where none were asked for.
+    if body.get("tool_choice", {}).get("type") in ("any", "tool"):
+        lost.append(_name(prompt, "reasoning"))  # A model that thinks cannot be forced to a tool.
         return {}
     shown = {"": {}, "omitted": {"display": "omitted"}}.get(reasoning.summary, {"display": "summarized"})
     has_budget = reasoning.budget_tokens is not None and version < _WITHOUT_BUDGET_FROM
@@ -350,10 +393,13 @@ def _reasoning(prompt: Prompt, version: tuple[int, int], body: dict[str, Any], l
         body["thinking"] = {"type": "adaptive", **shown}
         effort = _effort(reasoning, version)
         return {"effort": effort} if effort else {}
-    budget = reasoning.budget_tokens or EFFORT_BUDGETS[reasoning.effort or "medium"]
-    # Thinking is part of the output, and must leave something of it.
-    budget = min(budget, body["max_tokens"] - 1)
-    if budget < EFFORT_BUDGETS["minimal"]:
+    # Thinking is part of the output, and must leave something of it: half, unless the client said how much.
+    if reasoning.budget_tokens is not None:
+        budget = min(reasoning.budget_tokens, body["max_tokens"] - 1)
+    else:
+        budget = min(EFFORT_BUDGETS.get(reasoning.effort, EFFORT_BUDGETS["medium"]), body["max_tokens"] // 2)
+    budget = max(budget, EFFORT_BUDGETS["minimal"])
+    if budget >= body["max_tokens"]:
         lost.append(_name(prompt, "reasoning"))
     else:
         body["thinking"] = {"type": "enabled", "budget_tokens": budget}
@@ -377,4 +423,24 @@ def _output_format(prompt: Prompt, wanted: OutputFormat, lost: list[str]) -> dic
     if wanted.schema is None:
         lost.append(_name(prompt, "output_format"))
         return {}
-    return {"format": {"type": "json_schema", "schema": wanted.schema}}
+    return {"format": {"type": "json_schema", "schema": _closed(wanted.described_schema())}}
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with every object closed, as Anthropic insists: what fits it then fits the open one too."""
+    if type(schema) is list:
+        return [_closed(item) for item in schema]
+    if type(schema) is not dict:
+        return schema
+    closed = {name: _closed_within(name, value) for name, value in schema.items()}
+    if "properties" in closed and "additionalProperties" not in closed:
+        closed["additionalProperties"] = False
+    return closed
+
+
+def _closed_within(keyword: str, value: Any) -> Any:
+    if keyword in _VALUES:
+        return value
+    if keyword in _NAMED_SCHEMAS and type(value) is dict:
+        return {name: _closed(schema) for name, schema in value.items()}
+    return _closed(value)
