@@ -11,6 +11,9 @@ from proxy.snapshot import Alias
 
 _encode = msgspec.json.Encoder().encode
 
+# Mistral's clients ask for the models at the same path, and its SDK reads none without these.
+_MISTRAL = {"type": "base", "capabilities": {}}
+
 
 class OpenAI(Dialect):
     request_headers: ClassVar[tuple[bytes, ...]] = (b"openai-beta",)
@@ -24,7 +27,7 @@ class OpenAI(Dialect):
 
     def render_models(self, aliases: Iterable[Alias], parameters: Mapping[str, str]) -> bytes:
         data = [
-            {"id": alias.name, "object": "model", "created": alias.created_at_s, "owned_by": "tollgate"}
+            {"id": alias.name, "object": "model", "created": alias.created_at_s, "owned_by": "tollgate", **_MISTRAL}
             for alias in aliases
         ]
         if "model" in parameters:
