@@ -51,9 +51,10 @@ async def call_provider(
     response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
         raise await _refused(response, prepared, upstream, authorizer)
-    if not SUCCESS <= response.status < FIRST_REDIRECT:
+    is_success = SUCCESS <= response.status < FIRST_REDIRECT
+    if not is_success or (response.status != SUCCESS and not prepared.api.has_many_successes):
         response.close()  # A redirect is never followed, and never told: where a provider is, is the gateway's own affair.
-        raise UpstreamBroken(f"the provider answered {response.status}", may_have_been_billed=response.status < SUCCESS)
+        raise UpstreamBroken(f"the provider answered {response.status}", may_have_been_billed=is_success)
     return response
 
 
@@ -121,13 +122,13 @@ async def _refused(
         body = b""
     finally:
         response.close()
-    if response.status in (401, 403):
-        # The provider does not like *our* credential; its words may quote it.
-        return UpstreamBroken("the provider refused the gateway's credential", may_have_been_billed=False)
     for secret in authorizer.secrets if authorizer is not None else ():
-        # Some quote the key with other refusals too.
+        # Some quote the key in their refusals.
         body = body.replace(secret, b"[redacted]")
     error = prepared.api.read_error(response.status, body)
+    # The provider does not like *our* credential, which one of them says with a 400; its words may quote it.
+    if not {response.status, error.status_code}.isdisjoint((401, 403)):
+        return UpstreamBroken("the provider refused the gateway's credential", may_have_been_billed=False)
     return UpstreamRefused(
         response.status,
         error.message,

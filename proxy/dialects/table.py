@@ -40,6 +40,8 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/messages/count_tokens", anthropic.COUNT_TOKENS),
     Endpoint("GET", "/v1/models", anthropic.MESSAGES, MODELS, header=b"anthropic-version"),
     Endpoint("GET", "/v1/models/{model*}", anthropic.MESSAGES, MODELS, header=b"anthropic-version"),
+    Endpoint("GET", "/v1/models", gemini.GENERATE, MODELS, header=b"x-goog-api-key"),
+    Endpoint("GET", "/v1/models/{model*}", gemini.GENERATE, MODELS, header=b"x-goog-api-key"),
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
     Endpoint("POST", "/v1/responses", RESPONSES),

@@ -13,6 +13,7 @@ class Passthrough(Api):
     capability = "passthrough"
     frames = Chunks
     stream_types = (b"",)
+    has_many_successes = True
 
     def accept(self, call: Call) -> bytes:
         return b"*/*"

@@ -167,6 +167,8 @@ class Api:
     frames: ClassVar[type[FrameParser]] = SSEParser
     stream_types: ClassVar[tuple[bytes, ...]] = (b"text/event-stream",)
     stream_bytes_max: ClassVar[int] = STREAM_BYTES_MAX
+    # Whether every status of 2xx is an answer, and not only 200.
+    has_many_successes: ClassVar[bool] = False
     # Whether `write_request`, `read_answer` and `stream_reader` exist.
     is_translatable: ClassVar[bool] = False
     # Whether its errors have another shape than the dialect's own: a client of the same dialect is told them in that one.

@@ -25,8 +25,11 @@ def test_a_path_finds_its_dialect(method, path, name, parameters):
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/m"])
 def test_two_dialects_share_a_path_by_what_their_clients_send(path):
-    dialects = [TABLE.find("GET", path, headers).endpoint.dialect.name for headers in ((), (b"anthropic-version",))]  # type: ignore[union-attr]
-    assert dialects == ["openai.chat", "anthropic.messages"]
+    dialects = [
+        TABLE.find("GET", path, headers).endpoint.dialect.name
+        for headers in ((), (b"anthropic-version",), (b"x-goog-api-key",))
+    ]  # type: ignore[union-attr]
+    assert dialects == ["openai.chat", "anthropic.messages", "gemini.generate"]
 
 
 def test_a_wrong_method_is_told_what_the_path_takes():
