@@ -132,6 +132,8 @@ def _function_call(call_id: str, name: str, arguments: str) -> dict[str, Any] | 
     raw = arguments.encode("utf-8", "surrogatepass") if arguments.strip() else b"{}"
     if _objects.find(raw) is None:
         return None
+    if b"\n" in raw or b"\r" in raw:
+        raw = msgspec.json.format(raw, indent=-1)  # A line of an event stream holds no other.
     return {"id": call_id, "name": name, "args": msgspec.Raw(raw)}
 
 

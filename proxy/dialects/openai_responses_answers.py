@@ -283,6 +283,8 @@ class Building:
         self._items: list[dict[str, Any]] = []
         self._open: _Open | None = None
         self._calls: dict[int, _Open] = {}
+        # Of the text of the open message: told when that is closed, since citations of the text may come yet.
+        self._signature = ""
         self._finish = STOP
         self._has_refusal = False
         self._has_failed = False
@@ -352,6 +354,9 @@ class Building:
         if opened is not None:
             self._close_part(opened)
             self._done(opened)
+        if self._signature:
+            signature, self._signature = wrap_signature(OF_TEXT, self._signature), ""
+            self._add_whole(_reasoning_item(self._response, len(self._items), signature))
 
     def _close_all(self) -> None:
         self._close()
@@ -387,6 +392,8 @@ class Building:
         if delta.begins_part and self._open is not None:
             self._close_part(self._open)
         if delta.text:
+            if self._signature:
+                self._close()
             opened = self._part_of_message("output_text")
             opened.pieces.append(delta.text)
             logprobs = list(map(_logprob, delta.logprobs)) if delta.logprobs else []
@@ -394,8 +401,9 @@ class Building:
                 opened.part["logprobs"] += logprobs
             self._emit("response.output_text.delta", **_place(opened), delta=delta.text, logprobs=logprobs)
         if delta.signature:
-            self._close()
-            self._add_whole(_reasoning_item(self._response, len(self._items), wrap_signature(OF_TEXT, delta.signature)))
+            self._signature = delta.signature
+            if self._open is not None and self._open.item["type"] != "message":
+                self._close()
 
     def _refusal(self, delta: RefusalDelta) -> None:
         self._has_refusal = True
@@ -404,9 +412,12 @@ class Building:
         self._emit("response.refusal.delta", **_place(opened), delta=delta.text)
 
     def _cited(self, cited: Cited) -> None:
-        note, opened = _annotation(cited.citation), self._open
-        if note is None or opened is None or opened.part is None or "annotations" not in opened.part:
+        """Some providers tell them before the text."""
+        note = _annotation(cited.citation)
+        if note is None:
             return
+        opened = self._part_of_message("output_text")
+        assert opened.part is not None
         notes = opened.part["annotations"]
         self._emit(
             "response.output_text.annotation.added", **_place(opened), annotation_index=len(notes), annotation=note

@@ -14,6 +14,7 @@ from proxy.dialects.dialect import RESPONSE
 from proxy.neutral import (
     CONTENT_FILTER,
     LENGTH,
+    REFUSAL,
     STOP,
     TOOL_CALLS,
     Answer,
@@ -177,12 +178,20 @@ class _Response(msgspec.Struct):
             return _FINISHES.get(reason, STOP), reason
         if self.status == "incomplete":
             return LENGTH, "incomplete"
-        return TOOL_CALLS if has_calls else STOP, _text(self.status)
+        if has_calls:
+            return TOOL_CALLS, _text(self.status)
+        return REFUSAL if any(_refuses(item) for item in self.items()) else STOP, _text(self.status)
 
 
 _responses = Shape(_Response)
 _usages = Shape(_Usage)
 _tool_usages = Shape(_ToolUsage)
+
+
+def _refuses(item: dict[str, Any]) -> bool:
+    return item.get("type") == "message" and any(
+        part.get("type") == "refusal" for part in _objects(item.get("content"))
+    )
 
 
 def _text(value: Any) -> str:

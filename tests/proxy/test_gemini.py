@@ -1035,6 +1035,21 @@ def test_calls_that_come_interleaved_are_put_together():
     ]
 
 
+def test_arguments_on_several_lines_stay_on_the_line_of_their_event():
+    writer = STREAM.stream_writer(_call(HELLO, method="streamGenerateContent", query="alt=sse"))
+    written = '{\n    "a": "b\\nc"\r\n}'
+    told = writer.write(
+        [
+            ToolCallBegan(index=0, call_id="c", name="f"),
+            ToolCallDelta(index=0, arguments=written),
+            Finished(finish=TOOL_CALLS),
+        ]
+    )
+    frame = told.splitlines()[0]
+    (part,) = json.loads(frame.removeprefix(b"data: "))["candidates"][0]["content"]["parts"]
+    assert part["functionCall"]["args"] == {"a": "b\nc"}
+
+
 def test_errors_are_told_as_google_tells_them():
     error = json.loads(GENERATE.render_error(LimitExceeded("slow down", retry_after_s=7), "req-1"))["error"]
     assert (error["code"], error["message"], error["status"]) == (429, "slow down", "RESOURCE_EXHAUSTED")

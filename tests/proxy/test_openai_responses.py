@@ -757,6 +757,24 @@ def test_nothing_is_held_back():
 
 
 @pytest.mark.parametrize(
+    "events",
+    [
+        [Cited(citation=Citation(url="https://a.example")), TextDelta(text="so")],
+        [TextDelta(text="so"), TextDelta(text="", signature="c2ln"), Cited(citation=Citation(url="https://a.example"))],
+    ],
+)
+def test_a_citation_is_told_wherever_it_stands(events):
+    writer = DIALECT.stream_writer(_call(input="x"))
+    told = writer.write([Began(answer_id="a"), *events, Finished(finish=STOP), Done()]) + writer.finish()
+    last = json.loads(told.rpartition(b"\ndata: ")[2])["response"]
+    (message,) = [item for item in last["output"] if item["type"] == "message"]
+    assert message["content"][0]["text"] == "so"
+    assert [note["url"] for note in message["content"][0]["annotations"]] == ["https://a.example"]
+    signed = [item["type"] for item in last["output"]]
+    assert signed in (["message"], ["message", "reasoning"])
+
+
+@pytest.mark.parametrize(
     ("finish", "parts", "status", "reason"),
     [
         (STOP, [Text(text="x")], "completed", None),
@@ -774,7 +792,7 @@ def test_how_it_ended_is_its_status(finish, parts, status, reason):
     assert [item["status"] for item in whole["output"]] == [status] * len(parts)
     again = API.read_answer(json.dumps(whole).encode()).choices[0]
     assert again.parts == parts
-    assert again.finish == (CONTENT_FILTER if reason == "content_filter" else STOP if finish == REFUSAL else finish)
+    assert again.finish == (CONTENT_FILTER if reason == "content_filter" else finish)
 
 
 def test_a_signature_comes_back_unchanged():
