@@ -107,10 +107,10 @@ class Attempt:
 
 class Outcome(msgspec.Struct, kw_only=True):
     """How an attempt ended. `usage` None: the provider did not say, so it is estimated from what was seen and from what it
-    had said by then (`partial_usage`)."""
+    had said by then (`usage_so_far`)."""
 
     usage: Usage | None = None
-    partial_usage: Usage | None = None
+    usage_so_far: Usage | None = None
     output_chunks: int = 0
     output_bytes: int = 0
     may_have_been_billed: bool = True
@@ -546,7 +546,7 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
     seen = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
     # Never past what is held: it is the provider that made it longer than it was allowed to.
     output = min(seen, output_tokens_max(attempt.described, attempt.upstream))
-    known = outcome.partial_usage
+    known = outcome.usage_so_far
     if known is not None:
         return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
     call = attempt.described.call

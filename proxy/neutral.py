@@ -396,10 +396,7 @@ class Finished(Struct, tag="finished"):
 
 
 class UsageSeen(Struct, tag="usage_seen"):
-    """`is_partial`: the answer goes on, and its output is not counted yet."""
-
     usage: Usage
-    is_partial: bool = False
 
 
 class Failed(Struct, tag="failed"):

@@ -138,7 +138,7 @@ async def relay_stream(
         raise UpstreamBroken("the provider's stream is malformed", may_have_been_billed=True) from error
     finally:
         outcome.usage = meter.usage
-        outcome.partial_usage = meter.partial_usage
+        outcome.usage_so_far = meter.usage_so_far
         outcome.output_chunks = meter.output_chunks
         outcome.output_bytes = meter.output_bytes
         outcome.response_model = meter.response_model

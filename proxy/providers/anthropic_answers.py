@@ -308,10 +308,10 @@ class MessagesReader(StreamReader):
         usage = _usages.find(message.usage)
         tier = (usage.service_tier or "") if usage else ""
         began = Began(answer_id=message.id or "", model=message.model or "", service_tier=tier)
-        return (began, *self._count(usage, is_partial=True))
+        return (began, *self._count(usage))
 
     def _finished(self, delta: _Delta, usage: _Usage | None) -> Sequence[Event]:
-        seen = self._count(usage, is_partial=delta.stop_reason is None)
+        seen = self._count(usage)
         if delta.stop_reason is None:
             return seen
         finish = FINISHES.get(delta.stop_reason, STOP)
@@ -321,7 +321,7 @@ class MessagesReader(StreamReader):
             return (RefusalDelta(text=explanation), finished, *seen)
         return (finished, *seen)
 
-    def _count(self, usage: _Usage | None, *, is_partial: bool) -> Sequence[Event]:
+    def _count(self, usage: _Usage | None) -> Sequence[Event]:
         """What is said later counts; what is not said again still holds."""
         if usage is None:
             return ()
@@ -332,7 +332,7 @@ class MessagesReader(StreamReader):
             if value is not None and (knows_input or name not in _INPUT):
                 setattr(self._usage, name, value)
         seen = usage_of(self._usage)
-        return () if seen is None else (UsageSeen(usage=seen, is_partial=is_partial),)
+        return () if seen is None else (UsageSeen(usage=seen),)
 
     def _began(self, index: int, block: _Block | None, frame: Frame) -> Sequence[Event]:
         match block.type if block is not None else "":

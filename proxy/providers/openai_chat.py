@@ -559,7 +559,7 @@ class ChatMeter(StreamMeter):
             self.has_error = True
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None:
-            self.usage = read_usage(usage, self._searches) or self.usage
+            self.usage_so_far = read_usage(usage, self._searches) or self.usage_so_far
         if chunk.model:
             self.response_model = name_of(chunk.model)
         return not chunk.choices and chunk.usage is not None and not self._wants_usage_chunk

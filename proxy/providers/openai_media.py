@@ -72,7 +72,7 @@ class MediaMeter(StreamMeter):
             self.has_error = True
         elif event.type.endswith((".done", ".completed")):
             self.is_done = True
-            self.usage = _usage_of(event.usage) or self.usage
+            self.usage_so_far = _usage_of(event.usage)
         return False
 
 

@@ -80,9 +80,8 @@ class StreamMeter:
     """Reads along as the frames of a stream pass. What was seen is told to SETTLE."""
 
     def __init__(self) -> None:
-        self.usage: Usage | None = None
-        # What is known of a stream that was cut before it said all.
-        self.partial_usage: Usage | None = None
+        # As far as the provider has counted: some count along.
+        self.usage_so_far: Usage | None = None
         self.response_model = ""
         self.finish_reason = ""
         self.is_done = False
@@ -95,6 +94,11 @@ class StreamMeter:
     def has_ended(self) -> bool:
         """Whether the provider has said so: a stream that just stops was cut."""
         return self.is_done or bool(self.finish_reason) or self.has_error
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the whole answer used; None where the provider did not say, and for a stream that was cut."""
+        return self.usage_so_far if self.finish_reason or self.is_done else None
 
     def observe(self, frame: Frame) -> bool:
         """Take note of a frame. True when it is not for the client: it came only because we asked."""
@@ -121,10 +125,8 @@ class EventMeter(StreamMeter):
                     self._saw(len(text.encode()))
                 case OpaqueDone(size=size):
                     self._saw(size)
-                case UsageSeen(usage=usage, is_partial=is_partial):
-                    self.partial_usage = usage
-                    if not is_partial:
-                        self.usage = usage
+                case UsageSeen(usage=usage):
+                    self.usage_so_far = usage
                 case Began(model=model, answer_id=answer_id):
                     self.response_model = model[:NAME_CHARACTERS_MAX]
                     self.answer_id = answer_id[:NAME_CHARACTERS_MAX]

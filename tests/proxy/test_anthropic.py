@@ -718,7 +718,7 @@ def test_a_stream_is_one_message_of_blocks() -> None:
 
 
 def test_usage_that_is_known_at_the_start_is_told_at_the_start() -> None:
-    told = stream(Began(), UsageSeen(usage=Usage(input_tokens=7, output_tokens=1), is_partial=True))
+    told = stream(Began(), UsageSeen(usage=Usage(input_tokens=7, output_tokens=1)))
     assert told[0]["message"]["usage"]["input_tokens"] == 7
 
 
@@ -988,7 +988,7 @@ def test_a_recorded_stream_passes_with_its_usage_counted(recording: dict[str, An
     assert meter.has_ended
     start = next(event for event in frames(raw) if event["type"] == "message_start")["message"]
     assert meter.response_model == start["model"]
-    known = meter.usage or meter.partial_usage
+    known = meter.usage_so_far
     assert known is not None
     told = start["usage"]
     assert known.input_tokens >= told["input_tokens"] + told["cache_read_input_tokens"]
