@@ -7,6 +7,7 @@ from tests.recordings.corpus import Recording
 # In which respect.
 BODY = "body"
 USAGE = "usage"
+TRANSLATION = "translation"
 
 
 class Exception_(NamedTuple):
@@ -22,6 +23,11 @@ EXCEPTIONS = (
         "The request was recorded without `stream`, the answer is a stream that calls itself application/json.",
     ),
     Exception_("openai-completions-stream-truncated-n2-c2e2e9", USAGE, "As above."),
+    Exception_(
+        "openai-chat-completions-plain-76d5a4",
+        TRANSLATION,
+        "Audio whose data is empty. Only clients of chat completions and of Gemini can ask for audio.",
+    ),
 )
 _REASONS = {(found.recording_id, found.respect): found.reason for found in EXCEPTIONS}
 

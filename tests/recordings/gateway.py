@@ -14,7 +14,7 @@ from proxy.snapshot import Alias, Credential
 from routing.engine import AliasTarget
 from tests.recordings.corpus import Place, Recording, place_of, recordings
 from tests.recordings.upstream import Received, ReplayUpstream, traceparent
-from tests.stack import PRICE, UPSTREAM_SECRET, VAULT_KEY, ControlPlane, Proxy, free_port, wait_until
+from tests.stack import PRICE, UPSTREAM_SECRET, VAULT_KEY, ControlPlane, Proxy, free_port
 
 CREDENTIAL = Credential(
     credential_id="the same for all", sealed=seal(UPSTREAM_SECRET, "the same for all", parse_master_keys(VAULT_KEY))
