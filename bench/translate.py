@@ -197,7 +197,7 @@ def main() -> None:
     print(f"{'dialect':18} {'provider':18} {'API':18} {'request':>8} {'answer':>8} {'added':>8} {'event':>8}  µs")
     for cost in costs:
         figures = " ".join(
-            f"{value:8.1f}" if value else f"{'–':>8}"
+            f"{value:8.1f}" if value else f"{'-':>8}"
             for value in (cost.request_us, cost.answer_us, cost.added_us, cost.event_us)
         )
         print(f"{cost.dialect:18} {cost.provider:18} {cost.api:18} {figures}")
