@@ -190,10 +190,14 @@ class Admission:
         """Grow the hold so that it covers `output_tokens` more. Raises a GatewayError when the cap has no room."""
         price = attempt.upstream.deployment.price
         assert price is not None, "an attempt is only admitted with a price"
+        await self.extend_by(attempt, hold_nanos(price, 0, output_tokens))
+
+    async def extend_by(self, attempt: Attempt, add_nanos: int) -> None:
+        """Grow the hold. Raises a GatewayError when the cap has no room."""
         argument = gate.encode_extend(
             worker=self.worker,
             attempt_id=attempt.attempt_id,
-            add_nanos=hold_nanos(price, 0, output_tokens),
+            add_nanos=add_nanos,
             kill_fields=attempt.kill_fields,
             budgets=attempt.counters,
         )
@@ -502,8 +506,8 @@ def _hold_sizes(described: Described, upstream: Upstream) -> tuple[int, int]:
         full = _hold(price, call, call.input_tokens_max, output_tokens)
         return full, full
     full = _hold(deployment.price, call, input_tokens, output_tokens)
-    # What is made in the background goes on, also where a tranche is refused.
-    if not (call.is_stream and deployment.output_is_visible) or call.is_background:
+    # What is made in the background goes on, also where a tranche is refused; a session asks by the answer.
+    if not (call.is_stream and deployment.output_is_visible) or call.is_background or call.is_session:
         return full, full
     tranche_tokens = min(output_tokens, TRANCHE_TOKENS * call.choices)
     return full, _hold(deployment.price, call, input_tokens, tranche_tokens)
@@ -535,7 +539,8 @@ def _limit_costs(described: Described) -> list[int]:
     costs = [1] * len(subject.limits)
     if subject.token_limits:
         output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
-        tokens = call.input_tokens_max // BYTES_PER_TOKEN + output
+        # Of a session nobody knows what will be said.
+        tokens = output if call.is_session else call.input_tokens_max // BYTES_PER_TOKEN + output
         for i, check in subject.token_limits:
             costs[i] = min(tokens, check.per_minute)
     return costs

@@ -18,6 +18,9 @@ RECORDS_MAX = 5_000
 BEARER = b"bearer "
 # Where clients of Anthropic, Google and Azure put their key.
 KEY_HEADERS = (b"x-api-key", b"x-goog-api-key", b"api-key")
+# Where a browser puts it that opens a WebSocket: it may name no header.
+SUBPROTOCOLS = b"sec-websocket-protocol"
+KEY_SUBPROTOCOL = b"openai-insecure-api-key."
 
 
 class _RateHeaders:
@@ -173,6 +176,9 @@ def _presented(headers: Mapping[bytes, bytes]) -> str:
     authorization = headers.get(b"authorization", b"")
     if authorization[:7].lower() == BEARER:
         found.add(authorization[7:].strip())
+    if SUBPROTOCOLS in headers:
+        offered = (protocol.strip() for protocol in headers[SUBPROTOCOLS].split(b","))
+        found.update(protocol[len(KEY_SUBPROTOCOL) :] for protocol in offered if protocol.startswith(KEY_SUBPROTOCOL))
     if not found:
         raise InvalidKey("no virtual key: send it as `Authorization: Bearer tg-…`", code="missing_api_key")
     if len(found) > 1:

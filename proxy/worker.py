@@ -18,6 +18,7 @@ from gunicorn.workers.base import Worker
 from proxy.config import Config
 from proxy.wire.server import EdgeLimits, EdgeProtocol, EdgeServer
 
+WEBSOCKET_PATHS = frozenset({b"/v1/realtime"})
 SLOTS = 512
 ABSENT = 2**31 - 1
 # A worker lets its siblings go first when it has so many connections more than the one with the fewest, or a quarter more.
@@ -56,10 +57,11 @@ class ProxyWorker(Worker):  # type: ignore[misc]
     def run(self) -> None:
         """Serves until told to stop. Exits with gunicorn's boot error when the application does not start."""
         config = Config.from_environment(os.environ)
+        limits = EdgeLimits(body_bytes_max=config.body_bytes_max)
         # Wraps nothing around the application: the scope's client is the peer, whatever its headers claim.
         settings = uvicorn.Config(
             cast(Any, self.wsgi),
-            http=cast(Any, partial(EdgeProtocol, limits=EdgeLimits(body_bytes_max=config.body_bytes_max))),
+            http=cast(Any, partial(EdgeProtocol, limits=limits, websocket_paths=WEBSOCKET_PATHS)),
             ws="none",
             lifespan="on",
             interface="asgi3",

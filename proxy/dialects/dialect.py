@@ -65,6 +65,8 @@ class Call(msgspec.Struct, kw_only=True):
     # the sums of theirs.
     is_background: bool = False
     batch_requests: int = 0
+    # A conversation of many answers on one connection: the bounds are those of one answer.
+    is_session: bool = False
     metadata: Any = None
     # Read by `Dialect.read_prompt` once, when a provider of another dialect is called.
     prompt: Request | None = None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import msgspec
 
 from audit.records import Usage
+from budgets.pricing import Price
 from proxy import snapshot
 from proxy.dialects.dialect import JSON, Call
 from proxy.neutral import (
@@ -158,6 +159,34 @@ class ChunkMeter(StreamMeter):
         return False
 
 
+class SessionMeter:
+    """Reads along as the messages of a session pass, both ways, and says what the hold must cover."""
+
+    def __init__(self) -> None:
+        # What all answers together have used; estimated where the provider did not say.
+        self.usage = Usage()
+        self.is_estimated = False
+        self.response_model = ""
+        self.finish_reason = ""
+        self.has_begun_to_answer = False
+
+    def sent(self, message: bytes) -> bytes:
+        """A client's message, before it goes on: as the provider is to get it. Never raises."""
+        raise NotImplementedError
+
+    def received(self, message: bytes) -> None:
+        """Take note of a message of the provider. Never raises."""
+        raise NotImplementedError
+
+    def needed_nanos(self, price: Price) -> int:
+        """What is used so far, and the most that whatever may run now can use."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """The session is over: what had begun and never said its usage is estimated."""
+        raise NotImplementedError
+
+
 class Api:
     """One API of a provider. Stateless: one instance serves all requests."""
 
@@ -202,6 +231,10 @@ class Api:
 
     def stream_meter(self, call: Call) -> StreamMeter:
         return EventMeter(self.stream_reader())
+
+    def session_meter(self, call: Call, deployment: snapshot.Deployment) -> SessionMeter:
+        """For a call that is a session on a WebSocket."""
+        raise NotImplementedError
 
     # Across dialects
 

@@ -10,9 +10,10 @@ import json
 import re
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
 from urllib.parse import unquote
@@ -23,6 +24,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import Server, ServerState
+from websockets.frames import CloseCode
+
+from proxy.wire.websocket import WebSocket, accepting_headers, is_handshake, server_socket
 
 MIB = 1024 * 1024
 HEAD_BYTES_MAX = 32 * 1024
@@ -99,6 +103,7 @@ class Refusal(Enum):
     FRAMING = 400, "invalid_framing", "give either one valid Content-Length or `Transfer-Encoding: chunked`"
     EXPECTATION = 417, "unknown_expectation", "the only Expect header known here is 100-continue"
     UPGRADE = 400, "upgrade_refused", "no other protocol is spoken here: send no Upgrade header, no CONNECT"
+    HANDSHAKE = 400, "invalid_handshake", "this is no handshake of a WebSocket: RFC 6455, version 13, no body"
     TRAILERS = 400, "trailers_refused", "fields after a chunked body are refused"
     BODY_TOO_LARGE = 413, "request_too_large", "the body is larger than this gateway accepts"
     HEAD_TOO_SLOW = 408, "request_timeout", "the headers did not arrive in time"
@@ -148,10 +153,11 @@ class Reading(Enum):
     HEAD = "head"
     BODY = "body"
     DISCARDING = "discarding"
+    UPGRADING = "what comes after the handshake of a WebSocket"
 
 
 # Reading a member off its enum costs more than a global does, and these are read for every request.
-BETWEEN, HEAD, BODY, DISCARDING = Reading
+BETWEEN, HEAD, BODY, DISCARDING, UPGRADING = Reading
 
 
 class EdgeCycle(RequestResponseCycle):
@@ -161,6 +167,8 @@ class EdgeCycle(RequestResponseCycle):
     """
 
     _head = b""
+    # Of an exchange that has become a session; its end ends the exchange.
+    socket: WebSocket | None = None
 
     async def send(self, message: Any) -> None:
         if self.flow.write_paused and not self.disconnected:
@@ -181,7 +189,9 @@ class EdgeCycle(RequestResponseCycle):
             self.logger.exception("the application failed")
             self._give_up(FAILED)
         else:
-            if not self.response_complete and not self.disconnected:
+            if self.socket is not None:
+                self._end_session(self.socket)
+            elif not self.response_complete and not self.disconnected:
                 self.logger.error("the application left without a whole answer")
                 self._give_up(FAILED)
         finally:
@@ -190,12 +200,29 @@ class EdgeCycle(RequestResponseCycle):
     def _give_up(self, answer: bytes) -> None:
         if self.disconnected or self.response_complete:
             return
+        if self.socket is not None:
+            self._end_session(self.socket, CloseCode.INTERNAL_ERROR)
+            return
         if not self.response_started:
             self.transport.write(answer)
         self.response_complete = True
         self.message_event.set()
         self.transport.close()
         self.on_response()
+
+    def upgrade(self, headers: list[tuple[bytes, bytes]]) -> WebSocket:
+        """Accept the handshake. From here on nothing is sent but through the WebSocket."""
+        accepting = accepting_headers(dict(self.scope["headers"]))
+        lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *accepting, *headers)]
+        self.response_started = True
+        self.socket = server_socket(self.transport, self.flow)
+        if not self.disconnected:
+            self.transport.write(b"%b%b\r\n" % (STATUS_LINE[101], _fields(lines)))
+        return self.socket
+
+    def _end_session(self, socket: WebSocket, code: int = CloseCode.NORMAL_CLOSURE) -> None:
+        self.response_complete = True
+        socket.close(code)
 
     def _start(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
         lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
@@ -204,9 +231,7 @@ class EdgeCycle(RequestResponseCycle):
             lines.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
-        fields = b"".join(lines)
-        # What crosses from a provider must not bring a line of its own.
-        assert fields.count(b"\n") == fields.count(b"\r") == len(lines), "a line break in a header"
+        fields = _fields(lines)
         self.response_started = True
         self.waiting_for_100_continue = False
         head = b"%b%b\r\n" % (STATUS_LINE[status_code], fields)
@@ -233,10 +258,19 @@ class EdgeCycle(RequestResponseCycle):
         self.on_response()
 
 
+def _fields(lines: list[bytes]) -> bytes:
+    fields = b"".join(lines)
+    # What crosses from a provider must not bring a line of its own.
+    assert fields.count(b"\n") == fields.count(b"\r") == len(lines), "a line break in a header"
+    return fields
+
+
 class EdgeProtocol(HttpToolsProtocol):
     """One client connection. Its deadlines are plain numbers that `EdgeServer` looks at, so that a request costs no timer.
 
-    A `tollgate.client_gone` callable that the application puts into the scope is called when the client leaves early.
+    A `tollgate.client_gone` callable that the application puts into the scope is called when the client leaves early. At
+    the paths of `websocket_paths` the scope of a handshake has a `tollgate.upgrade`: call it with headers to accept. Until
+    then it is a request like any other, and may be answered as one.
     """
 
     refusals: ClassVar[Counter[Refusal]] = Counter()
@@ -248,11 +282,16 @@ class EdgeProtocol(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         limits: EdgeLimits = DEFAULT_LIMITS,
+        websocket_paths: Collection[bytes] = (),
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         # uvicorn lets bytes after a `connection: close` request pass as another request.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
         self.limits = limits
+        self.websocket_paths = websocket_paths
+        # What came behind a handshake before it was accepted, and what it was made.
+        self.early = b""
+        self.socket: WebSocket | None = None
         self.reading = BETWEEN
         # What the deadline is for. The first head's runs from the connection on, later ones from their first byte.
         self.awaited = HEAD
@@ -274,10 +313,15 @@ class EdgeProtocol(HttpToolsProtocol):
         self.pipeline.clear()
         # uvicorn tells only the newest request of a pipeline.
         self._tell_gone()
+        if self.socket is not None:
+            self.socket.lost()
 
     def data_received(self, data: bytes) -> None:
         if self.reading is DISCARDING:
             self._discard(len(data))
+            return
+        if self.reading is UPGRADING:
+            self._hear(data)
             return
         self.bytes_in += len(data)
         try:
@@ -286,7 +330,10 @@ class EdgeProtocol(HttpToolsProtocol):
             if not isinstance(error.__context__, RequestRefused):
                 raise
             self._refuse(error.__context__.refusal)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        except httptools.HttpParserUpgrade as upgrade:
+            self.reading = UPGRADING
+            self._hear(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
             self._refuse(Refusal.MALFORMED)
         else:
             if self.reading is BETWEEN:
@@ -346,9 +393,28 @@ class EdgeProtocol(HttpToolsProtocol):
         self.cycle.more_body = False
         self.cycle.message_event.set()
 
+    def _hear(self, data: bytes) -> None:
+        """What comes after a handshake."""
+        if self.socket is not None:
+            self.socket.feed(data)
+        elif len(self.early) + len(data) <= HEAD_BYTES_MAX:
+            self.early += data  # Early, but not wrong: it is read once the handshake is accepted.
+        else:
+            self.transport.abort()
+
+    def _upgrade(self, cycle: EdgeCycle, headers: list[tuple[bytes, bytes]]) -> WebSocket:
+        self.socket = cycle.upgrade(headers)
+        if cycle.disconnected:
+            self.socket.lost()
+        elif self.early:
+            self.socket.feed(self.early)
+        self.early = b""
+        return self.socket
+
     def _make_cycle(self) -> EdgeCycle:
         raw_path, _, query = self.url.partition(b"?")
         path = raw_path.decode("ascii")
+        is_upgrade = self.parser.should_upgrade()
         scope: Any = {
             "type": "http",
             "asgi": ASGI,
@@ -363,7 +429,7 @@ class EdgeProtocol(HttpToolsProtocol):
             "client": self.client,
             "server": self.server,
         }
-        return EdgeCycle(
+        cycle = EdgeCycle(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -373,9 +439,12 @@ class EdgeProtocol(HttpToolsProtocol):
             default_headers=self.server_state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=self.expect_100_continue,
-            keep_alive=self.parser.should_keep_alive(),
+            keep_alive=self.parser.should_keep_alive() and not is_upgrade,
             on_response=self.on_response_complete,
         )
+        if is_upgrade:
+            scope["tollgate.upgrade"] = partial(self._upgrade, cycle)
+        return cycle
 
     # Called by the application's side
 
@@ -458,7 +527,7 @@ class EdgeProtocol(HttpToolsProtocol):
         if HOST.fullmatch(fields.get(b"host", b"")) is None:
             raise RequestRefused(Refusal.HOST)
         if b"upgrade" in fields or self.parser.should_upgrade():
-            raise RequestRefused(Refusal.UPGRADE)
+            self._check_upgrade(fields)
         if b"expect" in fields:
             self._check_expectation(fields[b"expect"])
         if b"transfer-encoding" in fields:
@@ -475,6 +544,15 @@ class EdgeProtocol(HttpToolsProtocol):
             raise RequestRefused(Refusal.HOST)
         if any(number > 1 and name not in REPEATABLE for name, number in times.items()):
             raise RequestRefused(Refusal.REPEATED_HEADER)
+
+    def _check_upgrade(self, fields: dict[bytes, bytes]) -> None:
+        if self.url.partition(b"?")[0] not in self.websocket_paths:
+            raise RequestRefused(Refusal.UPGRADE)
+        has_body = b"transfer-encoding" in fields or b"content-length" in fields
+        is_alone = self.cycle is None or self.cycle.response_complete
+        is_get = self.parser.get_method() == b"GET" and self.parser.should_upgrade()
+        if has_body or not is_alone or not is_get or not is_handshake(fields):
+            raise RequestRefused(Refusal.HANDSHAKE)
 
     def _check_expectation(self, value: bytes) -> None:
         if value.lower() != b"100-continue":
@@ -532,6 +610,8 @@ class EdgeProtocol(HttpToolsProtocol):
             return
         cycle.disconnected = True
         cycle.message_event.set()
+        if self.socket is not None and self.socket.was_closed:
+            return  # It has said goodbye, and whoever reads the session hears it.
         client_gone: Callable[[], None] | None = cast(dict[str, Any], cycle.scope).get("tollgate.client_gone")
         if client_gone is not None:
             client_gone()
