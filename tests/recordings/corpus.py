@@ -162,10 +162,13 @@ def api_of(recording: Recording) -> Api | None:
     if name is None and path is not None:
         endpoint = TABLE.find("POST", path).endpoint
         name = endpoint.dialect.name if endpoint is not None else None
+    return next((api for api in served_apis(recording) if api.name == name), None)
+
+
+def served_apis(recording: Recording) -> list[Api]:
+    """What its provider has for the recorded model, best first."""
     deployment, provider = deployment_of(recording, ""), provider_of(recording, "http://h", "")
-    return next(
-        (api for api in PROVIDERS[recording.kind].apis if api.name == name and api.serves(deployment, provider)), None
-    )
+    return [api for api in PROVIDERS[recording.kind].apis if api.serves(deployment, provider)]
 
 
 def gateway_path(recording: Recording, alias: str) -> str | None:
