@@ -5,6 +5,7 @@ from collections.abc import Callable
 from proxy.admission import Attempt
 from proxy.clock import Clock
 from proxy.errors import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimedOut, UpstreamUnreachable
+from proxy.neutral import ProviderError
 from proxy.prepare import Prepared
 from proxy.providers.provider import Authorizer, Headers, Outgoing
 from proxy.receive import Request
@@ -136,5 +137,13 @@ async def _refused(
         code=error.code,
         param=error.param,
         body=None if prepared.is_translated or prepared.api.has_own_errors else body,
-        headers=[(name, value) for name, value in response.headers if name in upstream.kind.response_headers],
+        headers=_crossing(response.headers, upstream, error),
     )
+
+
+def _crossing(headers: Headers, upstream: Upstream, error: ProviderError) -> Headers:
+    """What of a refusal's head crosses. Some providers say in the body alone when to come again."""
+    crossing = [(name, value) for name, value in headers if name in upstream.kind.response_headers]
+    if error.retry_after_s is not None and all(name != b"retry-after" for name, _ in crossing):
+        crossing.append((b"retry-after", b"%d" % error.retry_after_s))
+    return crossing
