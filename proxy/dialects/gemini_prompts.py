@@ -71,6 +71,11 @@ _WHOLE_NUMBERS = frozenset({"minItems", "maxItems", "minLength", "maxLength", "m
 
 _AS_NAMED: Mapping[str, str] = {}
 _WRAPPED_START = "dGcxL"  # How base64 of every wrapped signature begins.
+# What Google has clients say of a call that no Gemini made, as it is and in base64.
+_NO_SIGNATURES = (
+    *("skip_thought_signature_validator", "c2tpcF90aG91Z2h0X3NpZ25hdHVyZV92YWxpZGF0b3I="),
+    *("context_engineering_is_the_way_to_go", "Y29udGV4dF9lbmdpbmVlcmluZ19pc190aGVfd2F5X3RvX2dv"),
+)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -242,6 +247,8 @@ class PromptReader:
     def _read_part(self, part: Proto, is_model: bool, parts: list[Part]) -> None:
         is_thought = bool(part.flag("thought"))
         signature = part.text("thoughtSignature") or ""
+        if signature in _NO_SIGNATURES:
+            signature = ""
         text = part.text("text")
         if text is not None:
             if is_thought or signature.startswith(_WRAPPED_START):

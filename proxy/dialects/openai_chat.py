@@ -234,6 +234,9 @@ def _assistant(message: Fields, index: int, called: dict[str, str], lost: list[s
         call = _called(function, f"function_{index}", message.path("function_call"))
         called[call.name] = call.call_id
         calls.append(call)
+    # LiteLLM puts an answer's `"refusal": null` in there and returns it.
+    if (aside := message.object("provider_specific_fields")) is not None:
+        aside.rest(lost)
     signature = _google_signature(message)
     if signature:
         signed = calls[0] if calls else next((part for part in reversed(said) if type(part) is Text), None)

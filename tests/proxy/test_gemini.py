@@ -497,6 +497,15 @@ def test_a_foreign_call_is_marked_as_such_where_models_insist_on_signatures():
     assert signatures == [["skip_thought_signature_validator", None], [None, None]]
 
 
+@pytest.mark.parametrize("mark", ["skip_thought_signature_validator", "context_engineering_is_the_way_to_go"])
+def test_the_mark_of_a_foreign_call_is_no_signature(mark):
+    for signature in (mark, base64.b64encode(mark.encode()).decode()):
+        part = {"functionCall": {"name": "f", "args": {}}, "thoughtSignature": signature}
+        prompt = _read({"contents": [{"role": "model", "parts": [part]}]})
+        assert prompt.messages[0].parts[0].signature == ""
+        assert prompt.lost == []
+
+
 def test_foreign_thinking_is_lost_by_its_path_and_unsigned_goes_along():
     said = [Thinking(text="a", signature="s", origin="anthropic", path="messages.1.content.0"), Thinking(text="b")]
     _, body, lost = _write(Prompt(messages=[Message(role="assistant", parts=said)]))

@@ -127,6 +127,11 @@ def test_every_role_is_read():
     assert prompt.lost == []
 
 
+def test_what_litellm_returns_beside_a_message_is_lost_only_where_it_says_something():
+    said = {"role": "assistant", "content": "a", "provider_specific_fields": {"refusal": None, "citations": ["c"]}}
+    assert _read({"messages": [said]}).lost == ["messages.0.provider_specific_fields.citations"]
+
+
 def test_results_of_parallel_calls_are_one_message_of_the_user():
     prompt = _read(
         {

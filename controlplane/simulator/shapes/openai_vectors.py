@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from controlplane.simulator.calls import Answer, Asked, Plan, Request, decode, plan_input
-from controlplane.simulator.directives import Directives
+from controlplane.simulator.directives import Directives, Like
 from controlplane.simulator.words import DIMENSIONS, encode, place, vector_base64, vector_json
 
 _CATEGORIES = (
@@ -98,7 +98,9 @@ class Embeddings(_WithoutOutput):
         )
         usage = self._input_usage()
         told = b',"usage":%b' % usage if usage else b""
-        return b'{"object":"list","data":[%b],"model":%b%b}' % (data, self.model, told), usage
+        # Mistral's have an id.
+        name = b'"id":"%b",' % self.id if self.call.directives.like == Like.MISTRAL else b""
+        return b'{%b"object":"list","data":[%b],"model":%b%b}' % (name, data, self.model, told), usage
 
 
 class Ranking(_WithoutOutput):
