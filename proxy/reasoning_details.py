@@ -54,6 +54,9 @@ def read_details(details: Iterable[Any], path: str = "") -> list[Thinking]:
                 path=f"{path}.{index}" if path else "",
             )
         )
+    for thought in thoughts:
+        if not (thought.signature or thought.redacted):
+            thought.origin = ""  # What nobody signed is nobody's: anyone may read it.
     return thoughts
 
 

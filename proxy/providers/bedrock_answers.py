@@ -473,7 +473,8 @@ class ConverseReader(StreamReader):
 
 def _read_reasoning(reasoning: _Reasoning) -> Sequence[Event] | None:
     if reasoning.text is not None:
-        return (ThinkingDelta(text=reasoning.text),) if reasoning.text else ()
+        # Text and signature return together, so both say whose they are.
+        return (ThinkingDelta(text=reasoning.text, origin=ORIGIN),) if reasoning.text else ()
     if reasoning.signature:
         return (ThinkingDelta(signature=reasoning.signature, origin=ORIGIN),)
     if reasoning.redacted_content:

@@ -10,6 +10,7 @@ from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
+from proxy.providers.rerank import RERANK
 
 
 class LlamaCppChat(CompatibleChat):
@@ -27,5 +28,5 @@ class LlamaCppChat(CompatibleChat):
 
 PROVIDER = Provider(
     name="llamacpp",
-    apis=(LlamaCppChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(LlamaCppChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
 )

@@ -1,7 +1,7 @@
-"""Ollama: its own chat and embeddings, and OpenAI's. Pure; no I/O. The base URL is the server's, without a path.
+"""Ollama: its own chat and embeddings, OpenAI's, and Anthropic's messages. Pure; no I/O.
 
-A message has one text: parts of it are set apart by an empty line. Images come as base64 only, tool calls whole. Prompts are
-cached without being told.
+The base URL is the server's, without a path. A message has one text: parts of it are set apart by an empty line. Images come
+as base64 only, tool calls whole. Prompts are cached without being told.
 """
 
 from collections.abc import Sequence
@@ -48,6 +48,7 @@ from proxy.neutral import (
     lose_all_but,
 )
 from proxy.providers import provider as base
+from proxy.providers.anthropic import AnthropicMessages
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_completions import OpenAICompletions
 from proxy.providers.openai_embeddings import OpenAIEmbeddings, texts_of
@@ -478,7 +479,7 @@ class OllamaEmbed(Api):
         return read_error(status_code, body)
 
 
-# What it offers in OpenAI's form; only passed, since its own form says more.
+# What it offers in the forms of others; only passed, since its own form says more.
 
 
 class OllamaOpenAIChat(CompatibleChat):
@@ -497,6 +498,10 @@ class OllamaOpenAIEmbeddings(OpenAIEmbeddings):
     target = b"/v1/embeddings"
 
 
+class OllamaAnthropicMessages(AnthropicMessages):
+    path = b"/v1/messages"
+
+
 CHAT = OllamaChat()
 EMBED = OllamaEmbed()
 PROVIDER = base.Provider(
@@ -508,5 +513,6 @@ PROVIDER = base.Provider(
         OllamaOpenAIResponses(),
         OllamaOpenAICompletions(),
         OllamaOpenAIEmbeddings(),
+        OllamaAnthropicMessages(),
     ),
 )

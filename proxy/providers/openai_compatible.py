@@ -6,6 +6,7 @@ from typing import ClassVar
 from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_chat import OpenAIChat
 from proxy.providers.provider import Provider
+from proxy.providers.rerank import RERANK
 
 
 class CompatibleChat(OpenAIChat):
@@ -26,5 +27,5 @@ class CompatibleChat(OpenAIChat):
 
 PROVIDER = Provider(
     name="openai_compatible",
-    apis=(CompatibleChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(CompatibleChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
 )

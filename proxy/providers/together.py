@@ -9,6 +9,7 @@ from proxy.neutral import Prompt
 from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.provider import Provider
+from proxy.providers.rerank import RERANK
 
 
 class TogetherChat(CompatibleChat):
@@ -27,5 +28,5 @@ class TogetherChat(CompatibleChat):
 
 PROVIDER = Provider(
     name="together",
-    apis=(TogetherChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(TogetherChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
 )

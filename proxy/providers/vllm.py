@@ -11,6 +11,7 @@ from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
+from proxy.providers.rerank import RERANK
 
 
 class VllmChat(CompatibleChat):
@@ -26,5 +27,5 @@ class VllmChat(CompatibleChat):
 
 PROVIDER = Provider(
     name="vllm",
-    apis=(VllmChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS),
+    apis=(VllmChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
 )

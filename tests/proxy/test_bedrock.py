@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from audit.records import Usage
 from proxy.dialects.dialect import Call, Dialect
+from proxy.dialects.openai_chat import CHAT as CHAT_COMPLETIONS
 from proxy.neutral import (
     Began,
     Choice,
@@ -570,7 +571,7 @@ def test_a_stream_is_told_event_by_event() -> None:
     )
     assert events == [
         Began(),
-        ThinkingDelta(text="hm"),
+        ThinkingDelta(text="hm", origin="anthropic"),
         ThinkingDelta(signature="c2ln", origin="anthropic"),
         TextDelta(text="A"),
         TextDelta(text="B", begins_part=True),
@@ -1032,3 +1033,34 @@ def test_a_recorded_answer_of_the_mantle_endpoint_is_measured(path: Path) -> Non
         usage = api.measure(recording["response"]["body_text"].encode()).usage
     assert usage is not None
     assert usage.input_tokens + usage.output_tokens == meta["usage"][-1]["total_tokens"]
+
+
+@pytest.mark.parametrize(("signed", "origin"), [("c2ln", "anthropic"), ("", "")])
+def test_streamed_reasoning_comes_back_from_a_client_of_chat_completions_as_it_was_said(
+    signed: str, origin: str
+) -> None:
+    events = told(
+        event("messageStart", {"role": "assistant"}),
+        event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"reasoningContent": {"text": "h"}}}),
+        event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"reasoningContent": {"text": "m"}}}),
+        *(
+            [event("contentBlockDelta", {"contentBlockIndex": 0, "delta": {"reasoningContent": {"signature": signed}}})]
+            if signed
+            else []
+        ),
+        event("messageStop", {"stopReason": "end_turn"}),
+    )
+    asked = CHAT_COMPLETIONS.describe(
+        b'{"model":"m","messages":[{"role":"user","content":"U"}]}', b"application/json", {}
+    )
+    lines = CHAT_COMPLETIONS.stream_writer(asked).write(events).split(b"\n\n")[:-1]
+    deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in lines]
+    details = [detail for each in deltas for detail in each.get("reasoning_details", ())]
+    # As OpenRouter's clients put the pieces of one index together.
+    whole = {name: "".join(detail.get(name, "") for detail in details) for name in ("text", "signature")}
+    message = {"role": "assistant", "content": "A", "reasoning_details": [{**details[0], **whole}]}
+    body = json.dumps({"model": "m", "messages": [message]}).encode()
+    prompt = CHAT_COMPLETIONS.read_prompt(CHAT_COMPLETIONS.describe(body, b"application/json", {}))
+    thought = prompt.messages[0].parts[0]
+    assert isinstance(thought, Thinking)
+    assert (thought.text, thought.signature, thought.origin) == ("hm", signed, origin)

@@ -325,7 +325,7 @@ def test_tokens_and_images_are_named():
     assert lost == ["user", "input", "images.0"]
 
 
-# OpenAI's APIs
+# APIs of others
 
 
 @pytest.mark.parametrize(
@@ -335,9 +335,10 @@ def test_tokens_and_images_are_named():
         ("openai.responses", b"/v1/responses"),
         ("openai.completions", b"/v1/completions"),
         ("openai.embeddings", b"/v1/embeddings"),
+        ("anthropic.messages", b"/v1/messages"),
     ],
 )
-def test_openais_clients_are_passed_to_openais_paths(name, target):
+def test_clients_of_others_are_passed_to_the_paths_of_theirs(name, target):
     (api,) = [api for api in OLLAMA.apis if api.name == name]
     body = b'{"model":"demo","max_tokens":5,"max_output_tokens":5}'
     call = msgspec.structs.replace(COHERE_CHAT.describe(body, b"", {}), is_stream=False)
@@ -403,6 +404,17 @@ def test_a_real_stream_is_read_whole_at_any_cut(path):
     assert text == "".join(line["message"]["content"] for line in lines)
     usage = Usage(input_tokens=lines[-1]["prompt_eval_count"], output_tokens=lines[-1]["eval_count"])
     assert (meter.usage, meter.is_done, meter.response_model) == (usage, True, lines[-1]["model"])
+
+
+@pytest.mark.parametrize("path", _recorded("messages"))
+def test_a_real_message_is_read_whole_and_its_reasoning_is_nobodys(path):
+    (api,) = [api for api in OLLAMA.apis if api.name == "anthropic.messages"]
+    body = json.loads(path.read_text())["response"]["body_text"]
+    (block,) = json.loads(body)["content"]
+    (choice,) = api.read_answer(body.encode()).choices
+    assert (choice.parts, choice.finish) == ([Thinking(text=block["thinking"])], "length")
+    measured = api.measure(body.encode())
+    assert (measured.usage, measured.response_model) == (Usage(input_tokens=68, output_tokens=16), "gpt-oss:20b")
 
 
 @pytest.mark.parametrize("path", _recorded("ollama-embed"))

@@ -10,7 +10,7 @@ from audit.records import Usage
 from proxy.dialects.cohere import RERANK, RERANK_V1
 from proxy.errors import InvalidRequest
 from proxy.neutral import Ranked
-from proxy.providers import cohere, rerank
+from proxy.providers import cohere, llamacpp, openai_compatible, rerank, together, vllm
 from proxy.providers.voyage import VoyageRerank
 from proxy.snapshot import Deployment, Provider
 
@@ -110,6 +110,11 @@ def test_the_same_dialect_changes_the_model_alone(api):
     call = RERANK_V1.describe(body, b"application/json", {})
     sent = api.pass_request(call, DEPLOYMENT, PROVIDER).body
     assert sent == body.replace(b"demo", b"rerank-1")
+
+
+@pytest.mark.parametrize("provider", [llamacpp, openai_compatible, together, vllm])
+def test_servers_of_open_models_rerank(provider):
+    assert rerank.RERANK in provider.PROVIDER.apis
 
 
 def _recorded():
