@@ -17,12 +17,14 @@ from proxy.clock import Clock
 from proxy.config import Config
 from proxy.control import Control
 from proxy.errors import Unavailable
+from proxy.follow import Follower
 from proxy.gateway import Gateway
 from proxy.journal import Journal
 from proxy.live import LiveRequests
 from proxy.logs import configure
 from proxy.metrics import Counts, WorkerStatus, decode_status, render
 from proxy.receive import Receive, Scope, Send
+from proxy.stored import Stored
 from proxy.wire.http1 import UpstreamPool
 from proxy.wire.redis import RedisError, RedisPipeline, RedisSubscriber
 
@@ -59,9 +61,19 @@ class Worker:
             data_dir=config.data_dir,
             open_sealed=lambda sealed, record_id: open_sealed(sealed, record_id, master_keys).reveal(),
         )
+        self.follower = Follower(
+            redis=self.redis,
+            admission=self.admission,
+            control=self.control,
+            pool=self.pool,
+            clock=self.clock,
+            counts=self.counts,
+        )
         self.gateway = Gateway(
             control=self.control,
             admission=self.admission,
+            stored=Stored(self.redis),
+            follower=self.follower,
             keys=self.keys,
             pool=self.pool,
             live=self.live,
@@ -85,10 +97,12 @@ class Worker:
         self.redis.start()
         self.subscriber.start()
         self.control.start()
+        self.follower.start()
 
     async def stop(self) -> None:
         """After the last request: wait for the settles on their way, then leave."""
         self.gateway.is_draining = True
+        await self.follower.stop()
         await asyncio.sleep(0)  # The settles of this turn go out.
         with contextlib.suppress(Unavailable):
             await self.control.beat()

@@ -30,7 +30,7 @@ async def call_provider(
     """The provider's answer, its head read and its status a success. Raises an `UpstreamFailed`."""
     upstream, prepared = attempt.upstream, attempt.prepared
     outgoing = prepared.outgoing
-    authorizer = upstream.authorizer()
+    authorizer = upstream.authorizer(attempt.described.credential_id)
     headers = [
         *_FIXED_HEADERS,
         (b"content-type", outgoing.content_type),
@@ -46,9 +46,8 @@ async def call_provider(
     # What the client said itself counts, where it may.
     headers += [header for header in outgoing.headers if header[0] not in request.headers or header[0] not in crossing]
     if authorizer is not None:
-        await _refresh(pool, authorizer, upstream, clock)
-        path = upstream.origin.path_prefix + outgoing.target
-        headers += authorizer.headers(outgoing, upstream.origin.authority.decode(), path, clock.now_s())
+        attempt.credential_id = authorizer.credential_id
+        headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
     response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
         raise await _refused(response, prepared, upstream, authorizer)
@@ -57,6 +56,26 @@ async def call_provider(
         response.close()  # A redirect is never followed, and never told: where a provider is, is the gateway's own affair.
         raise UpstreamBroken(f"the provider answered {response.status}", may_have_been_billed=is_success)
     return response
+
+
+async def fetch(
+    pool: http1.UpstreamPool, upstream: Upstream, outgoing: Outgoing, clock: Clock, credential_id: str
+) -> http1.UpstreamResponse:
+    """What the gateway itself wants to know of a provider, whatever the status; nobody is charged for asking. Raises an
+    `UpstreamFailed`."""
+    headers = [*_FIXED_HEADERS, (b"content-type", outgoing.content_type), (b"accept", b"*/*"), *outgoing.headers]
+    authorizer = upstream.authorizer(credential_id)
+    if authorizer is not None:
+        headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
+    return await _send(pool, upstream.provider, upstream.origin, outgoing, headers)
+
+
+async def _authorization(
+    pool: http1.UpstreamPool, authorizer: Authorizer, upstream: Upstream, outgoing: Outgoing, clock: Clock
+) -> Headers:
+    await _refresh(pool, authorizer, upstream, clock)
+    path = upstream.origin.path_prefix + outgoing.target
+    return authorizer.headers(outgoing, upstream.origin.authority.decode(), path, clock.now_s())
 
 
 async def _send(

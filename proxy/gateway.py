@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import structlog
@@ -13,9 +14,10 @@ from proxy.cache import look_in_cache
 from proxy.call import call_provider
 from proxy.clock import Clock
 from proxy.control import Control
-from proxy.describe import describe
+from proxy.describe import Described, describe
 from proxy.dialects.dialect import Dialect
-from proxy.dialects.table import INFER, MODELS, TABLE, Match, dialect_of
+from proxy.dialects.stored import CANCEL, DELETE, StoredDialect
+from proxy.dialects.table import INFER, MODELS, STORED, STORED_LIST, TABLE, Match, dialect_of
 from proxy.errors import (
     AliasUnknown,
     CannotCarry,
@@ -27,16 +29,19 @@ from proxy.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from proxy.follow import Follower
 from proxy.guard import guard
 from proxy.live import LiveRequest, LiveRequests
 from proxy.metrics import Counts
 from proxy.prepare import Prepared, prepare
+from proxy.providers.provider import Kept
 from proxy.receive import Receive, Request, Scope, Send, read_body
 from proxy.registry import Registry
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
 from proxy.route import allowed_aliases, choose_route
-from proxy.wire.http1 import UpstreamPool
+from proxy.stored import Collecting, OwnList, Stored, place_anywhere
+from proxy.wire.http1 import UpstreamPool, UpstreamResponse
 
 log = structlog.get_logger()
 
@@ -58,6 +63,8 @@ class Exchange(NamedTuple):
 
 
 Handler = Callable[[Exchange], Awaitable[None]]
+Relay = Callable[[UpstreamResponse, Attempt, Outcome, Responder, Admission], Awaitable[None]]
+Remember = Callable[[Attempt, Sequence[Kept]], None]
 
 
 class Gateway:
@@ -68,6 +75,8 @@ class Gateway:
         *,
         control: Control,
         admission: Admission,
+        stored: Stored,
+        follower: Follower,
         keys: KeyCache,
         pool: UpstreamPool,
         live: LiveRequests,
@@ -78,6 +87,8 @@ class Gateway:
     ) -> None:
         self._control = control
         self._admission = admission
+        self._stored = stored
+        self._follower = follower
         self._keys = keys
         self._pool = pool
         self._live = live
@@ -86,7 +97,12 @@ class Gateway:
         self._metrics = metrics
         self._body_bytes_max = body_bytes_max
         self.is_draining = False
-        self._actions: dict[str, Handler] = {INFER: self._infer, MODELS: self._list_models}
+        self._actions: dict[str, Handler] = {
+            INFER: self._infer,
+            MODELS: self._list_models,
+            STORED: self._call_stored,
+            STORED_LIST: self._list_stored,
+        }
         self._own: dict[str, Handler] = {
             "/healthz": self._healthz,
             "/readyz": self._readyz,
@@ -144,22 +160,21 @@ class Gateway:
     # The story of a request
 
     async def _infer(self, exchange: Exchange) -> None:
-        request, responder = exchange.request, exchange.responder
-        subject = await self._authenticate(request)  # Before the body: a stranger's takes no memory here.
-        request.body = await read_body(exchange.receive, self._body_bytes_max)
-        described = guard(describe(request, subject, exchange.dialect, exchange.parameters))
-        responder.dialect = described.call.dialect
+        responder = exchange.responder
+        described = await self._describe(exchange)
         cached = look_in_cache(described)
         if cached is not None:
             await responder.whole(200, cached, [JSON])
             return
         exchange.live.is_stream = described.call.is_stream
         route = choose_route(described, self._control.kills, random.random)
+        if described.call.follows:
+            described, route = await self._stored.follow_on(described, route)
         failure: GatewayError | None = None
         for attempt_number, upstream in enumerate(route, start=1):
             try:
                 prepared = prepare(described, upstream, attempt_number)
-                await self._attempt(exchange, prepared)
+                await self._attempt(exchange, prepared, remember=self._stored.remember)
             except CannotCarry as error:
                 failure = failure or error  # What a provider that was asked has said tells the client more.
             except (UpstreamFailed, TrafficHalted) as error:
@@ -171,16 +186,29 @@ class Gateway:
         assert failure is not None, "a route has at least one upstream"
         raise failure
 
-    async def _attempt(self, exchange: Exchange, prepared: Prepared) -> None:
+    async def _describe(self, exchange: Exchange) -> Described:
+        """Who asks, and for what."""
+        request = exchange.request
+        subject = await self._authenticate(request)  # Before the body: a stranger's takes no memory here.
+        request.body = await read_body(exchange.receive, self._body_bytes_max)
+        described = guard(describe(request, subject, exchange.dialect, exchange.parameters))
+        exchange.responder.dialect = described.call.dialect
+        return described
+
+    async def _attempt(
+        self, exchange: Exchange, prepared: Prepared, *, remember: Remember, relay: Relay | None = None
+    ) -> None:
         """One upstream call under one hold. Leaving settles what was counted, however it ends."""
         live, described = exchange.live, prepared.described
         live.kill_fields = described.subject.kill_fields + prepared.upstream.kill_fields
         attempt = await self._admission.admit(prepared)
+        attempt.remember = remember
         outcome = Outcome(may_have_been_billed=True)
         response = None
         try:
             response = await call_provider(self._pool, attempt, exchange.request, self._clock)
-            relay = relay_stream if answers_in_stream(response, attempt) else relay_whole
+            if relay is None:
+                relay = relay_stream if answers_in_stream(response, attempt) else relay_whole
             await relay(response, attempt, outcome, exchange.responder, self._admission)
         except UpstreamFailed as error:
             outcome.error_type = error.error_type
@@ -201,7 +229,41 @@ class Gateway:
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
         cost = self._admission.settle(attempt, outcome)
         usage = attempt.event.usage
-        self._counts.attempt_settled(usage.input_tokens, usage.output_tokens, cost)
+        if attempt.event.state != "suspense":  # Else it is counted when it is known.
+            self._counts.attempt_settled(usage.input_tokens, usage.output_tokens, cost)
+
+    # What providers keep
+
+    async def _call_stored(self, exchange: Exchange) -> None:
+        """About one thing: it is made, read, cancelled, deleted."""
+        described = await self._describe(exchange)
+        place = await self._stored.place(described, exchange.request.headers, self._control.kills, random.random)
+        dialect = exchange.dialect
+        assert isinstance(dialect, StoredDialect), "the table says so"
+        if dialect.verb is DELETE and place.attempt_id:
+            await self._follower.look(place.attempt_id)  # Afterwards nobody could say what it has used.
+        prepared = prepare(place.described, place.upstream, attempt_number=1)
+        remember = partial(self._stored.remember, bounds=place.bounds)
+        await self._attempt(exchange, prepared, remember=remember)
+        if dialect.verb is DELETE:
+            self._stored.forget(dialect.kind, exchange.parameters["id"])
+        elif dialect.verb is CANCEL:
+            await self._follower.hurry(place.attempt_id)
+
+    async def _list_stored(self, exchange: Exchange) -> None:
+        """The provider's list, without what is other projects'."""
+        described = await self._describe(exchange)
+        place = place_anywhere(described, exchange.request.headers, self._control.kills)
+        own = OwnList(self._stored, place.described.call)
+        attempt_number = 0
+        while not own.is_complete:
+            attempt_number += 1
+            asked = place.described._replace(call=own.next_page(place.described.call))
+            page = Collecting()
+            prepared = prepare(asked, place.upstream, attempt_number)
+            await self._attempt(exchange, prepared, remember=self._stored.remember, relay=page)
+            await own.take(page.body, described.subject)
+        await exchange.responder.whole(200, own.render(), [JSON])
 
     async def _authenticate(self, request: Request) -> Subject:
         return await authenticate(request.headers, self._keys, self._registry(), self._clock.now_s)

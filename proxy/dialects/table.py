@@ -8,7 +8,19 @@ from collections.abc import Collection
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from proxy.dialects import anthropic, cohere, gemini, openai_audio, openai_images, openai_moderations, passthrough
+from proxy.dialects import (
+    anthropic,
+    anthropic_batches,
+    cohere,
+    gemini,
+    openai_audio,
+    openai_batches,
+    openai_files,
+    openai_images,
+    openai_moderations,
+    openai_stored_responses,
+    passthrough,
+)
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
@@ -18,6 +30,9 @@ from proxy.dialects.openai_responses import RESPONSES
 # What answers: an inference call with admission, or the list of what the key may use.
 INFER = "infer"
 MODELS = "models"
+# What providers keep: one thing of it, or the list.
+STORED = "stored"
+STORED_LIST = "stored_list"
 
 
 class Endpoint(NamedTuple):
@@ -45,6 +60,25 @@ ENDPOINTS = (
     Endpoint("GET", "/v1/models", CHAT, MODELS),
     Endpoint("GET", "/v1/models/{model*}", CHAT, MODELS),
     Endpoint("POST", "/v1/responses", RESPONSES),
+    Endpoint("GET", "/v1/responses/{id}", openai_stored_responses.READ_RESPONSE, STORED),
+    Endpoint("DELETE", "/v1/responses/{id}", openai_stored_responses.DELETE_RESPONSE, STORED),
+    Endpoint("POST", "/v1/responses/{id}/cancel", openai_stored_responses.CANCEL_RESPONSE, STORED),
+    Endpoint("GET", "/v1/responses/{id}/input_items", openai_stored_responses.READ_INPUT_ITEMS, STORED),
+    Endpoint("POST", "/v1/files", openai_files.UPLOAD, STORED),
+    Endpoint("GET", "/v1/files", openai_files.FILES, STORED_LIST),
+    Endpoint("GET", "/v1/files/{id}", openai_files.READ_FILE, STORED),
+    Endpoint("DELETE", "/v1/files/{id}", openai_files.DELETE_FILE, STORED),
+    Endpoint("GET", "/v1/files/{id}/content", openai_files.READ_CONTENT, STORED),
+    Endpoint("POST", "/v1/batches", openai_batches.CREATE_BATCH, STORED),
+    Endpoint("GET", "/v1/batches", openai_batches.BATCHES, STORED_LIST),
+    Endpoint("GET", "/v1/batches/{id}", openai_batches.READ_BATCH, STORED),
+    Endpoint("POST", "/v1/batches/{id}/cancel", openai_batches.CANCEL_BATCH, STORED),
+    Endpoint("POST", "/v1/messages/batches", anthropic_batches.CREATE_BATCH, STORED),
+    Endpoint("GET", "/v1/messages/batches", anthropic_batches.BATCHES, STORED_LIST),
+    Endpoint("GET", "/v1/messages/batches/{id}", anthropic_batches.READ_BATCH, STORED),
+    Endpoint("DELETE", "/v1/messages/batches/{id}", anthropic_batches.DELETE_BATCH, STORED),
+    Endpoint("GET", "/v1/messages/batches/{id}/results", anthropic_batches.READ_RESULTS, STORED),
+    Endpoint("POST", "/v1/messages/batches/{id}/cancel", anthropic_batches.CANCEL_BATCH, STORED),
     *(
         endpoint
         for version in ("v1beta", "v1alpha", "v1")

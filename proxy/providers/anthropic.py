@@ -13,6 +13,7 @@ from proxy.neutral import Answer, Prompt, ProviderError
 from proxy.providers import anthropic_answers
 from proxy.providers.anthropic_answers import MessagesReader
 from proxy.providers.anthropic_requests import write_body
+from proxy.providers.anthropic_stored import AnthropicBatches
 from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, Authorizer, HeaderAuthorizer, Measured, Outgoing, Provider, StreamReader
 from proxy.wire.frame import FrameParser
@@ -122,7 +123,7 @@ COUNT_TOKENS = AnthropicCountTokens()
 
 PROVIDER = Provider(
     name="anthropic",
-    apis=(MESSAGES, COUNT_TOKENS),
+    apis=(MESSAGES, COUNT_TOKENS, AnthropicBatches(VERSION)),
     authorize=authorize,
     response_headers=frozenset({b"content-type", b"retry-after"}),
     passthrough_headers=(VERSION,),

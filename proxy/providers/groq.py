@@ -6,6 +6,7 @@ Source: console.groq.com/docs/api-reference. One choice only, and neither penalt
 from typing import Any
 
 from proxy.neutral import Prompt
+from proxy.providers import openai_stored
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.provider import Provider
 
@@ -25,4 +26,4 @@ class GroqChat(CompatibleChat):
             body["service_tier"] = "on_demand"
 
 
-PROVIDER = Provider(name="groq", apis=(GroqChat(),))
+PROVIDER = Provider(name="groq", apis=(GroqChat(), openai_stored.FILES, openai_stored.BATCHES))

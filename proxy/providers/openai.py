@@ -1,6 +1,13 @@
 """OpenAI, and whoever offers the same APIs under another base URL. Pure; no I/O."""
 
-from proxy.providers import openai_chat, openai_completions, openai_embeddings, openai_media, openai_responses
+from proxy.providers import (
+    openai_chat,
+    openai_completions,
+    openai_embeddings,
+    openai_media,
+    openai_responses,
+    openai_stored,
+)
 from proxy.providers.provider import Provider
 
 PROVIDER = Provider(
@@ -11,6 +18,7 @@ PROVIDER = Provider(
         openai_completions.COMPLETIONS,
         openai_embeddings.EMBEDDINGS,
         *openai_media.ALL,
+        *openai_stored.ALL,
     ),
     response_headers=frozenset({b"content-type", b"retry-after", b"openai-processing-ms", b"openai-version"}),
 )
