@@ -126,6 +126,10 @@ class OpenAIChat(OpenAI):
         names = dict(_NAMES)
         cap = fields.integer("max_tokens")
         functions = fields.items("functions")
+        if functions:
+            names["parallel_tool_calls"] = "functions"
+        if fields.has("random_seed"):
+            names["seed"] = "random_seed"
         top_logprobs = fields.integer("top_logprobs")
         prompt = Prompt(
             messages=_messages(fields, lost),
@@ -141,7 +145,7 @@ class OpenAIChat(OpenAI):
             frequency_penalty=fields.number("frequency_penalty"),
             presence_penalty=fields.number("presence_penalty"),
             repetition_penalty=fields.number("repetition_penalty"),
-            seed=fields.integer("random_seed" if fields.has("random_seed") else "seed"),
+            seed=fields.integer(names.get("seed", "seed")),
             stop=_stop(fields),
             choices=fields.integer("n"),
             logprobs=fields.flag("logprobs"),

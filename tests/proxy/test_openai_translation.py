@@ -162,6 +162,19 @@ def test_results_of_parallel_calls_are_one_message_of_the_user():
     assert said.parts == [Text(text="go on")]
 
 
+@pytest.mark.parametrize(
+    ("fields", "name", "told"),
+    [
+        ({"random_seed": 7}, "seed", "random_seed"),
+        ({"functions": [{"name": "f"}]}, "parallel_tool_calls", "functions"),
+    ],
+)
+def test_what_is_lost_is_named_as_the_client_wrote_it(fields, name, told):
+    prompt = _read({"messages": [{"role": "user", "content": "hi"}], **fields})
+    assert getattr(prompt, name) is not None
+    assert prompt.names[name] == told
+
+
 def test_functions_of_the_older_kind_are_tools_and_come_back_as_such():
     body = {
         "messages": [

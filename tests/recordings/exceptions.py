@@ -8,6 +8,7 @@ from tests.recordings.corpus import Recording
 BODY = "body"
 USAGE = "usage"
 TRANSLATION = "translation"
+REQUEST = "request"
 
 
 class Exception_(NamedTuple):
@@ -27,6 +28,12 @@ EXCEPTIONS = (
         "openai-chat-completions-plain-76d5a4",
         TRANSLATION,
         "Audio whose data is empty. Only clients of chat completions and of Gemini can ask for audio.",
+    ),
+    Exception_("ollama-messages-reasoning-truncated-7089f2", REQUEST, "The request was recorded without its body."),
+    Exception_(
+        "anthropic-messages-error-400-json-schema-c872ee",
+        REQUEST,
+        "Its schema is missing: the gateway refuses it as Anthropic did.",
     ),
 )
 _REASONS = {(found.recording_id, found.respect): found.reason for found in EXCEPTIONS}
