@@ -229,6 +229,7 @@ class MessagesWriter(StreamWriter):
         self._finished: Finished | None = None
         self._block = -1  # The index of the block that is open, or was the last.
         self._open: type | _Call | None = None  # What is being told in it.
+        self._signature = ""  # Came after the text that it signs, and is told when another block follows.
         self._calls: dict[int, _Call] = {}
         self._waiting: list[_Call] = []
 
@@ -281,6 +282,13 @@ class MessagesWriter(StreamWriter):
 
     def text(self, event: TextDelta) -> bytes:
         told = b""
+        if event.signature and self._open is Text and not event.begins_part:
+            # Too late to stand before its text, and nothing may come after the last: agents take the last block for the
+            # answer, which thereby was empty. Gemini can do without it, as opposed to that of a call.
+            self._signature = event.signature
+            if event.text:
+                told = self._delta(b"text_delta", b"text", event.text)
+            return told + self._close()
         if event.signature:
             told = self._tell_whole(_signature_block(event.signature)) + self._start(Text, _EMPTY_TEXT)
         elif event.begins_part or self._open is not Text:
@@ -343,7 +351,7 @@ class MessagesWriter(StreamWriter):
         began = call.began
         told = b""
         if began.signature:
-            told = self._close() + self._open_block(None, _signature_block(began.signature)) + self._close()
+            told = self._close() + self._tell_block(_signature_block(began.signature))
         block = {"type": "tool_use", "id": began.call_id, "name": began.name, "input": {}}
         told += self._close() + self._open_block(call, block)
         return told + self._delta(b"input_json_delta", b"partial_json", "".join(call.pieces))
@@ -354,13 +362,20 @@ class MessagesWriter(StreamWriter):
         return self._close_all() + self._open_block(kind, block)
 
     def _tell_whole(self, block: Mapping[str, Any]) -> bytes:
-        return self._close_all() + self._open_block(None, block) + self._close()
+        return self._close_all() + self._tell_block(block)
+
+    def _tell_block(self, block: Mapping[str, Any]) -> bytes:
+        return self._open_block(None, block) + self._close()
 
     def _open_block(self, kind: "type | _Call | None", block: Mapping[str, Any]) -> bytes:
+        told = b""
+        if self._signature:
+            signature, self._signature = self._signature, ""
+            told = self._tell_block(_signature_block(signature)) + self._tell_block(_EMPTY_TEXT)
         self._block += 1
         self._open = kind if kind is not None else object
         start = {"type": "content_block_start", "index": self._block, "content_block": block}
-        return _frame(b"content_block_start", start)
+        return told + _frame(b"content_block_start", start)
 
     def _close(self) -> bytes:
         if self._open is None:

@@ -559,12 +559,27 @@ def test_what_gemini_signed_comes_back_on_the_same_part(is_stream: bool) -> None
     assert (parts, lost) == (SIGNED, [])
 
 
-def test_a_signature_that_stands_alone_stays_alone() -> None:
-    shown = blocks_of(
-        stream(Began(), TextDelta(text="Yes."), TextDelta(text="", signature="c2ln"), Finished(finish="stop"))
-    )
-    parts, _ = read_blocks(*shown, role="assistant")
-    assert parts == [Text(text="Yes."), Text(text="", signature="c2ln")]
+CALLED = (ToolCallBegan(index=0, call_id="c1", name="f"), ToolCallDelta(index=0, arguments="{}"))
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (TextDelta(text="Yes."), TextDelta(text="", signature="c2ln"), *CALLED),
+        (*CALLED, TextDelta(text="", signature="c2ln")),
+    ],
+)
+def test_a_signature_that_stands_alone_stays_alone(events: tuple[Event, ...]) -> None:
+    parts, _ = read_blocks(*blocks_of(stream(Began(), *events, Finished(finish="tool_calls"))), role="assistant")
+    assert Text(text="", signature="c2ln") in parts
+    assert not any(isinstance(part, ToolCall) and part.signature for part in parts)
+
+
+@pytest.mark.parametrize("pieces", [("Yes", "."), ("Yes.", "")])
+def test_an_answer_in_words_ends_with_them_and_not_with_their_signature(pieces: tuple[str, str]) -> None:
+    """Claude Code prints the last block."""
+    said = (TextDelta(text=pieces[0]), TextDelta(text=pieces[1], signature="c2ln"))
+    assert blocks_of(stream(Began(), *said, Finished(finish="stop"))) == [{"type": "text", "text": "Yes."}]
 
 
 # Writing answers
