@@ -81,6 +81,18 @@ def spent(at_s: float, budgets: models.QuerySet[Budget] | None = None) -> list[S
     ]
 
 
+def counters_of(team_id: UUID, project_id: UUID, virtual_key_id: UUID, at_s: float) -> list[gate.BudgetCounter]:
+    """The counters that an attempt of these, admitted at `at_s`, is counted in."""
+    subject = models.Q(team_id=team_id) | models.Q(project_id=project_id) | models.Q(virtual_key_id=virtual_key_id)
+    chosen = with_time_zone(Budget.objects.filter(subject, is_active=True)).order_by("pk")
+    counters = []
+    for budget_id, window, time_zone in chosen.values_list("pk", "window", "time_zone"):
+        start_s, end_s = window_bounds(window, time_zone, at_s)
+        # What it allows is not asked of what was admitted.
+        counters.append(gate.BudgetCounter(gate.spend_key(str(budget_id), start_s), 0, False, end_s))
+    return counters
+
+
 def _spent_by_subject(group: _Group, subjects: Iterable[UUID]) -> list[tuple[UUID, int]]:
     first_hour_s, last_hour_s = _whole(HOUR_S, group.start_s, group.end_s)
     first_day_s, last_day_s = _whole(DAY_S, first_hour_s, last_hour_s)

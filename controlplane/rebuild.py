@@ -16,11 +16,10 @@ from typing import Any, TypeVar, cast
 import redis
 
 from audit.models import UsageRecord
-from audit.records import encode_event
 from budgets import gate, ledger
 from budgets.models import IngestWatermark
 from budgets.spend import COUNTER_GRACE_S, spent
-from controlplane import compiler, publish
+from controlplane import compiler, jobs, publish
 from keys.kills import encode_flag
 from keys.models import KillSwitch
 from keys.redis import redis_client
@@ -61,6 +60,8 @@ def rebuild_redis(*, force: bool = False) -> bool:
         publish.forget(notes)
         with _still_without_epoch(client) as pipeline:
             pipeline.set(gate.EPOCH, uuid.uuid4().hex)
+    # Traffic does not wait for it: what is not there yet is not known for a moment.
+    _write_stored(client)
     elapsed_s = time.monotonic() - started_at_s
     log.warning("Redis is rebuilt: %d virtual keys, %d counters, %.1f s", keys, counters, elapsed_s)
     return True
@@ -121,14 +122,26 @@ def _write_watermarks(client: redis.Redis) -> None:
 
 
 def _write_suspense(client: redis.Redis) -> None:
-    """A worker that was taken for dead and settles after all finds what to correct."""
+    """A worker that was taken for dead and settles after all finds what to correct, and whoever follows a job, the job. What
+    Redis still has says more than the ledger."""
     rows = UsageRecord.objects.filter(state=UsageRecord.State.SUSPENSE).order_by()
+    kept = cast("dict[bytes, bytes]", client.hgetall(gate.SUSPENSE))
     with _still_without_epoch(client) as pipeline:
-        pipeline.delete(gate.SUSPENSE)
+        pipeline.delete(gate.SUSPENSE, gate.JOBS)
         for row in rows.iterator():
-            event = ledger.event_of(row)
-            hold = b"%d|" % event.cost_nanos + gate.hold_value((), (), encode_event(event))
-            pipeline.hset(gate.SUSPENSE, event.attempt_id, cast(str, hold))
+            attempt_id = str(row.attempt_id)
+            hold = kept.get(attempt_id.encode()) or jobs.hold_of(row)
+            pipeline.hset(gate.SUSPENSE, attempt_id, cast(str, hold))
+            if jobs.is_job(row):
+                pipeline.zadd(gate.JOBS, {attempt_id: 0})
+
+
+def _write_stored(client: redis.Redis) -> None:
+    for batch in _batches(jobs.stored(client.time()[0])):
+        with client.pipeline(transaction=False) as pipeline:
+            for key, value, expire_at_s in batch:
+                pipeline.set(key, value, nx=True, exat=expire_at_s)
+            pipeline.execute()
 
 
 def _write_counters(client: redis.Redis) -> int:

@@ -22,6 +22,7 @@ from proxy.dialects import anthropic_batches, openai_batches, openai_files
 from proxy.dialects.dialect import BATCH, FILE, MESSAGE_BATCH, RESPONSE, Call
 from proxy.dialects.stored import CREATE, Bounds, Line, StoredDialect, as_batch, check_alike, read_line
 from proxy.errors import AliasNotAllowed, InvalidRequest, StoredUnknown, Unavailable, UpstreamBroken
+from proxy.jobs import StoredObject, decode_stored, encode_stored, expires_s, stored_key
 from proxy.providers.provider import Kept
 from proxy.registry import Upstream
 from proxy.respond import Responder
@@ -32,10 +33,6 @@ from proxy.wire.redis import RedisError, RedisPipeline
 
 log = structlog.get_logger()
 
-DAY_S = 24 * 3600
-# As long as OpenAI keeps a response; files and batches for as long as anybody should want them.
-EXPIRES_S: Mapping[str, int] = {RESPONSE: 30 * DAY_S}
-EXPIRES_OTHERWISE_S = 90 * DAY_S
 # By which a client names the model whose provider is to have a file that is for no model.
 MODEL_HEADER = b"x-tollgate-model"
 # A provider's list is searched so far for the objects of one project.
@@ -44,17 +41,6 @@ PAGE_OBJECTS = 100
 LIMIT_DEFAULT = 20
 LIMIT_MAX = 10_000
 LIST_BYTES_MAX = 32 * 1024 * 1024
-
-
-class StoredObject(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """`bounds` are of a file that holds a batch; `attempt_id` is that which made it."""
-
-    deployment_id: str
-    project_id: str
-    attempt_id: str
-    alias: str = ""
-    credential_id: str = ""
-    bounds: Bounds | None = None
 
 
 class Place(NamedTuple):
@@ -68,14 +54,9 @@ class Place(NamedTuple):
 
 
 _encode = msgspec.json.Encoder().encode
-_decode_stored = msgspec.json.Decoder(StoredObject).decode
 
 Draw = Callable[[], float]
 Kills = Mapping[str, KillFlag]
-
-
-def stored_key(kind: str, upstream_id: str) -> str:
-    return f"tg:stored:{kind}:{upstream_id}"
 
 
 class Stored:
@@ -86,7 +67,7 @@ class Stored:
 
     def remember(self, attempt: Attempt, kept: Sequence[Kept], bounds: Bounds | None = None) -> None:
         """Never waits, and changes nothing that is known."""
-        record = _encode(
+        record = encode_stored(
             StoredObject(
                 deployment_id=attempt.upstream.deployment.deployment_id,
                 project_id=attempt.subject.project.project_id,
@@ -97,8 +78,7 @@ class Stored:
             )
         )
         for kind, upstream_id in kept:
-            expires_s = EXPIRES_S.get(kind, EXPIRES_OTHERWISE_S)
-            self._send(b"SET", stored_key(kind, upstream_id), record, b"NX", b"EX", expires_s)
+            self._send(b"SET", stored_key(kind, upstream_id), record, b"NX", b"EX", expires_s(kind))
 
     def forget(self, kind: str, upstream_id: str) -> None:
         self._send(b"DEL", stored_key(kind, upstream_id))
@@ -181,7 +161,9 @@ class Stored:
         bounds, alias = placed.bounds, placed.described.call.alias
         if bounds is None:
             raise InvalidRequest(
-                "the file was not uploaded with the purpose `batch`", code="invalid_value", param="input_file_id"
+                "what the requests in this file may use is not known: upload it with the purpose `batch`",
+                code="invalid_value",
+                param="input_file_id",
             )
         if said["endpoint"].removeprefix("/v1") != bounds.endpoint.removeprefix("/v1"):
             raise InvalidRequest(
@@ -281,6 +263,8 @@ def _rewrite(lines: Sequence[Line], upstream: Upstream, body_name: str, endpoint
     rewritten, input_tokens, output_tokens = [], 0, 0
     for line in lines:
         about = line.call
+        if unbounded := api.unbounded_in(about):
+            raise Unbounded([f"line {line.number}: {name}" for name in unbounded], upstream.provider.slug)
         body = api.pass_request(about, deployment, upstream.provider).body
         rewritten.append(dump_object({**line.fields, body_name: msgspec.Raw(body)}))
         input_tokens += min(about.input_tokens_max, max(deployment.context_window, 1))
@@ -303,7 +287,7 @@ def _own(body: bytes | None, subject: Subject) -> StoredObject | None:
     if body is None:
         return None
     try:
-        found = _decode_stored(body)
+        found = decode_stored(body)
     except msgspec.DecodeError:
         return None  # Written by another release.
     return found if found.project_id == subject.project.project_id else None

@@ -14,7 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from audit.models import UsageRecord
-from audit.records import UsageEvent, encode_event
+from audit.records import UsageEvent, decode_event, encode_event
 from budgets import gate, ledger, reap, spend
 from budgets.models import Budget, IngestWatermark
 from budgets.windows import window_bounds
@@ -22,6 +22,7 @@ from controlplane import rebuild, tasks
 from keys import services as keys
 from keys.kills import decode_flag
 from keys.redis import redis_client
+from proxy.jobs import decode_job, decode_stored, stored_key
 from proxy.snapshot import decode_key, decode_snapshot
 from tests import factories
 
@@ -50,7 +51,7 @@ class Worker:
         argument = gate.encode_heartbeat(worker=self.name, lease_ms=30_000, status=b"{}")
         return gate.decode_heartbeat(self.call(gate.HEARTBEAT, argument))
 
-    def admit(self, virtual_key, counters, nanos):
+    def admit(self, virtual_key, counters, nanos, **said):
         event = UsageEvent(
             attempt_id=str(uuid.uuid4()),
             request_id=str(uuid.uuid4()),
@@ -64,6 +65,7 @@ class Worker:
             deployment="small",
             request_model="small",
         )
+        event = msgspec.structs.replace(event, **said)
         hold = gate.hold_value(counters, [], encode_event(event))
         argument = gate.encode_admit(
             worker=self.name,
@@ -94,6 +96,40 @@ class Worker:
             event=encode_event(event),
         )
         self.settles.append((self.seq, argument))
+        assert isinstance(gate.decode_settle(self.call(gate.SETTLE, argument)), gate.Settled)
+
+    def suspend(self, event):
+        """The provider goes on with it, under the name of `upstream_id`."""
+        self.seq += 1
+        _, counters, nanos, _ = self.open.pop(event.attempt_id)
+        event = msgspec.structs.replace(event, state="suspense", cost_nanos=nanos, held_nanos=nanos)
+        argument = gate.encode_settle(
+            worker=self.name,
+            seq=self.seq,
+            attempt_id=event.attempt_id,
+            cost_nanos=nanos,
+            budgets=counters,
+            tpm=[],
+            running_keys=[],
+            event=encode_event(event),
+            kept_hold=gate.hold_value(counters, [], encode_event(event), job={"kind": "batch"}),
+        )
+        assert isinstance(gate.decode_settle(self.call(gate.SETTLE, argument)), gate.Settled)
+
+    def settle_late(self, hold, nanos):
+        self.seq += 1
+        event = msgspec.structs.replace(decode_event(hold.event), state="posted", cost_nanos=nanos)
+        argument = gate.encode_settle(
+            worker=self.name,
+            seq=self.seq,
+            attempt_id=event.attempt_id,
+            cost_nanos=nanos,
+            budgets=hold.budgets,
+            tpm=[],
+            running_keys=[],
+            event=encode_event(event),
+            is_late=True,
+        )
         assert isinstance(gate.decode_settle(self.call(gate.SETTLE, argument)), gate.Settled)
 
     def catch_up(self):
@@ -251,6 +287,55 @@ def test_a_late_settle_finds_its_suspense_after_redis_was_lost(client, virtual_k
     assert set(spent_counters(client).values()) == {4_000}
     ledger.ingest(client)
     assert UsageRecord.objects.get().cost_usd == Decimal("0.000004")
+
+
+def test_a_job_comes_back_with_its_price_and_its_counters_and_is_settled_by_another(client, virtual_key, budgets):
+    price = factories.PriceFactory(batch_percent=50, provider__api="openai")
+    deployment = factories.DeploymentFactory(model=price.model, provider=price.provider)
+    rebuild.rebuild_redis()
+    worker = Worker(client)
+    worker.beat()
+    said = {
+        "operation": "batch",
+        "upstream_id": "batch_1",
+        "provider": price.provider.slug,
+        "deployment": deployment.name,
+        "price_id": str(price.pk),
+    }
+    event = worker.admit(virtual_key, counters_of(*budgets), 9_000, **said)
+    worker.suspend(event)
+    ledger.ingest(client)
+    assert UsageRecord.objects.get().state == UsageRecord.State.SUSPENSE
+    client.flushall()
+    rebuild.rebuild_redis()
+    assert set(spent_counters(client).values()) == {9_000}
+    assert client.zrange(gate.JOBS, 0, -1) == [event.attempt_id.encode()]
+    hold = gate.decode_kept_hold(client.hget(gate.SUSPENSE, event.attempt_id))
+    job = decode_job(hold.job)
+    assert (job.kind, job.deployment_id, job.seq) == ("batch", str(deployment.pk), 0)
+    assert (job.price.input_nanos, job.price.output_nanos) == (500_000_000, 2_000_000_000)
+    assert {(c.key, c.expire_at_s) for c in hold.budgets} == {(c.key, c.expire_at_s) for c in counters_of(*budgets)}
+    stored = decode_stored(client.get(stored_key("batch", "batch_1")))
+    assert (stored.deployment_id, stored.project_id) == (str(deployment.pk), str(virtual_key.project_id))
+    other = Worker(client, "w2")
+    other.beat()
+    other.settle_late(hold, 4_000)
+    other.settle_late(hold, 4_000)  # Whoever comes second changes nothing.
+    assert set(spent_counters(client).values()) == {4_000}
+    assert not client.exists(gate.JOBS, gate.SUSPENSE)
+    ledger.ingest(client)
+    record = UsageRecord.objects.get()
+    assert (record.state, record.cost_usd, record.upstream_id) == ("posted", Decimal("0.000004"), "batch_1")
+
+
+def test_a_forced_rebuild_keeps_what_redis_knows_of_a_job(client, virtual_key, budgets):
+    rebuild.rebuild_redis()
+    worker = Worker(client)
+    worker.beat()
+    worker.suspend(worker.admit(virtual_key, counters_of(*budgets), 9_000, upstream_id="resp_1"))
+    before = client.hgetall(gate.SUSPENSE)
+    assert rebuild.rebuild_redis(force=True) is True
+    assert client.hgetall(gate.SUSPENSE) == before
 
 
 def test_a_forced_rebuild_in_use_keeps_holds_and_what_was_not_ingested(client, virtual_key, budgets):
