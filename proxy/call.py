@@ -1,8 +1,10 @@
 """Calling the provider: one attempt's request sent, its failures told in the gateway's words."""
 
+import re
 from collections.abc import Callable
 
 from proxy.admission import Attempt
+from proxy.authenticate import SUBPROTOCOLS
 from proxy.clock import Clock
 from proxy.errors import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimedOut, UpstreamUnreachable
 from proxy.neutral import ProviderError
@@ -13,6 +15,7 @@ from proxy.registry import Upstream
 from proxy.snapshot import Provider
 from proxy.wire import http1
 from proxy.wire.http1 import Origin
+from proxy.wire.websocket import HandshakeRefused, WebSocket, connect
 
 ERROR_BODY_BYTES_MAX = 256 * 1024
 TOKEN_BODY_BYTES_MAX = 64 * 1024
@@ -20,6 +23,9 @@ SUCCESS = 200
 FIRST_REDIRECT = 300
 # What crosses from every client to the provider, besides what the dialect's own rules let through.
 REQUEST_HEADERS = (b"traceparent", b"tracestate")
+
+# Of what a client offers to speak on a WebSocket, what is the provider's business: not the key that browsers put there.
+_CROSSING_SUBPROTOCOL = re.compile(rb"realtime|openai-beta\.[a-z0-9-]+")
 
 _FIXED_HEADERS = ((b"accept-encoding", b"identity"), (b"user-agent", b"tollgate"))
 
@@ -32,30 +38,65 @@ async def call_provider(
     outgoing = prepared.outgoing
     authorizer = upstream.authorizer(attempt.described.credential_id)
     headers = [
-        *_FIXED_HEADERS,
         (b"content-type", outgoing.content_type),
         (b"accept", prepared.api.accept(attempt.described.call)),
-        # The provider's own log then names our attempt.
-        (b"x-client-request-id", attempt.attempt_id.encode()),
+        *await _headers(pool, attempt, request, authorizer, clock),
     ]
-    crossing: tuple[bytes, ...] = REQUEST_HEADERS
-    if not prepared.is_translated:
-        crossing += attempt.described.call.dialect.request_headers
-    crossed = [(name, request.headers[name]) for name in crossing if name in request.headers]
-    headers += crossed
-    # What the client said itself counts, where it may.
-    headers += [header for header in outgoing.headers if header[0] not in request.headers or header[0] not in crossing]
-    if authorizer is not None:
-        attempt.credential_id = authorizer.credential_id
-        headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
     response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
-        raise await _refused(response, prepared, upstream, authorizer)
+        raise await _refused(response, prepared, authorizer)
     is_success = SUCCESS <= response.status < FIRST_REDIRECT
     if not is_success or (response.status != SUCCESS and not prepared.api.has_many_successes):
         response.close()  # A redirect is never followed, and never told: where a provider is, is the gateway's own affair.
         raise UpstreamBroken(f"the provider answered {response.status}", may_have_been_billed=is_success)
     return response
+
+
+async def open_session(pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock) -> WebSocket:
+    """A WebSocket to the provider. Raises an `UpstreamFailed`; nothing is billed for a handshake."""
+    upstream, prepared = attempt.upstream, attempt.prepared
+    authorizer = upstream.authorizer(attempt.described.credential_id)
+    headers = await _headers(pool, attempt, request, authorizer, clock)
+    offered = (protocol.strip() for protocol in request.headers.get(SUBPROTOCOLS, b"").split(b","))
+    try:
+        socket = await connect(
+            upstream.origin,
+            prepared.outgoing.target,
+            headers,
+            subprotocols=[protocol for protocol in offered if _CROSSING_SUBPROTOCOL.fullmatch(protocol)],
+            ssl_context=pool.ssl_context(upstream.origin),
+            connect_timeout_s=upstream.provider.connect_timeout_s,
+            answer_timeout_s=upstream.provider.first_byte_timeout_s,
+        )
+    except HandshakeRefused as refused:
+        if refused.status < 400:
+            raise UpstreamBroken(f"the provider answered {refused.status}", may_have_been_billed=False) from refused
+        raise _refusal(refused.status, refused.headers, refused.body, prepared, authorizer) from refused
+    except http1.UpstreamFailure as failure:
+        failure.may_have_been_billed = False
+        raise gateway_error(failure) from failure
+    attempt.dispatched()
+    return socket
+
+
+async def _headers(
+    pool: http1.UpstreamPool, attempt: Attempt, request: Request, authorizer: Authorizer | None, clock: Clock
+) -> Headers:
+    """What goes with every call: what crosses from the client, what the provider wants besides, the authorization."""
+    upstream, prepared = attempt.upstream, attempt.prepared
+    outgoing = prepared.outgoing
+    # The provider's own log then names our attempt.
+    headers = [*_FIXED_HEADERS, (b"x-client-request-id", attempt.attempt_id.encode())]
+    crossing: tuple[bytes, ...] = REQUEST_HEADERS
+    if not prepared.is_translated:
+        crossing += attempt.described.call.dialect.request_headers
+    headers += [(name, request.headers[name]) for name in crossing if name in request.headers]
+    # What the client said itself counts, where it may.
+    headers += [header for header in outgoing.headers if header[0] not in request.headers or header[0] not in crossing]
+    if authorizer is not None:
+        attempt.credential_id = authorizer.credential_id
+        headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
+    return headers
 
 
 async def fetch(
@@ -134,7 +175,7 @@ def gateway_error(failure: http1.UpstreamFailure) -> UpstreamFailed:
 
 
 async def _refused(
-    response: http1.UpstreamResponse, prepared: Prepared, upstream: Upstream, authorizer: Authorizer | None
+    response: http1.UpstreamResponse, prepared: Prepared, authorizer: Authorizer | None
 ) -> UpstreamFailed:
     try:
         body = await response.read(ERROR_BODY_BYTES_MAX)
@@ -142,21 +183,27 @@ async def _refused(
         body = b""
     finally:
         response.close()
+    return _refusal(response.status, response.headers, body, prepared, authorizer)
+
+
+def _refusal(
+    status: int, headers: Headers, body: bytes, prepared: Prepared, authorizer: Authorizer | None
+) -> UpstreamFailed:
     for secret in authorizer.secrets if authorizer is not None else ():
         # Some quote the key in their refusals.
         body = body.replace(secret, b"[redacted]")
-    error = prepared.api.read_error(response.status, body)
+    error = prepared.api.read_error(status, body)
     # The provider does not like *our* credential, which one of them says with a 400; its words may quote it.
-    if not {response.status, error.status_code}.isdisjoint((401, 403)):
+    if not {status, error.status_code}.isdisjoint((401, 403)):
         return UpstreamBroken("the provider refused the gateway's credential", may_have_been_billed=False)
     return UpstreamRefused(
-        response.status,
+        status,
         error.message,
         kind=error.kind,
         code=error.code,
         param=error.param,
         body=None if prepared.is_translated or prepared.api.has_own_errors else body,
-        headers=_crossing(response.headers, upstream, error),
+        headers=_crossing(headers, prepared.upstream, error),
     )
 
 

@@ -11,18 +11,19 @@ import structlog
 from proxy.admission import Admission, Attempt, Outcome
 from proxy.authenticate import KeyCache, Subject, authenticate
 from proxy.cache import look_in_cache
-from proxy.call import call_provider
+from proxy.call import call_provider, open_session
 from proxy.clock import Clock
 from proxy.control import Control
 from proxy.describe import Described, describe
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.stored import CANCEL, DELETE, StoredDialect
-from proxy.dialects.table import INFER, MODELS, STORED, STORED_LIST, TABLE, Match, dialect_of
+from proxy.dialects.table import CONVERSE, INFER, MODELS, STORED, STORED_LIST, TABLE, Match, dialect_of
 from proxy.errors import (
     AliasUnknown,
     CannotCarry,
     ClientGone,
     GatewayError,
+    InvalidRequest,
     MethodNotAllowed,
     RouteUnknown,
     TrafficHalted,
@@ -35,6 +36,7 @@ from proxy.live import LiveRequest, LiveRequests
 from proxy.metrics import Counts
 from proxy.prepare import Prepared, prepare
 from proxy.providers.provider import Kept
+from proxy.realtime import converse
 from proxy.receive import Receive, Request, Scope, Send, read_body
 from proxy.registry import Registry
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
@@ -42,6 +44,7 @@ from proxy.respond import JSON, Responder
 from proxy.route import allowed_aliases, choose_route
 from proxy.stored import Collecting, OwnList, Stored, place_anywhere
 from proxy.wire.http1 import UpstreamPool, UpstreamResponse
+from proxy.wire.websocket import WebSocket
 
 log = structlog.get_logger()
 
@@ -99,6 +102,7 @@ class Gateway:
         self.is_draining = False
         self._actions: dict[str, Handler] = {
             INFER: self._infer,
+            CONVERSE: self._converse,
             MODELS: self._list_models,
             STORED: self._call_stored,
             STORED_LIST: self._list_stored,
@@ -186,6 +190,11 @@ class Gateway:
         assert failure is not None, "a route has at least one upstream"
         raise failure
 
+    async def _converse(self, exchange: Exchange) -> None:
+        if "tollgate.upgrade" not in exchange.request.scope:
+            raise InvalidRequest(f"{exchange.request.path} is spoken on a WebSocket", code="websocket_required")
+        await self._infer(exchange)
+
     async def _describe(self, exchange: Exchange) -> Described:
         """Who asks, and for what."""
         request = exchange.request
@@ -204,12 +213,16 @@ class Gateway:
         attempt = await self._admission.admit(prepared)
         attempt.remember = remember
         outcome = Outcome(may_have_been_billed=True)
-        response = None
+        response: UpstreamResponse | WebSocket | None = None
         try:
-            response = await call_provider(self._pool, attempt, exchange.request, self._clock)
+            if described.call.is_session:
+                response = session = await open_session(self._pool, attempt, exchange.request, self._clock)
+                await converse(session, attempt, outcome, exchange.responder, self._admission)
+                return
+            response = answer = await call_provider(self._pool, attempt, exchange.request, self._clock)
             if relay is None:
-                relay = relay_stream if answers_in_stream(response, attempt) else relay_whole
-            await relay(response, attempt, outcome, exchange.responder, self._admission)
+                relay = relay_stream if answers_in_stream(answer, attempt) else relay_whole
+            await relay(answer, attempt, outcome, exchange.responder, self._admission)
         except UpstreamFailed as error:
             outcome.error_type = error.error_type
             outcome.status_code = error.status_code

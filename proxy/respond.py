@@ -1,12 +1,16 @@
 """Answering the client: heads, bodies, stream parts, and errors in the dialect's shape, also after the first byte."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
 
-from proxy.authenticate import Subject
+from websockets.frames import CloseCode
+
+from proxy.authenticate import SUBPROTOCOLS, Subject
 from proxy.dialects.dialect import Dialect
 from proxy.errors import ClientGone, GatewayError, MethodNotAllowed, UpstreamRefused
 from proxy.receive import Request, Send
 from proxy.wire.json_gate import is_object
+from proxy.wire.websocket import WebSocket
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -16,10 +20,12 @@ JSON = (b"content-type", b"application/json")
 class Responder:
     """One answer: nothing sent, then a whole body, or a stream that ends once."""
 
-    __slots__ = ("_send", "dialect", "has_ended", "has_started", "request_id", "status_code")
+    __slots__ = ("_request", "_send", "_socket", "dialect", "has_ended", "has_started", "request_id", "status_code")
 
     def __init__(self, send: Send, request: Request, dialect: Dialect) -> None:
         self._send = send
+        self._request = request
+        self._socket: WebSocket | None = None
         self.dialect = dialect
         self.request_id = request.request_id
         self.has_started = False
@@ -44,9 +50,28 @@ class Responder:
         self.has_ended = True
         await self._send({"type": "http.response.body", "body": last})
 
+    @property
+    def offered_protocols(self) -> list[bytes]:
+        """What the client would speak on a WebSocket, as it offered it."""
+        return [protocol.strip() for protocol in self._request.headers.get(SUBPROTOCOLS, b"").split(b",")]
+
+    def upgrade(self, headers: Headers) -> WebSocket:
+        """Accept a handshake. What is said from here on, and how it ends, is the caller's, unless it fails."""
+        headers.append((b"x-request-id", self.request_id.encode()))
+        self.has_started = True
+        self.status_code = HTTPStatus.SWITCHING_PROTOCOLS
+        accept: Callable[[Headers], WebSocket] = self._request.scope["tollgate.upgrade"]
+        self._socket = accept(headers)
+        return self._socket
+
     async def fail(self, error: GatewayError) -> None:
         """Tell the client what went wrong, in whichever way is still open. Nothing once the answer has ended."""
         if self.has_ended or isinstance(error, ClientGone):
+            return
+        if self._socket is not None:
+            self.has_ended = True
+            code = CloseCode.POLICY_VIOLATION if error.status_code < 500 else CloseCode.INTERNAL_ERROR
+            self._socket.close(code, error.code, last=self.dialect.render_error_event(error, self.request_id))
             return
         if self.has_started:
             await self.end_stream(self.dialect.render_error_event(error, self.request_id))

@@ -25,10 +25,12 @@ from proxy.dialects.dialect import Dialect
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
 from proxy.dialects.openai_embeddings import EMBEDDINGS
+from proxy.dialects.openai_realtime import REALTIME
 from proxy.dialects.openai_responses import RESPONSES
 
-# What answers: an inference call with admission, or the list of what the key may use.
+# What answers: an inference call with admission, a session of many, or the list of what the key may use.
 INFER = "infer"
+CONVERSE = "converse"
 MODELS = "models"
 # What providers keep: one thing of it, or the list.
 STORED = "stored"
@@ -105,6 +107,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/images/edits", openai_images.EDITS),
     Endpoint("POST", "/v1/images/variations", openai_images.VARIATIONS),
     Endpoint("POST", "/v1/moderations", openai_moderations.MODERATIONS),
+    Endpoint("GET", "/v1/realtime", REALTIME, CONVERSE),
     *(Endpoint(method, "/passthrough/{provider}/{path*}", dialect) for method, dialect in passthrough.METHODS.items()),
 )
 

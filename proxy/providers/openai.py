@@ -5,6 +5,7 @@ from proxy.providers import (
     openai_completions,
     openai_embeddings,
     openai_media,
+    openai_realtime,
     openai_responses,
     openai_stored,
 )
@@ -18,6 +19,7 @@ PROVIDER = Provider(
         openai_completions.COMPLETIONS,
         openai_embeddings.EMBEDDINGS,
         *openai_media.ALL,
+        openai_realtime.REALTIME,
         *openai_stored.ALL,
     ),
     response_headers=frozenset({b"content-type", b"retry-after", b"openai-processing-ms", b"openai-version"}),

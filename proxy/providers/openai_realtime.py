@@ -8,7 +8,7 @@ events are read: `response.audio.delta` and `session.turn_detection` of the beta
 
 import math
 from typing import Any
-from urllib.parse import quote_plus
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -48,7 +48,10 @@ class OpenAIRealtime(Api):
     capability = "realtime"
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
-        return Outgoing(b"/realtime" + session_query(call, "model", deployment), b"", method=b"GET")
+        # A session that only transcribes names its model in its settings, and is refused where it names one here.
+        is_transcription = "intent=transcription" in call.parameters["query"].split("&")
+        named = {} if is_transcription else {"model": deployment.upstream_model}
+        return Outgoing(with_query(b"/realtime", call, **named), b"", method=b"GET")
 
     def session_meter(self, call: Call, deployment: Deployment) -> SessionMeter:
         return RealtimeMeter(call.alias, deployment)
@@ -57,14 +60,9 @@ class OpenAIRealtime(Api):
         return read_error(status_code, body)
 
 
-def session_query(call: Call, name: str, deployment: Deployment) -> bytes:
-    """The client's query, in which the model is called as the provider calls it. A session that only transcribes names its
-    model in its settings instead."""
-    query = call.parameters["query"]
-    if "intent=transcription" not in query.split("&"):
-        model = f"{name}={quote_plus(deployment.upstream_model)}"
-        query = f"{model}&{query}" if query else model
-    return b"?" + query.encode()
+def with_query(path: bytes, call: Call, **named: str) -> bytes:
+    """`path` with what names the model, and the rest of the client's query as it was."""
+    return path + b"?" + "&".join(filter(None, [urlencode(named), call.parameters["query"]])).encode()
 
 
 class _Event(msgspec.Struct):
@@ -132,6 +130,10 @@ class RealtimeMeter(SessionMeter):
         elif isinstance(kind, str) and kind in SESSION_UPDATES:
             return self._update(message)
         return message
+
+    def withheld(self, message: bytes) -> None:
+        if _event(message).type == "response.create":
+            del self._asked[-1:]
 
     def received(self, message: bytes) -> None:
         event = _event(message)
@@ -418,3 +420,6 @@ def _put(value: msgspec.Raw, path: tuple[str, ...], model: msgspec.Raw, instead_
     else:
         new = model if bytes(old) != b"null" and instead_of in (b"", bytes(old)) else old
     return value if new == old else msgspec.Raw(_encode({**fields, name: new}))
+
+
+REALTIME = OpenAIRealtime()

@@ -38,6 +38,11 @@ Headers = list[tuple[bytes, bytes]]
 TOKENS_MAX = 1_000_000_000
 # A stream that is longer does not end.
 STREAM_BYTES_MAX = 64 * 1024 * 1024
+# What servers shaped like OpenAI's know besides, each in its way: other models (OpenRouter, LiteLLM, Groq's compound), answers
+# that are fetched later (xAI), templates that write more than the request says (vLLM), caps and choices (llama.cpp).
+UNBOUNDED_FIELDS = frozenset(
+    {"models", "fallbacks", "preset", "compound_custom", "deferred", "chat_template", "n_predict", "n_cmpl"}
+)
 # Its own words, of which the ledger keeps so much.
 NAME_CHARACTERS_MAX = 200
 
@@ -174,6 +179,10 @@ class SessionMeter:
         """A client's message, before it goes on: as the provider is to get it. Never raises."""
         raise NotImplementedError
 
+    def withheld(self, message: bytes) -> None:
+        """The client's newest message did not go on after all."""
+        raise NotImplementedError
+
     def received(self, message: bytes) -> None:
         """Take note of a message of the provider. Never raises."""
         raise NotImplementedError
@@ -202,6 +211,9 @@ class Api:
     has_many_successes: ClassVar[bool] = False
     # Whether `write_request`, `read_answer` and `stream_reader` exist.
     is_translatable: ClassVar[bool] = False
+    # Fields of a passing request that have it cost what the deployment's price does not bound: another model, or one of the
+    # provider's choice, an answer that is fetched later, a cap by another name.
+    unbounded: ClassVar[frozenset[str]] = frozenset()
     # Whether its errors have another shape than the dialect's own: a client of the same dialect is told them in that one.
     has_own_errors: ClassVar[bool] = False
 
@@ -224,6 +236,10 @@ class Api:
     def pass_request(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
         """The client's request, bytes untouched but for what must change: the model, an output cap, a request for usage."""
         raise NotImplementedError
+
+    def unbounded_in(self, call: Call) -> list[str]:
+        """Which of `unbounded` a passing request asks for; an empty value asks for nothing."""
+        return [name for name in call.fields if name in self.unbounded and msgspec.json.decode(call.fields[name])]
 
     def measure(self, body: bytes) -> Measured:
         """Raises `msgspec.DecodeError` when a whole answer is not of the API's shape."""

@@ -204,11 +204,16 @@ class UpstreamPool:
             self._sweeper = None
         await asyncio.sleep(0)  # The sockets themselves are closed at the end of this tick.
 
-    def _add_site(self, origin: Origin) -> "_Site":
-        if origin.scheme == "https" and self._ssl_context is None:
+    def ssl_context(self, origin: Origin) -> ssl.SSLContext | None:
+        """None where the origin is spoken to in the clear."""
+        if origin.scheme != "https":
+            return None
+        if self._ssl_context is None:
             self._ssl_context = _default_ssl_context()
-        ssl_context = self._ssl_context if origin.scheme == "https" else None
-        site = self._sites[origin.pool_name] = _Site(self, origin, ssl_context)
+        return self._ssl_context
+
+    def _add_site(self, origin: Origin) -> "_Site":
+        site = self._sites[origin.pool_name] = _Site(self, origin, self.ssl_context(origin))
         return site
 
     def _sweep(self) -> None:

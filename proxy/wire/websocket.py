@@ -10,7 +10,7 @@ import binascii
 import re
 import ssl
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -243,10 +243,8 @@ async def connect(
     ssl_context: ssl.SSLContext | None,
     connect_timeout_s: float,
     answer_timeout_s: float,
-    on_dispatch: Callable[[], None],
 ) -> WebSocket:
-    """A WebSocket at `target` below the origin's path. `on_dispatch` is called once connected. Raises an `UpstreamFailure`,
-    `HandshakeRefused` among them."""
+    """A WebSocket at `target` below the origin's path. Raises an `UpstreamFailure`, `HandshakeRefused` among them."""
     offered = [Subprotocol(subprotocol.decode("ascii")) for subprotocol in subprotocols]
     uri = WebSocketURI(origin.scheme == "https", origin.host, origin.port, "/", "")
     protocol = ClientProtocol(uri, subprotocols=offered or None, max_size=MESSAGE_BYTES_MAX)
@@ -261,7 +259,6 @@ async def connect(
             raise ConnectTimedOut(f"{origin.pool_name} took no connection in time") from error
         except OSError as error:
             raise ConnectFailed(f"{origin.pool_name} cannot be reached") from error
-        on_dispatch()
         connection.transport.write(head)
         try:
             async with asyncio.timeout(answer_timeout_s):

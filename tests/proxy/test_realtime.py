@@ -1,0 +1,296 @@
+"""OpenAI's Realtime through the gateway, over real sockets: metered exactly, within the cap, cut when it must be."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from budgets.pricing import hold_nanos
+from proxy.snapshot import Budget, Limits
+from tests.stack import PRICE, Stack, wait_until
+
+CONTEXT = 1_000
+OUTPUT_MAX = 100
+# What one answer may cost at most.
+BOUND_NANOS = hold_nanos(PRICE, CONTEXT, OUTPUT_MAX)
+
+
+@pytest.fixture
+def voice(stack: Stack) -> Stack:
+    publish_voice(stack)
+    return stack
+
+
+def publish_voice(stack: Stack, **changes: Any) -> None:
+    limits = {"context_window": CONTEXT, "max_output_tokens": OUTPUT_MAX}
+    stack.control.add_deployment("voice", operations=("realtime",), **{**limits, **changes.pop("deployment", {})})
+    stack.control.add_alias("voice", "voice")
+    stack.wait_for_version(stack.control.publish(**changes))
+
+
+def message(text: str) -> dict[str, Any]:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+def budget(amount_nanos: int) -> Budget:
+    return Budget(budget_id="b1", name="all", scope="team", window="month", amount_nanos=amount_nanos)
+
+
+class Talk:
+    """A client's session."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self.socket = socket
+
+    def send(self, **event: Any) -> None:
+        self.socket.send(json.dumps(event))
+
+    def receive(self) -> dict[str, Any]:
+        return json.loads(self.socket.recv(timeout=10))
+
+    def until(self, kind: str) -> dict[str, Any]:
+        while (event := self.receive())["type"] != kind:
+            assert event["type"] != "error", event
+        return event
+
+    def say(self, text: str) -> None:
+        self.send(type="conversation.item.create", item=message(text))
+
+    def ask(self, text: str, **response: Any) -> dict[str, Any]:
+        """The `response.done` of the answer."""
+        self.say(text)
+        self.send(type="response.create", response=response)
+        return self.until("response.done")["response"]
+
+    def last_words(self) -> tuple[dict[str, Any], int]:
+        """(the last event, the code of the closing)."""
+        event: dict[str, Any] = {}
+        try:
+            while True:
+                event = self.receive()
+        except ConnectionClosed as closed:
+            assert closed.rcvd is not None, "closed without a word"
+            return event, closed.rcvd.code
+
+
+@contextlib.contextmanager
+def session(stack: Stack, secret: str | None, model: str = "voice", **options: Any) -> Iterator[Talk]:
+    url = f"{stack.proxy.url.replace('http', 'ws')}/v1/realtime?model={model}"
+    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+    with connect(url, additional_headers=headers, max_size=None, compression=None, **options) as socket:
+        yield Talk(socket)
+
+
+def refusal(stack: Stack, secret: str, **options: Any) -> tuple[int, dict[str, Any]]:
+    with pytest.raises(InvalidStatus) as caught, session(stack, secret, **options):
+        pass
+    response = caught.value.response
+    return response.status_code, json.loads(response.body)["error"]
+
+
+def only_event(stack: Stack) -> dict[str, Any]:
+    wait_until(lambda: stack.control.holds() == 0, "the end of the hold", timeout_s=5)
+    wait_until(lambda: bool(stack.control.events()), "the event", timeout_s=5)
+    (event,) = stack.control.events()
+    return event
+
+
+def billed_tokens(stack: Stack, attempt_id: str) -> tuple[int, int]:
+    """What the provider would charge for the session, by its own journal: (input, output)."""
+    bills = [e["billed"] for e in stack.simulator.entries() if e["event"] == "ended" and e["attempt_id"] == attempt_id]
+    return sum(bill["input_tokens"] for bill in bills), sum(bill["output_tokens"] for bill in bills)
+
+
+def test_a_session_is_one_record_of_exactly_what_all_its_answers_used(voice):
+    with session(voice, voice.control.issue_key(), subprotocols=["realtime"]) as talk:
+        assert talk.socket.subprotocol == "realtime"
+        assert talk.socket.response.headers["x-tollgate-deployment"] == "voice"
+        assert talk.until("session.created")["session"]["model"] == "sim-fast"
+        answers = [talk.ask(f"[[simulate output_tokens={tokens}]] Hello") for tokens in (7, 20, 30)]
+    event = only_event(voice)
+    used = [answer["usage"] for answer in answers]
+    assert [usage["output_tokens"] for usage in used] == [7, 20, 30]
+    assert event["usage"]["input_tokens"] == sum(usage["input_tokens"] for usage in used)
+    assert event["usage"]["output_tokens"] == 57
+    assert billed_tokens(voice, event["attempt_id"]) == (event["usage"]["input_tokens"], 57)
+    assert event["cost_nanos"] == event["usage"]["input_tokens"] * 1_000 + 57 * 2_000
+    assert (event["operation"], event["usage_source"], event["status_code"]) == ("realtime", "provider", 101)
+    assert (event["alias"], event["request_model"], event["response_model"]) == ("voice", "sim-fast", "sim-fast")
+    assert event.get("error_type", "") == ""
+    assert event["finish_reason"] == "completed"
+    assert event["is_stream"]
+
+
+async def test_the_official_sdk_connects_unmodified(voice):
+    client = openai.AsyncOpenAI(api_key=voice.control.issue_key(), base_url=f"{voice.proxy.url}/v1")
+    async with client, client.realtime.connect(model="voice") as connection:
+        await connection.session.update(session={"type": "realtime", "output_modalities": ["text"]})
+        content = [{"type": "input_text", "text": "[[simulate output_tokens=5]] Hello"}]
+        await connection.conversation.item.create(item={"type": "message", "role": "user", "content": content})
+        await connection.response.create()
+        text = ""
+        async for event in connection:
+            if event.type == "response.output_text.delta":
+                text += event.delta
+            if event.type == "response.done":
+                break
+    assert event.response.status == "completed"
+    assert len(text.split()) == 5
+    recorded = await asyncio.to_thread(only_event, voice)
+    assert recorded["usage"]["output_tokens"] == event.response.usage.output_tokens == 5
+
+
+def test_a_browser_puts_its_key_into_a_subprotocol(voice):
+    secret = voice.control.issue_key()
+    offered = ["realtime", f"openai-insecure-api-key.{secret}", "openai-beta.realtime-v1"]
+    with session(voice, None, subprotocols=offered, origin="https://shop.example") as talk:
+        assert talk.socket.subprotocol == "realtime"
+        assert talk.ask("Hello")["status"] == "completed"
+    assert only_event(voice)["usage"]["output_tokens"] == 16
+
+
+def test_whoever_may_not_is_told_so_before_the_upgrade(voice):
+    assert refusal(voice, voice.control.issue_key(), model="nobody")[0] == 404
+    assert refusal(voice, "tg-unknown")[0] == 401
+    assert refusal(voice, voice.control.issue_key(aliases=("demo",)))[0] == 403
+    assert refusal(voice, voice.control.issue_key(), model="")[0] == 400
+    status_code, error = refusal(voice, voice.control.issue_key(), model="demo")
+    assert (status_code, error["code"]) == (400, "operation_not_supported")
+    assert voice.control.events() == []
+
+
+def test_a_budget_without_room_for_one_answer_refuses_before_the_upgrade(voice):
+    poor = voice.control.issue_key(budgets=(budget(BOUND_NANOS - 1),))
+    status_code, error = refusal(voice, poor)
+    assert (status_code, error["code"]) == (429, "budget_exceeded")
+    assert voice.control.holds() == 0
+
+
+def test_realtime_without_a_websocket_is_refused(voice):
+    with voice.client(voice.control.issue_key()) as client:
+        answer = client.get("/v1/realtime?model=voice")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "websocket_required")
+
+
+def test_a_provider_that_cannot_be_reached_is_passed_over_before_the_upgrade(voice):
+    voice.control.providers["void"] = voice.control.providers["sim"].__class__(
+        slug="void", api="openai", base_url="http://127.0.0.1:1/v1"
+    )
+    voice.control.add_deployment("void", provider="void", operations=("realtime",))
+    voice.control.add_alias("both", "void", "voice")
+    voice.wait_for_version(voice.control.publish())
+    with session(voice, voice.control.issue_key(), model="both") as talk:
+        assert talk.ask("Hello")["status"] == "completed"
+    wait_until(lambda: len(voice.control.events()) == 2, "both events", timeout_s=5)
+    assert [event.get("state", "posted") for event in voice.control.events()] == ["voided", "posted"]
+
+
+def test_the_cap_is_spent_to_its_end_by_many_answers_and_never_passed(stack):
+    cap_nanos = 4 * BOUND_NANOS
+    publish_voice(stack, team={"budgets": (budget(cap_nanos),)})
+    answers = 0
+    with session(stack, stack.control.issue_key()) as talk:
+        said = message("[[simulate output_tokens=90]] Hello")
+        last: dict[str, Any] = {}
+        while True:
+            # Each reads this alone: the simulator's window has no end.
+            talk.send(type="response.create", response={"conversation": "none", "input": [said]})
+            while (last := talk.receive())["type"] not in ("response.done", "error"):
+                pass
+            assert stack.control.spent_nanos("b1") <= cap_nanos
+            if last["type"] == "error":
+                break
+            answers += 1
+        _, code = talk.last_words()
+    assert (last["error"]["code"], last["error"]["type"], code) == ("budget_exceeded", "rate_limit_error", 1008)
+    event = only_event(stack)
+    assert answers > 5
+    assert stack.control.spent_nanos("b1") == event["cost_nanos"]
+    assert cap_nanos - BOUND_NANOS < event["cost_nanos"] <= cap_nanos
+    assert billed_tokens(stack, event["attempt_id"])[1] == event["usage"]["output_tokens"] == 90 * answers
+    assert (event["error_type"], event["usage_source"]) == ("budget_exceeded", "provider")
+
+
+def test_a_kill_switch_cuts_a_live_session_within_moments(voice):
+    with session(voice, voice.control.issue_key()) as talk:
+        talk.say("[[simulate tokens_per_second=20,output_tokens=90]] Hello")
+        talk.send(type="response.create")
+        for _ in range(5):
+            talk.until("response.output_text.delta")
+        began_s = time.monotonic()
+        flag = voice.control.throw("model", "model-voice")
+        error, code = talk.last_words()
+        assert time.monotonic() - began_s < 0.5
+    assert (error["error"]["code"], error["error"]["kill_switch_id"], code) == (
+        "traffic_halted",
+        flag.kill_switch_id,
+        1008,
+    )
+    event = only_event(voice)
+    assert (event["error_type"], event["kill_switch_id"]) == ("traffic_halted", flag.kill_switch_id)
+    assert event["usage_source"] == "estimated"
+    assert 5 <= event["usage"]["output_tokens"] < 90
+    assert 0 < event["usage"]["input_tokens"] <= CONTEXT
+    assert event["cost_nanos"] <= event["held_nanos"]
+    ends = [
+        e["end"] for e in voice.simulator.entries() if e["event"] == "ended" and e["attempt_id"] == event["attempt_id"]
+    ]
+    assert "client_gone" in ends
+
+
+def test_a_client_that_leaves_in_the_middle_ends_the_session_upstream_and_pays(voice):
+    with session(voice, voice.control.issue_key()) as talk:
+        talk.ask("[[simulate output_tokens=10]] Hello")
+        talk.say("[[simulate tokens_per_second=20,output_tokens=90]] Hello")
+        talk.send(type="response.create")
+        talk.until("response.output_text.delta")
+        talk.socket.socket.shutdown(2)
+        event = only_event(voice)
+    assert event["error_type"] == "client_gone"
+    assert event["usage_source"] == "estimated"
+    assert 10 < event["usage"]["output_tokens"] < 90
+
+
+def test_a_client_that_says_goodbye_between_answers_owes_what_was_counted(voice):
+    with session(voice, voice.control.issue_key()) as talk:
+        talk.ask("Hello")
+        talk.socket.close(4000, "enough")
+    event = only_event(voice)
+    assert (event.get("error_type", ""), event["usage_source"]) == ("", "provider")
+
+
+def test_a_session_in_which_nothing_is_asked_costs_nothing(voice):
+    with session(voice, voice.control.issue_key()) as talk:
+        talk.until("session.created")
+    event = only_event(voice)
+    assert event.get("cost_nanos", 0) == 0
+    assert event["usage_source"] == "provider"
+
+
+def test_a_stopping_worker_says_so_and_settles(make_stack):
+    stack = make_stack(TOLLGATE_GRACE_S="0")
+    publish_voice(stack)
+    with session(stack, stack.control.issue_key()) as talk:
+        talk.ask("Hello")
+        stack.proxy.process.process.terminate()
+        error, code = talk.last_words()
+    assert (error["error"]["code"], code) == ("service_unavailable", 1011)
+    stack.proxy.process.process.wait(20)
+    assert only_event(stack)["error_type"] == "shutdown"
+
+
+def test_the_limit_of_sessions_at_once_counts_them_while_they_last(voice):
+    secret = voice.control.issue_key(limits=Limits(concurrency=1))
+    with session(voice, secret) as talk:
+        talk.until("session.created")
+        assert refusal(voice, secret)[0] == 429
+    only_event(voice)
+    with session(voice, secret) as talk:
+        talk.until("session.created")
