@@ -176,7 +176,7 @@ class Follower:
 
     async def _ask(self, upstream: Upstream, api: StoredApi, job: Job, event: UsageEvent) -> Ended | None:
         """None where it is not over, or cannot be known: it is looked at later, or never again."""
-        outgoing = api.ask(event.upstream_id, upstream.deployment, upstream.provider)
+        outgoing = api.read(api.path_of(event.upstream_id), upstream.deployment, upstream.provider)
         response = await fetch(self._pool, upstream, outgoing, self._clock, job.credential_id)
         try:
             if response.status == 404 and (job.credential_id or self._age_s(event) > UNKNOWN_AFTER_S):
@@ -194,16 +194,16 @@ class Follower:
             return Ended(progress=progress, usage=progress.usage, requests=progress.requests, source="provider")
         if not progress.is_billed:
             return Ended(progress=progress, usage=Usage(), requests=0, source="none")
-        if progress.results is None:
+        if not progress.results:
             await self._lose(event.attempt_id, "the provider does not say what it has used")
             return None
         return await self._add_up(upstream, api, job, progress)
 
     async def _add_up(self, upstream: Upstream, api: StoredApi, job: Job, progress: Progress) -> Ended:
         """The usage of each request that was answered, as its line of the results says."""
-        assert progress.results is not None
         measuring = _measuring_api(upstream, job, progress)
-        response = await fetch(self._pool, upstream, progress.results, self._clock, job.credential_id)
+        outgoing = api.read(progress.results, upstream.deployment, upstream.provider)
+        response = await fetch(self._pool, upstream, outgoing, self._clock, job.credential_id)
         sum_up = _Sum(api, measuring)
         parser = JSONLinesParser(LINE_BYTES_MAX)
         try:

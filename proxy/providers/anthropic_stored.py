@@ -1,7 +1,5 @@
 """Anthropic's batches of messages. Pure; no I/O. Source: https://platform.claude.com/docs/en/api/messages/batches."""
 
-from urllib.parse import quote
-
 import msgspec
 
 from proxy.dialects.dialect import MESSAGE_BATCH
@@ -47,8 +45,7 @@ class AnthropicBatches(StoredApi):
         batch = _decode_batch(body)
         if batch.processing_status != ENDED:
             return Progress(is_over=False, status=batch.processing_status)
-        results = self.reading(f"{self.root}/{quote(batch.id, safe='')}/results")
-        return Progress(is_over=True, status=ENDED, requests=0, results=results)
+        return Progress(is_over=True, status=ENDED, requests=0, results=f"{self.path_of(batch.id)}/results")
 
     def line_body(self, line: bytes) -> bytes | None:
         result = _decode_line(line).result

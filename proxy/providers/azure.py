@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from proxy import snapshot
 from proxy.dialects.dialect import Call
+from proxy.providers.azure_stored import at_azure
 from proxy.providers.openai_chat import OpenAIChat
 from proxy.providers.openai_completions import OpenAICompletions
 from proxy.providers.openai_embeddings import OpenAIEmbeddings
@@ -102,7 +103,14 @@ def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
 
 PROVIDER = Provider(
     name="azure",
-    apis=(AzureChat(), AzureResponses(), AzureCompletions(), AzureEmbeddings(), *MEDIA),
+    apis=(
+        AzureChat(),
+        AzureResponses(),
+        AzureCompletions(),
+        AzureEmbeddings(),
+        *MEDIA,
+        *at_azure(API_VERSION),
+    ),
     authorize=authorize,
     response_headers=frozenset({b"content-type", b"retry-after", b"retry-after-ms", b"apim-request-id"}),
 )

@@ -4,7 +4,6 @@ Source: https://platform.openai.com/docs/api-reference, and `openai.types.Batch`
 """
 
 from typing import Any
-from urllib.parse import quote
 
 import msgspec
 
@@ -112,7 +111,7 @@ class OpenAIBatches(OpenAIStored):
             status=batch.status,
             usage=_usage_of(batch.usage) if completed else None,
             requests=completed or 0,
-            results=self.reading(f"{OpenAIFiles.root}/{quote(batch.output_file_id, safe='')}/content"),
+            results=f"{FILES.path_of(batch.output_file_id)}/content",
             response_model=name_of(batch.model),
             endpoint=batch.endpoint,
         )

@@ -13,13 +13,13 @@ from proxy.wire.chunks import Chunks
 
 class Progress(NamedTuple):
     """How far a job is. `usage` is of `requests` that were answered, together; None where the provider does not say, and
-    then each line at `results` has its own."""
+    then each line at `results`, a path, has its own."""
 
     is_over: bool
     status: str
     usage: Usage | None = None
     requests: int = 1
-    results: Outgoing | None = None
+    results: str = ""
     response_model: str = ""
     # Whether what was made is paid for: what failed as a whole is not.
     is_billed: bool = True
@@ -62,9 +62,12 @@ class StoredApi(Api):
 
     # Jobs
 
-    def ask(self, upstream_id: str, deployment: Deployment, provider: Provider) -> Outgoing:
-        """How far a job is."""
-        return self.reading(f"{self.root}/{quote(upstream_id, safe='')}")
+    def path_of(self, upstream_id: str) -> str:
+        return f"{self.root}/{quote(upstream_id, safe='')}"
+
+    def read(self, path: str, deployment: Deployment, provider: Provider) -> Outgoing:
+        """For the gateway itself: a job at `path_of` it, or its results."""
+        return Outgoing(path.encode("latin-1"), b"", headers=self.headers, method=b"GET")
 
     def progress(self, body: bytes) -> Progress:
         """Raises `msgspec.DecodeError`."""
@@ -74,6 +77,3 @@ class StoredApi(Api):
         """The answer that a line of the results holds; None for a request that was not answered. Raises
         `msgspec.DecodeError`."""
         raise NotImplementedError
-
-    def reading(self, path: str) -> Outgoing:
-        return Outgoing(path.encode("latin-1"), b"", headers=self.headers, method=b"GET")
