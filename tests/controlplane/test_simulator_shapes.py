@@ -679,6 +679,12 @@ def test_openais_endpoints_are_found_at_others_too(simulator, path):
     assert answer["object"] == "response"
 
 
+def test_anthropics_messages_are_found_at_ollama_too(simulator):
+    body = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
+    answer = simulator.client.post("/ollama/v1/messages", json=body, headers=BEARER).json()
+    assert (answer["type"], answer["usage"]["output_tokens"]) == ("message", 5)
+
+
 def test_a_part_may_stand_without_its_list(simulator):
     body = {"contents": [{"parts": {"text": "one two"}}]}
     response = simulator.client.post(SHAPES[4].path, json=body, headers=SHAPES[4].key)

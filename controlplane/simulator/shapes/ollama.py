@@ -24,7 +24,7 @@ from controlplane.simulator.calls import (
     unknown_url,
 )
 from controlplane.simulator.directives import PROFILES, Directives
-from controlplane.simulator.shapes import openai
+from controlplane.simulator.shapes import anthropic, openai
 from controlplane.simulator.shapes.openai_chat import Tool
 from controlplane.simulator.words import DIMENSIONS, as_object, encode, place, vector_json
 
@@ -76,6 +76,8 @@ def _head(call_id: bytes) -> bytes:
 
 def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
     """Raises `Refused`."""
+    if request.path == "/ollama/v1/messages":
+        return anthropic.ask(request._replace(path=f"{anthropic.ROOT}/messages"), call_id, desk)
     if request.path.startswith(_OPENAI):
         return openai.ask(request._replace(path=f"/v1/{request.path.removeprefix(_OPENAI)}"), call_id, desk)
     match request.path:
