@@ -3,6 +3,7 @@
     GatewayError
     ├── InvalidRequest            400  malformed_request, invalid_tags, missing_tags, …
     │   ├── CannotCarry           400  across dialects
+    │   │   └── Unbounded         400  what the price does not bound
     │   └── RequestTooLarge       413
     ├── InvalidKey                401
     ├── AliasNotAllowed           403
@@ -74,6 +75,17 @@ class CannotCarry(InvalidRequest):
             "provider that has it, or let an administrator mark the alias as lenient",
             param=lost[0],
             details={"unsupported": list(lost)},
+        )
+
+
+class Unbounded(CannotCarry):
+    """The request asks the provider for what its price does not bound, another model for example: no bound, so no call."""
+
+    def __init__(self, fields: Sequence[str], provider: str) -> None:
+        super().__init__(fields, provider)
+        self.message = (
+            f"{', '.join(f'`{name}`' for name in fields)} would have the call at {provider} cost what its price does not say: "
+            "leave it out, or let an administrator mark the alias as lenient"
         )
 
 

@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+import msgspec
+
 from proxy.describe import Described
-from proxy.errors import CannotCarry
+from proxy.errors import CannotCarry, Unbounded
 from proxy.providers.provider import Api, Outgoing
 from proxy.registry import Upstream
 
@@ -21,13 +23,20 @@ class Prepared(NamedTuple):
 
 
 def prepare(described: Described, upstream: Upstream, attempt_number: int) -> Prepared:
-    """Raises `InvalidRequest` for a request that is wrong in itself, `CannotCarry` for what this provider cannot be told."""
+    """Raises `InvalidRequest` for a request that is wrong in itself, `CannotCarry` for what this provider cannot be told, or may
+    not be."""
     call = described.call
     api = upstream.api_for(call.dialect, call.capability)
     assert api is not None, "the route holds only upstreams that can take the call"
     if api.name == call.dialect.name:
+        unbounded = api.unbounded_in(call) if api.unbounded else []
+        if unbounded:
+            if not described.is_lenient:
+                raise Unbounded(unbounded, upstream.provider.slug)
+            kept = {name: value for name, value in call.fields.items() if name not in unbounded}
+            call = msgspec.structs.replace(call, fields=kept)
         outgoing = api.pass_request(call, upstream.deployment, upstream.provider)
-        return Prepared(described, upstream, attempt_number, api, outgoing)
+        return Prepared(described, upstream, attempt_number, api, outgoing, dropped=tuple(unbounded))
     if call.prompt is None:
         call.prompt = call.dialect.read_prompt(call)
     lost = list(call.prompt.lost)

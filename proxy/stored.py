@@ -21,7 +21,7 @@ from proxy.describe import Described
 from proxy.dialects import anthropic_batches, openai_batches, openai_files
 from proxy.dialects.dialect import BATCH, FILE, MESSAGE_BATCH, RESPONSE, Call
 from proxy.dialects.stored import CREATE, Bounds, Line, StoredDialect, as_batch, check_alike, read_line
-from proxy.errors import AliasNotAllowed, InvalidRequest, StoredUnknown, Unavailable, UpstreamBroken
+from proxy.errors import AliasNotAllowed, InvalidRequest, StoredUnknown, Unavailable, Unbounded, UpstreamBroken
 from proxy.jobs import StoredObject, decode_stored, encode_stored, expires_s, stored_key
 from proxy.providers.provider import Kept
 from proxy.registry import Upstream

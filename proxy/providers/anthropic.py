@@ -36,6 +36,7 @@ class AnthropicMessages(Api):
     # What stands in `anthropic_version` of the body; the model is not in the body then.
     version_in_body: ClassVar[str] = ""
     path: ClassVar[bytes] = b"/messages"
+    unbounded = frozenset({"fallbacks"})
 
     def frame_parser(self, call: Call) -> FrameParser:
         # What a tool of the provider found comes whole in one event.

@@ -65,7 +65,8 @@ class _Placed(Api):
 
 
 class AzureChat(_Placed, OpenAIChat):
-    pass
+    # Searches that the resource runs with its own identity; what they find is input that nobody sees.
+    unbounded = frozenset({"data_sources"})
 
 
 class AzureResponses(_Placed, OpenAIResponses):

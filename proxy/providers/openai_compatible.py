@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from proxy.providers import openai_completions, openai_embeddings
 from proxy.providers.openai_chat import OpenAIChat
-from proxy.providers.provider import Provider
+from proxy.providers.provider import UNBOUNDED_FIELDS, Provider
 from proxy.providers.rerank import RERANK
 
 
@@ -23,6 +23,7 @@ class CompatibleChat(OpenAIChat):
     media = frozenset({"image"})
     efforts: ClassVar[tuple[str, ...]] = ("none", "low", "medium", "high")
     thinking_field = "reasoning_content"
+    unbounded = UNBOUNDED_FIELDS
 
 
 PROVIDER = Provider(

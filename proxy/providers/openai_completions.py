@@ -9,7 +9,7 @@ from proxy.dialects.openai_completions import MAX_TOKENS_DEFAULT
 from proxy.neutral import ProviderError
 from proxy.providers.openai_chat import ChatMeter, including_usage, measure
 from proxy.providers.openai_errors import read_error
-from proxy.providers.provider import Api, Measured, Outgoing, StreamMeter
+from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamMeter
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
 
@@ -22,6 +22,7 @@ class OpenAICompletions(Api):
     name = "openai.completions"
     capability = "completions"
     target: ClassVar[bytes] = b"/completions"
+    unbounded = UNBOUNDED_FIELDS
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
         fields = {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}

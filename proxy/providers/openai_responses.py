@@ -27,7 +27,7 @@ from proxy.neutral import (
 )
 from proxy.providers.openai_errors import read_error
 from proxy.providers.openai_responses_answers import ResponsesReader, measure, read_answer
-from proxy.providers.provider import Api, Measured, Outgoing, StreamReader
+from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamReader
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
 
@@ -138,6 +138,7 @@ class OpenResponses(OpenAIResponses):
     """As DeepSeek and the servers of open models offer it: they take their reasoning back as text, unsigned."""
 
     takes_reasoning_text = True
+    unbounded = UNBOUNDED_FIELDS
 
 
 # Prompt → request
