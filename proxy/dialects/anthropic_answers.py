@@ -282,22 +282,21 @@ class MessagesWriter(StreamWriter):
 
     def text(self, event: TextDelta) -> bytes:
         told = b""
-        if event.signature and self._open is Text and not event.begins_part:
+        # What a signature covers ends with it.
+        is_new = event.begins_part or self._open is not Text or self._signature != ""
+        if event.signature and not is_new:
             # Too late to stand before its text, and nothing may come after the last: agents take the last block for the
             # answer, which thereby was empty. Gemini can do without it, as opposed to that of a call.
             self._signature = event.signature
-            if event.text:
-                told = self._delta(b"text_delta", b"text", event.text)
-            return told + self._close()
+            return self._delta(b"text_delta", b"text", event.text) if event.text else b""
         if event.signature:
             told = self._tell_whole(_signature_block(event.signature)) + self._start(Text, _EMPTY_TEXT)
-        elif event.begins_part or self._open is not Text:
+        elif is_new:
             if not event.text:  # A part that begins has nothing to say yet.
                 return self._close() if self._open is Text else b""
             told = self._start(Text, _EMPTY_TEXT)
         if event.text:
             told += self._delta(b"text_delta", b"text", event.text)
-        # What a signature covers ends here.
         return told + self._close() if event.signature else told
 
     def refusal(self, event: RefusalDelta) -> bytes:

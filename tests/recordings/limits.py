@@ -23,6 +23,8 @@ class Limits(NamedTuple):
     has_refusals: bool = False
     bare_refusal: str = REFUSAL
     has_choices: bool = False
+    # Whether a stream that ends in words ends with these, and not with a signature of theirs.
+    ends_in_words: bool = False
     # Whether a citation needs an address or a file; an answer its usage.
     cites_sources_only: bool = False
     needs_usage: bool = False
@@ -57,6 +59,7 @@ LIMITS = {
         uncounted=frozenset(
             {"input_audio_tokens", "input_image_tokens", "output_audio_tokens", "output_image_tokens"}
         ),
+        ends_in_words=True,
         needs_usage=True,
     ),
     "gemini.generate": Limits(
@@ -92,7 +95,9 @@ def _told(said: Said, limits: Limits) -> Said:
     finish = said.finish
     if finish == REFUSAL and not said.refusal:
         finish = limits.bare_refusal
-    changes = {name: getattr(_NOTHING, name) for name in limits.unsaid}
+    changes = {name: getattr(_NOTHING, name) for name in ("last_signature", *limits.unsaid)}
+    if limits.ends_in_words and said.last_signature is not None and "signatures" not in limits.unsaid:
+        changes["signatures"] = [signature for signature in said.signatures if signature != said.last_signature]
     if not limits.has_refusals and said.refusal:
         changes |= {"text": said.text + said.refusal, "refusal": ""}
     if limits.cites_sources_only:

@@ -35,12 +35,14 @@ from proxy.neutral import (
 
 
 class Said(msgspec.Struct):
-    """One choice. `signatures` are (origin, signature or redacted), sorted; arguments of calls are decoded."""
+    """One choice. `signatures` are (origin, signature or redacted), sorted; arguments of calls are decoded. `last_signature`
+    is that of these which came last of all in a stream, after the text that it signs."""
 
     text: str = ""
     thinking: str = ""
     refusal: str = ""
     signatures: list[tuple[str, str]] = []
+    last_signature: tuple[str, str] | None = None
     calls: list[tuple[str, str, Any]] = []
     media: list[tuple[str, int]] = []
     citations: list[str] = []
@@ -74,15 +76,18 @@ def of_events(events: Iterable[Event]) -> Meaning:
         said = choices.setdefault(getattr(event, "choice", 0), Said())
         match event:
             case TextDelta():
+                is_late = said.text != "" and not event.begins_part
                 said.text += event.text
                 said.logprobs += _logprobs(event.logprobs)
                 if event.signature:
                     said.signatures.append(("gemini", event.signature))
+                    said.last_signature = ("gemini", event.signature) if is_late else None
             case ThinkingDelta():
                 _think(said, event)
             case RefusalDelta(text=text):
                 said.refusal += text
             case ToolCallBegan():
+                said.last_signature = None
                 calls[event.choice, event.index] = [event.call_id, event.name, ""]
                 if event.signature:
                     said.signatures.append(("gemini", event.signature))
