@@ -10,6 +10,8 @@ import msgspec
 
 from audit.records import Usage
 from proxy.dialects.dialect import Call, is_form
+from proxy.neutral import ProviderError
+from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Api, ChunkMeter, Measured, Outgoing, StreamMeter, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.chunks import Chunks
@@ -39,6 +41,9 @@ class OpenAIMedia(Api):
 
     def stream_meter(self, call: Call) -> StreamMeter:
         return MediaMeter()
+
+    def read_error(self, status_code: int, body: bytes) -> ProviderError:
+        return read_error(status_code, body)
 
 
 class OpenAISpeech(OpenAIMedia):

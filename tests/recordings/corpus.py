@@ -40,7 +40,6 @@ KINDS = {
 # An API that a server has beside its own, and whose.
 KINDS_BY_API = {
     ("gemini", "chat-completions"): "openai_compatible",
-    ("ollama", "messages"): "anthropic",
     ("copilot", "responses"): "openai",
     ("mistralrs", "responses"): "openai",
 }

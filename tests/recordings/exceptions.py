@@ -10,6 +10,7 @@ USAGE = "usage"
 TRANSLATION = "translation"
 REQUEST = "request"
 NEXT_TURN = "next turn"
+REFUSED = "refused"
 
 
 class Exception_(NamedTuple):
@@ -19,6 +20,15 @@ class Exception_(NamedTuple):
 
 
 EXCEPTIONS = (
+    *(
+        Exception_(
+            recording_id,
+            REFUSED,
+            "It continues a response that is stored at the provider and that nobody has asked this gateway for: what the "
+            "provider keeps belongs to the project that made it.",
+        )
+        for recording_id in ("openai-responses-plain-2f9e04", "openai-responses-plain-483644")
+    ),
     Exception_(
         "openai-completions-stream-truncated-n2-c2e2e9",
         BODY,

@@ -10,7 +10,6 @@ from proxy.dialects.dialect import JSON, Call
 from proxy.neutral import Answer, Choice, Prompt
 from proxy.providers.table import PROVIDERS
 from tests.recordings.corpus import (
-    ABSENT,
     Recording,
     api_of,
     deployment_of,
@@ -34,39 +33,39 @@ OPTIONS = {
 }
 
 
-def _answers() -> list[Any]:
-    found = [
-        pytest.param(recording, dialect, id=f"{recording.recording_id}-{dialect}")
-        for recording in recordings()
-        if is_chat(recording) and recording.status == 200 and not recording.is_stream
-        if reason_of(recording, TRANSLATION) is None and reason_of(recording, NEXT_TURN) is None
-        for dialect in DIALECTS
+ANSWERS = parameters(
+    [
+        found
+        for found in recordings()
+        if is_chat(found) and found.status == 200 and not found.is_stream
+        if reason_of(found, TRANSLATION) is None and reason_of(found, NEXT_TURN) is None
     ]
-    return found or [pytest.param(None, "", marks=pytest.mark.skip(reason=ABSENT), id="absent")]
+)
 
 
-@pytest.mark.parametrize(("recording", "dialect"), _answers())
-def test_an_answer_comes_back_unchanged_in_the_next_turn(recording: Recording, dialect: str) -> None:
-    api, foreign = api_of(recording), DIALECTS[dialect]
+@pytest.mark.parametrize("recording", ANSWERS)
+def test_an_answer_comes_back_unchanged_in_the_next_turn(recording: Recording) -> None:
+    api = api_of(recording)
     assert api is not None
     answer = api.read_answer(recording.body)
     assert isinstance(answer, Answer)
-    call = _next_turn(foreign, json.loads(foreign.dialect.write_answer(answer, foreign.call(is_stream=False))))
-    prompt = foreign.dialect.read_prompt(call)
-    assert isinstance(prompt, Prompt)
-    assert prompt.lost == []
-    limits = LIMITS[dialect]
-    # What a client is not shown of a signature can still be kept for it.
-    limits = limits._replace(unsaid=limits.unsaid - {"signatures"})
-    expected = _repeated(as_told(of_answer(answer), limits))
-    assert _repeated(_said_before(prompt)) == expected
-    if api.name == dialect:
-        return  # Passed on as it is.
-    lost: list[str] = []
-    outgoing = api.write_request(prompt, call, deployment_of(recording, "d"), provider_of(recording, "", ""), lost)
-    for _, signature in expected.signatures:
-        assert signature.encode() in outgoing.body, "a provider's own signature is returned to it"
-    assert not [path for path in lost if "signature" in path]
+    for dialect, foreign in DIALECTS.items():
+        call = _next_turn(foreign, json.loads(foreign.dialect.write_answer(answer, foreign.call(is_stream=False))))
+        prompt = foreign.dialect.read_prompt(call)
+        assert isinstance(prompt, Prompt)
+        assert prompt.lost == [], dialect
+        # What a client is not shown of a signature can still be kept for it.
+        limits = LIMITS[dialect]
+        limits = limits._replace(unsaid=limits.unsaid - {"signatures"})
+        expected = _repeated(as_told(of_answer(answer), limits))
+        assert _repeated(_said_before(prompt)) == expected, dialect
+        if api.name == dialect:
+            continue  # Passed on as it is.
+        lost: list[str] = []
+        outgoing = api.write_request(prompt, call, deployment_of(recording, "d"), provider_of(recording, "", ""), lost)
+        for _, signature in expected.signatures:
+            assert signature.encode() in outgoing.body, f"{dialect}: a provider's own signature is returned to it"
+        assert not [path for path in lost if "signature" in path], dialect
 
 
 def _next_turn(foreign: Foreign, told: dict[str, Any]) -> Call:

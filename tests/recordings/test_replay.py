@@ -10,7 +10,7 @@ import pytest
 from proxy.wire.json_gate import is_object
 from tests.recordings.billed import recorded_usage
 from tests.recordings.corpus import MAX_OUTPUT_TOKENS, Place, Recording, is_asked_usage, parameters, recordings
-from tests.recordings.exceptions import BODY, USAGE, reason_of
+from tests.recordings.exceptions import BODY, REFUSED, USAGE, reason_of
 from tests.recordings.gateway import RecordedGateway, Replay
 
 SERVED = parameters(list(recordings()))
@@ -24,6 +24,9 @@ _CHANGED = ("model", "stream_options", "anthropic_version", "anthropic_beta", "s
 @pytest.mark.parametrize("recording", SERVED)
 def test_a_recorded_exchange_passes_as_it_was(recording: Recording, gateway: RecordedGateway) -> None:
     replay = gateway.replay(recording)
+    if reason_of(recording, REFUSED) is not None:
+        assert (replay.response.status_code, replay.received) == (400, None)
+        return
     assert replay.received is not None, replay.response.text
     _check_sent(recording, replay)
     _check_told(recording, replay)

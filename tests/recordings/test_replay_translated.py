@@ -26,7 +26,7 @@ def _reaches(recording: Recording) -> bool:
 CHATS = [recording for recording in recordings() if _reaches(recording)]
 ANSWERED = parameters([recording for recording in CHATS if recording.status == 200])
 REFUSED = parameters([recording for recording in CHATS if recording.status >= 400])
-PATHS = {"openai.chat": "/v1/chat/completions", "anthropic.messages": "/v1/messages"}
+PATHS = {"openai.chat": "/v1/chat/completions", "anthropic.messages": "/v1/messages", "cohere.chat": "/v2/chat"}
 
 
 def _client_of(recording: Recording) -> Foreign:

@@ -9,9 +9,9 @@ import pytest
 from proxy.dialects.dialect import JSON
 from proxy.errors import InvalidRequest
 from proxy.neutral import Prompt
-from proxy.snapshot import Deployment, Provider
+from proxy.snapshot import Provider
 from tests.recordings.asked import Asked, Turn, asked
-from tests.recordings.corpus import ABSENT, MAX_OUTPUT_TOKENS, Recording, place_of, recordings
+from tests.recordings.corpus import MAX_OUTPUT_TOKENS, Recording, deployment_of, parameters, place_of, recordings
 from tests.recordings.exceptions import REQUEST, reason_of
 from tests.recordings.foreign import DIALECTS, Foreign
 
@@ -26,44 +26,31 @@ MODELS = {
 COHERE_TOP_P_MAX = 0.99
 
 
-def _foreign() -> list[Any]:
-    """Each request for a chat whose dialect we have, with each dialect that is not its own."""
-    found = []
-    for recording in recordings():
-        call = place_of(recording).call
-        if call.capability == "chat" and call.dialect.is_translatable and reason_of(recording, REQUEST) is None:
-            found += [
-                pytest.param(recording, dialect, id=f"{recording.recording_id}-{dialect}")
-                for dialect in DIALECTS
-                if dialect != call.dialect.name
-            ]
-    return found or [pytest.param(None, "", marks=pytest.mark.skip(reason=ABSENT), id="absent")]
+def _is_chat(recording: Recording) -> bool:
+    """Whether there is a dialect that reads it."""
+    call = place_of(recording).call
+    return call.capability == "chat" and call.dialect.is_translatable and reason_of(recording, REQUEST) is None
 
 
-@pytest.mark.parametrize(("recording", "dialect"), _foreign())
-def test_what_is_not_named_as_lost_is_asked(recording: Recording, dialect: str) -> None:
-    call, foreign = place_of(recording).call, DIALECTS[dialect]
-    prompt = call.dialect.read_prompt(call)
+@pytest.mark.parametrize("recording", parameters([recording for recording in recordings() if _is_chat(recording)]))
+def test_what_is_not_named_as_lost_is_asked(recording: Recording) -> None:
+    call = place_of(recording).call
+    prompt, sent = call.dialect.read_prompt(call), json.loads(call.body)
     assert isinstance(prompt, Prompt)
-    lost = list(prompt.lost)
-    deployment = Deployment(
-        deployment_id="d",
-        name="d",
-        provider="p",
-        model="m",
-        upstream_model=MODELS[dialect],
-        max_output_tokens=MAX_OUTPUT_TOKENS,
-    )
-    provider = Provider(slug="p", api=foreign.provider, base_url="https://api.example.com/v1")
-    outgoing = foreign.api.write_request(prompt, call, deployment, provider, lost)
-    sent = json.loads(call.body)
-    assert all(_is_named(name, sent) for name in lost), lost
-    again = _read_again(foreign, outgoing.body, call.is_stream)
-    if again is None:
-        # The conversation is kept by the provider, or all that it said is named as lost.
-        assert lost
-        return
-    _compare(asked(prompt), again, prompt, lost)
+    for dialect, foreign in DIALECTS.items():
+        if dialect == call.dialect.name:
+            continue
+        lost = list(prompt.lost)
+        deployment = deployment_of(recording, "d", upstream_model=MODELS[dialect])
+        provider = Provider(slug="p", api=foreign.provider, base_url="https://api.example.com/v1")
+        outgoing = foreign.api.write_request(prompt, call, deployment, provider, lost)
+        assert all(_is_named(name, sent) for name in lost), (dialect, lost)
+        again = _read_again(foreign, outgoing.body, call.is_stream)
+        if again is None:
+            # The conversation is kept by the provider, or all that it said is named as lost.
+            assert lost, dialect
+        else:
+            _compare(asked(prompt), again, prompt, lost)
 
 
 def _is_named(path: str, sent: dict[str, Any]) -> bool:
