@@ -9,7 +9,16 @@ from typing import Any
 
 import msgspec
 
-from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, StreamWriter, invalid_field, json_fields
+from proxy.dialects.dialect import (
+    LONG_MEDIA_TOKENS_MAX,
+    MEDIA_TOKENS_MAX,
+    TEMPLATE_TOKENS,
+    Call,
+    StreamWriter,
+    invalid_field,
+    json_fields,
+    plain,
+)
 from proxy.dialects.openai import OpenAI
 from proxy.dialects.openai_chat_answers import ChatWriter, write_answer
 from proxy.errors import InvalidRequest
@@ -35,6 +44,7 @@ from proxy.reasoning_details import read_details
 
 # Parts whose tokens do not show in the bytes of the request: an image by URL, a file by id, audio. Each is bounded apart.
 MEDIA_MARKS = (b'_url"', b'"input_audio"', b'"file"')
+LONG_MEDIA_MARKS = (b'"file_data"', b'"file_id"', b'"video_url"')
 CHOICES_MAX = 128
 # Fields that have the provider search, of those who are shaped like OpenAI; and how often, where nobody says.
 SEARCH_FIELDS = frozenset({"web_search_options", "search_parameters", "search_settings", "plugins"})
@@ -96,7 +106,11 @@ class OpenAIChat(OpenAI):
         choices = head.n if head.n is not None else 1
         if not 1 <= choices <= CHOICES_MAX:
             raise InvalidRequest(f"`n` must be between 1 and {CHOICES_MAX}", param="n")
-        media = sum(body.count(mark) for mark in MEDIA_MARKS)
+        seen = plain(body)
+        media = sum(seen.count(mark) for mark in MEDIA_MARKS)
+        is_long = any(mark in seen for mark in LONG_MEDIA_MARKS)
+        # What was predicted and is not said is billed as output, beyond the cap.
+        predicted = len(fields.get("prediction", b""))
         return Call(
             dialect=self,
             operation=self.operation,
@@ -106,13 +120,16 @@ class OpenAIChat(OpenAI):
             fields=fields,
             is_stream=bool(head.stream),
             wants_usage_chunk=head.stream_options is not None and bool(head.stream_options.include_usage),
-            output_tokens_max=max(caps, default=None),
+            output_tokens_max=max(caps) + predicted if caps else None,
             choices=choices,
             # Byte-level tokenisers never make more tokens than bytes.
-            input_tokens_max=len(body) + TEMPLATE_TOKENS + media * MEDIA_TOKENS_MAX,
+            input_tokens_max=len(body)
+            + TEMPLATE_TOKENS
+            + media * MEDIA_TOKENS_MAX
+            + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
             tool_calls_max=BUILT_IN_TOOL_CALLS_MAX if _has_built_in_tools(head, fields) else 0,
-            has_audio=b'audio"' in body,
-            has_images=b'"image' in body,
+            has_audio=b'audio"' in seen,
+            has_images=b'"image' in seen,
             metadata=head.metadata,
         )
 
@@ -191,17 +208,22 @@ def _messages(fields: Fields, lost: list[str]) -> list[Message]:
     messages: list[Message] = []
     # What answers what in a conversation of the older kind, which has no ids.
     called: dict[str, str] = {}
+    # A result does not say that its tool takes free text; its call did.
+    custom: set[str] = set()
     answers_tools = False
     for index, message in enumerate(fields.objects("messages")):
         role = message.required_text("role")
         if role in ("tool", "function"):
             result = _tool_result(message, role, called, lost)
+            result.is_custom = result.call_id in custom
             if answers_tools:
                 messages[-1].parts.append(result)
             else:
                 messages.append(Message(role="user", parts=[result]))
         elif role == "assistant":
-            messages.append(_assistant(message, index, called, lost))
+            said = _assistant(message, index, called, lost)
+            custom.update(part.call_id for part in said.parts if type(part) is ToolCall and part.is_custom)
+            messages.append(said)
         elif role in ("user", "system", "developer"):
             parts = list(_content(message, lost))
             messages.append(Message(role=role, parts=parts, name=message.text("name") or ""))  # type: ignore[arg-type]
@@ -508,18 +530,17 @@ def _tool_choice(fields: Fields, lost: list[str]) -> ToolChoice | None:
         mode = allowed.text("mode") or "auto"
         if mode not in ("auto", "required"):
             raise wrong(allowed.path("mode"), "auto or required")
-        names = tuple(_tool_name(tool) for tool in allowed.objects("tools"))
+        names = tuple(_tool_name(tool, tool.text("type") or "function") for tool in allowed.objects("tools"))
         return ToolChoice(mode=mode, allowed=names)  # type: ignore[arg-type]
     if kind not in ("function", "custom"):
         lost.append("tool_choice")
         return None
-    choice = Fields({**value}, "tool_choice.")
-    return ToolChoice(mode="tool", name=_tool_name(choice))
+    return ToolChoice(mode="tool", name=_tool_name(choice, kind))
 
 
-def _tool_name(tool: Fields) -> str:
+def _tool_name(tool: Fields, kind: str) -> str:
     """`{"type": "function", "function": {"name"}}`."""
-    inner = tool.object(tool.text("type") or "function")
+    inner = tool.object(kind)
     return tool.required_text("name") if inner is None else inner.required_text("name")
 
 

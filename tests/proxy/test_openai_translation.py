@@ -988,3 +988,20 @@ def test_any_prompt_survives_the_way_to_openai_and_back(prompt):
     assert _without_paths(msgspec.to_builtins(again), "openrouter") == _without_paths(
         msgspec.to_builtins(prompt), "openrouter"
     )
+
+
+CUSTOM_CALL = {"id": "call_1", "type": "custom", "custom": {"name": "grep", "input": "a|b"}}
+
+
+@pytest.mark.parametrize(("call", "is_custom"), [(CUSTOM_CALL, True), ({**CUSTOM_CALL, "id": "call_2"}, False)])
+def test_a_result_is_of_the_kind_of_its_call(call, is_custom):
+    answered = {"role": "tool", "tool_call_id": "call_1", "content": "found"}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    (_, result) = _read({"messages": [said, answered]}).messages
+    assert result.parts[0].is_custom is is_custom
+
+
+def test_a_tool_of_free_text_can_be_chosen_by_name():
+    chosen = {"type": "custom", "custom": {"name": "grep"}}
+    prompt = _read({"messages": [{"role": "user", "content": "U"}], "tool_choice": chosen})
+    assert (prompt.tool_choice, prompt.lost) == (ToolChoice(mode="tool", name="grep"), [])
