@@ -47,6 +47,7 @@ def _tags(request: Request, subject: Subject, call: Call) -> dict[str, str]:
         raise InvalidRequest(str(error), code="invalid_tags") from error
     tags = tag_rules.merge(subject.project.default_tags, subject.key.default_tags, given)
     missing = tag_rules.missing(subject.project.required_tags, tags)
-    if missing:
+    # What costs nothing need not say whom it is charged to: a library that asks for its batch again sends no tags.
+    if missing and not call.is_free:
         raise MissingTags(missing)
     return tags

@@ -48,7 +48,6 @@ UNKNOWN_AFTER_S = 24 * 3600
 STATE_BYTES_MAX = 64 * 1024 * 1024
 LINE_BYTES_MAX = 64 * 1024 * 1024
 BYTES_PER_TOKEN = 4
-LATENCY_MS_MAX = 2**31 - 1
 
 _DIALECTS: dict[str, Dialect] = {
     BATCH: openai_batches.READ_BATCH,
@@ -231,7 +230,6 @@ class Follower:
             usage=ended.usage,
             usage_source=ended.source,
             cost_nanos=cost_of(ended.usage, job.price, ended.requests),
-            latency_ms=min(int(self._age_s(event) * 1000), LATENCY_MS_MAX),
         )
         self._admission.settle_late(settled, hold.budgets)
         self._counts.attempt_settled(settled.usage.input_tokens, settled.usage.output_tokens, settled.cost_nanos)

@@ -33,6 +33,7 @@ class AnthropicBatches(StoredDialect, Anthropic):
         call = super().describe(body, content_type, parameters)
         if self.verb is CREATE:
             call.fields = json_fields(body)
+            call.is_free = False
         return call
 
 

@@ -6,6 +6,8 @@ Source: https://platform.openai.com/docs/api-reference/batch.
 
 from collections.abc import Mapping
 
+import msgspec
+
 from proxy.dialects.dialect import BATCH, Call, Dialect, json_fields
 from proxy.dialects.openai import OpenAI
 from proxy.dialects.openai_chat import CHAT
@@ -45,7 +47,8 @@ class OpenAIBatches(StoredDialect, OpenAI):
                 "input_file_id": text_of(call.fields, "input_file_id"),
                 "endpoint": text_of(call.fields, "endpoint"),
             }
-            call.metadata = call.fields.get("metadata")
+            call.metadata = msgspec.json.decode(call.fields.get("metadata", msgspec.Raw(b"null")))
+            call.is_free = False
         return call
 
 

@@ -331,6 +331,20 @@ def test_a_file_for_no_model_goes_to_the_model_that_a_header_names(stack):
         assert client.get(f"/v1/files/{file.json()['id']}").status_code == 404
 
 
+def test_what_costs_nothing_needs_no_tags_and_a_batch_has_them_in_its_metadata(stack):
+    stack.wait_for_version(stack.control.publish(project={"required_tags": ("feature",)}))
+    with stack.client(stack.control.issue_key()) as client:
+        file_id = upload(client, [line(1)]).json()["id"]
+        assert client.get(f"/v1/files/{file_id}").status_code == 200
+        refused = make_batch(client, file_id)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "missing_tags")
+        body = {"input_file_id": file_id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = client.post("/v1/batches", json={**body, "metadata": {"feature": "search"}})
+        assert batch.status_code == 200, batch.text
+        wait_until(lambda: bool(stack.control.redis.hlen(gate.SUSPENSE)), "the job")
+        assert job_event(stack)["tags"] == {"feature": "search"}
+
+
 # Anthropic
 
 
