@@ -37,8 +37,9 @@ TURN = "tg:jobs:turn"
 TURN_INTERVAL_S = 1.0
 JOBS_PER_TURN = 64
 JOBS_AT_ONCE = 8
-# Nobody else looks at a job for so long: a large result takes a while to read.
-CLAIM_S = 600
+# Nobody else looks at a job for so long, and while its results are read, which may take a while.
+CLAIM_S = 30
+READING_CLAIM_S = 900
 # The older a job, the longer it takes: it is looked at after a twentieth of its age.
 AGE_PARTS = 20
 CHECK_MIN_S = 1.0
@@ -196,6 +197,7 @@ class Follower:
         if not progress.results:
             await self._lose(event.attempt_id, "the provider does not say what it has used")
             return None
+        await self._look_again(event, READING_CLAIM_S)
         return await self._add_up(upstream, api, job, progress)
 
     async def _add_up(self, upstream: Upstream, api: StoredApi, job: Job, progress: Progress) -> Ended:

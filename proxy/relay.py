@@ -76,7 +76,7 @@ def _read_whole(body: bytes, attempt: Attempt, clock: Clock) -> tuple[Measured, 
     """(what it says of itself, what the client gets). Raises `msgspec.DecodeError`."""
     api, call = attempt.prepared.api, attempt.described.call
     if not attempt.prepared.is_translated:
-        return api.measure(body), body
+        return api.measure(body), api.retell(body)
     answer = api.read_answer(body)
     finish_reason = ""
     if isinstance(answer, Answer):

@@ -330,7 +330,7 @@ class Collecting:
     ) -> None:
         outcome.status_code = response.status
         try:
-            self.body = await response.read(LIST_BYTES_MAX)
+            self.body = attempt.prepared.api.retell(await response.read(LIST_BYTES_MAX))
         except http1.UpstreamFailure as failure:
             raise gateway_error(failure) from failure
 

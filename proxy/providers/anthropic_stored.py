@@ -1,5 +1,7 @@
 """Anthropic's batches of messages. Pure; no I/O. Source: https://platform.claude.com/docs/en/api/messages/batches."""
 
+import re
+
 import msgspec
 
 from proxy.dialects.dialect import MESSAGE_BATCH
@@ -26,6 +28,9 @@ class _Line(msgspec.Struct):
     result: _Result
 
 
+# An address, of which only the path is kept: that is where they are here, too.
+_RESULTS_URL = re.compile(rb'("results_url"\s*:\s*")[^"]*?(/v1/messages/batches/[^"]*)')
+
 _decode_batch = msgspec.json.Decoder(_Batch).decode
 _decode_line = msgspec.json.Decoder(_Line).decode
 
@@ -40,6 +45,10 @@ class AnthropicBatches(StoredApi):
 
     def measure(self, body: bytes) -> Measured:
         return Measured(kept=(Kept(MESSAGE_BATCH, _decode_batch(body).id),))
+
+    def retell(self, body: bytes) -> bytes:
+        """Anthropic's own clients fetch the results from where the batch says that they are."""
+        return _RESULTS_URL.sub(rb"\1\2", body)
 
     def progress(self, body: bytes) -> Progress:
         batch = _decode_batch(body)

@@ -144,6 +144,15 @@ def test_of_messages_only_those_that_succeeded_are_billed(kind, is_paid):
     assert not api.progress(b'{"id":"msgbatch_1","processing_status":"canceling"}').is_over
 
 
+def test_the_results_of_a_batch_of_messages_are_fetched_through_the_gateway():
+    api = next(api for api in anthropic.PROVIDER.apis if api.name == "anthropic.batches")
+    told = b'{"id":"m","results_url": "https://api.anthropic.com/v1/messages/batches/m/results","x":"https://a/v1/messages/batches/"}'
+    assert api.retell(told) == (
+        b'{"id":"m","results_url": "/v1/messages/batches/m/results","x":"https://a/v1/messages/batches/"}'
+    )
+    assert api.retell(b'{"results_url":null}') == b'{"results_url":null}'
+
+
 @pytest.mark.parametrize(
     ("status", "is_over", "is_billed"),
     [("queued", False, True), ("in_progress", False, True), ("cancelled", True, False), ("failed", True, False)],
