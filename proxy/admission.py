@@ -36,6 +36,7 @@ from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settle
 from proxy.prepare import Prepared
 from proxy.providers.provider import Kept
 from proxy.registry import Upstream
+from proxy.snapshot import Deployment
 from proxy.wire.redis import RedisError, RedisPipeline
 
 log = structlog.get_logger()
@@ -497,7 +498,7 @@ def _hold_sizes(described: Described, upstream: Upstream) -> tuple[int, int]:
     """(the whole worst case, the first tranche) in nano-USD; equal where output can hide, or nothing streams."""
     call, deployment = described.call, upstream.deployment
     assert deployment.price is not None
-    input_tokens = min(call.input_tokens_max, max(deployment.context_window, 1))
+    input_tokens = input_tokens_max(call, deployment)
     output_tokens = output_tokens_max(described, upstream)
     if call.is_free:
         return 0, 0
@@ -523,6 +524,14 @@ def _hold(price: Price, call: Call, input_tokens: int, output_tokens: int) -> in
         has_audio=call.has_audio,
         has_images=call.has_images,
     )
+
+
+def input_tokens_max(call: Call, deployment: Deployment) -> int:
+    """What the provider may bill as input at most. A chat fits into a context, and into one more for each run of the provider's
+    own tools, whose findings it reads with all that was there before; other calls hold many inputs."""
+    if call.capability != "chat" and not call.is_session:
+        return call.input_tokens_max
+    return min(call.input_tokens_max, max(deployment.context_window, 1) * (1 + call.tool_calls_max))
 
 
 def output_tokens_max(described: Described, upstream: Upstream) -> int:
@@ -555,7 +564,8 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
     if known is not None:
         return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
     call = attempt.described.call
-    return Usage(input_tokens=call.input_tokens_max // BYTES_PER_TOKEN, output_tokens=output, units=call.units_max)
+    asked = input_tokens_max(call, attempt.upstream.deployment)
+    return Usage(input_tokens=asked // BYTES_PER_TOKEN, output_tokens=output, units=call.units_max)
 
 
 _KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "running": "requests at once"}

@@ -13,7 +13,7 @@ import msgspec
 import structlog
 
 from keys.kills import KillFlag
-from proxy.admission import Admission, Attempt, Outcome
+from proxy.admission import Admission, Attempt, Outcome, input_tokens_max
 from proxy.ask import call
 from proxy.authenticate import Subject
 from proxy.call import gateway_error
@@ -267,7 +267,7 @@ def _rewrite(lines: Sequence[Line], upstream: Upstream, body_name: str, endpoint
             raise Unbounded([f"line {line.number}: {name}" for name in unbounded], upstream.provider.slug)
         body = api.pass_request(about, deployment, upstream.provider).body
         rewritten.append(dump_object({**line.fields, body_name: msgspec.Raw(body)}))
-        input_tokens += min(about.input_tokens_max, max(deployment.context_window, 1))
+        input_tokens += input_tokens_max(about, deployment)
         cap = deployment.max_output_tokens if about.output_tokens_max is None else about.output_tokens_max
         output_tokens += cap * about.choices
     bounds = Bounds(

@@ -13,6 +13,7 @@ import msgspec
 
 from proxy.dialects.anthropic_answers import MessagesWriter, unwrapped, write_answer
 from proxy.dialects.dialect import (
+    LONG_MEDIA_TOKENS_MAX,
     MEDIA_TOKENS_MAX,
     TEMPLATE_TOKENS,
     Call,
@@ -20,6 +21,7 @@ from proxy.dialects.dialect import (
     StreamWriter,
     invalid_field,
     json_fields,
+    plain,
 )
 from proxy.errors import GatewayError, InvalidRequest, UpstreamRefused
 from proxy.fields import Fields, wrong
@@ -43,6 +45,8 @@ from proxy.snapshot import Alias
 
 # Blocks whose tokens do not show in the bytes of the request: pages and pixels, whether they are in it or elsewhere.
 MEDIA_MARKS = (b'"image"', b'"document"')
+# Sources of documents whose text does not stand in the request.
+LONG_MEDIA_MARKS = (b"application/pdf", b'"url"', b'"file"')
 # How often the provider may run a tool of its own where the client does not say.
 TOOL_CALLS_MAX = 16
 # Tools with a name of Anthropic's that the client runs all the same: they cost nothing but their tokens.
@@ -89,6 +93,7 @@ _decode = msgspec.json.Decoder(dict[str, Any]).decode
 class _Tool(msgspec.Struct):
     type: str | None = None
     max_uses: int | None = None
+    model: str | None = None
 
 
 class _Head(msgspec.Struct):
@@ -148,7 +153,9 @@ class AnthropicMessages(Anthropic):
         if head.max_tokens is not None and head.max_tokens < 0:
             raise InvalidRequest("the output cap must not be negative", code="invalid_value", param="max_tokens")
         tool_calls_max = _tool_calls_max(head)
-        media = sum(body.count(mark) for mark in MEDIA_MARKS)
+        seen = plain(body)
+        media = sum(seen.count(mark) for mark in MEDIA_MARKS)
+        is_long = b'"document"' in seen and any(mark in seen for mark in LONG_MEDIA_MARKS)
         return Call(
             dialect=self,
             operation=self.operation,
@@ -160,7 +167,10 @@ class AnthropicMessages(Anthropic):
             is_stream=bool(head.stream),
             output_tokens_max=head.max_tokens,
             # Byte-level tokenisers never make more tokens than bytes; what a tool of the provider finds is read as input too.
-            input_tokens_max=len(body) + TEMPLATE_TOKENS + (media + tool_calls_max) * MEDIA_TOKENS_MAX,
+            input_tokens_max=len(body)
+            + TEMPLATE_TOKENS
+            + (media + tool_calls_max) * MEDIA_TOKENS_MAX
+            + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
             tool_calls_max=tool_calls_max,
             has_images=media > 0,
         )
@@ -205,6 +215,10 @@ def _head_of(body: bytes) -> tuple[dict[str, msgspec.Raw], _Head]:
         raise invalid_field(error) from error
     if not head.model:
         raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+    for index, tool in enumerate(head.tools or ()):
+        if tool.model is not None:
+            reason = "a tool that calls another model costs what this model's price does not say"
+            raise InvalidRequest(reason, code="invalid_value", param=f"tools.{index}.model")
     return fields, head
 
 

@@ -18,6 +18,7 @@ from proxy.dialects.dialect import (
     StreamWriter,
     invalid_field,
     json_fields,
+    plain,
 )
 from proxy.dialects.openai_embeddings import TASKS, packed_base64
 from proxy.errors import GatewayError, InvalidRequest
@@ -140,7 +141,7 @@ class CohereChat(Cohere):
             raise invalid_field(error) from error
         if head.max_tokens is not None and head.max_tokens < 1:
             raise InvalidRequest("the output cap must be at least 1", param="max_tokens")
-        images = body.count(IMAGE_MARK)
+        images = plain(body).count(IMAGE_MARK)
         return Call(
             dialect=self,
             operation=self.operation,
@@ -638,7 +639,7 @@ class CohereEmbed(Cohere):
             head = _decode_embed_head(body)
         except msgspec.ValidationError as error:
             raise invalid_field(error) from error
-        images = body.count(IMAGE_MARK) + len(head.images or ())
+        images = plain(body).count(IMAGE_MARK) + len(head.images or ())
         return Call(
             dialect=self,
             operation=self.operation,

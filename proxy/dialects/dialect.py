@@ -4,6 +4,7 @@ One file per API that clients speak (`openai_chat.py`, `anthropic.py`, …), eac
 `table.py` says which path belongs to which. A dialect knows nothing of providers.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -22,6 +23,10 @@ EVENT_STREAM = b"text/event-stream; charset=utf-8"
 TEMPLATE_TOKENS = 64
 # An image by URL, a file by id, audio: what its tokens are bounded by, since they do not show in the request's bytes.
 MEDIA_TOKENS_MAX = 32_768
+# Pages are packed, and a film is long: what bounds such a thing is the model's context alone.
+LONG_MEDIA_TOKENS_MAX = 1_000_000
+# A character of ASCII that is written by its number, or a slash with an escape that it does not need.
+_ESCAPED = re.compile(rb"\\(?:/|u00[2-7])")
 
 
 # What providers keep beyond a request, by the word that stands in `Call.kept_kind`.
@@ -138,6 +143,11 @@ def json_fields(body: bytes) -> dict[str, msgspec.Raw]:
         return parse_object(body)
     except MalformedBody as error:
         raise InvalidRequest(f"the body is not acceptable JSON: {error}") from error
+
+
+def plain(body: bytes) -> bytes:
+    """Checked JSON, as marks are looked for in it: no escape hides one."""
+    return msgspec.json.encode(msgspec.json.decode(body)) if _ESCAPED.search(body) else body
 
 
 class Form:

@@ -21,6 +21,7 @@ from proxy.dialects.dialect import (
     StreamWriter,
     invalid_field,
     json_fields,
+    plain,
 )
 from proxy.dialects.gemini_answers import ArrayWriter, Writer, write_answer
 from proxy.dialects.gemini_prompts import NAMES, PromptReader, Proto, read_embedding
@@ -51,7 +52,9 @@ CONTEXT_TOKENS_MAX = 2_097_152
 _FILE_MARKS = (b'"fileData"', b'"file_data"')
 _MEDIA_MARKS = (b'"inlineData"', b'"inline_data"', *_FILE_MARKS)
 _CACHE_MARKS = (b'"cachedContent"', b'"cached_content"')
-_VIDEO_MARKS = (b"video/", b"youtu")
+# What may be hours of sound, whatever the request calls it.
+_FAR_MARKS = (*_CACHE_MARKS, *_FILE_MARKS)
+_LONG_MARKS = (b"video/", b"youtu", b"application/pdf")
 _AUDIO_MARKS = (b"audio", b"video", *_FILE_MARKS)
 
 _encode = msgspec.json.Encoder().encode
@@ -112,6 +115,8 @@ class _GenerationHead(_Shape):
     max_output_tokens: int | None = None
     candidateCount: int | None = None
     candidate_count: int | None = None
+    routingConfig: Any = None
+    routing_config: Any = None
 
 
 class _Head(_Shape):
@@ -149,7 +154,8 @@ class GeminiGenerate(Gemini):
             for tool in (head.tools if isinstance(head.tools, list) else [head.tools or {}])
             for name, value in tool.items()
         )
-        media = _media(body)
+        seen = plain(body)
+        media = _media(seen)
         caps, choices = _bounds(head)
         return Call(
             dialect=ARRAY if is_stream and alt != "sse" else self,
@@ -160,12 +166,12 @@ class GeminiGenerate(Gemini):
             fields=fields,
             parameters={"method": method, "alt": alt, "query": query},
             is_stream=is_stream,
-            input_tokens_max=_input_tokens_max(body, media) + (CONTEXT_TOKENS_MAX if has_tools else 0),
+            input_tokens_max=_input_tokens_max(seen, media) + (CONTEXT_TOKENS_MAX if has_tools else 0),
             output_tokens_max=max(caps, default=None),
             choices=max(choices, default=1),
             tool_calls_max=TOOL_CALLS_MAX if has_tools else 0,
-            has_audio=b"AUDIO" in body or (media > 0 and any(mark in body for mark in _AUDIO_MARKS)),
-            has_images=media > 0 or b"IMAGE" in body,
+            has_audio=b"AUDIO" in seen or (media > 0 and any(mark in seen for mark in _AUDIO_MARKS)),
+            has_images=media > 0 or b"IMAGE" in seen,
             metadata=head.labels,
         )
 
@@ -221,7 +227,8 @@ class GeminiEmbed(Gemini):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        media = _media(body)
+        seen = plain(body)
+        media = _media(seen)
         requests = fields.get("requests")
         method = parameters.get("method", "embedContent" if requests is None else "batchEmbedContents")
         if method not in ("embedContent", "batchEmbedContents"):
@@ -236,10 +243,10 @@ class GeminiEmbed(Gemini):
             body=body,
             fields=fields,
             parameters={"method": method, "query": _alternative(parameters)[1]},
-            input_tokens_max=_input_tokens_max(body, media),
+            input_tokens_max=_input_tokens_max(seen, media),
             output_tokens_max=0,
-            has_audio=b"AUDIO" in body or (media > 0 and any(mark in body for mark in _AUDIO_MARKS)),
-            has_images=media > 0 or b"IMAGE" in body,
+            has_audio=b"AUDIO" in seen or (media > 0 and any(mark in seen for mark in _AUDIO_MARKS)),
+            has_images=media > 0 or b"IMAGE" in seen,
         )
 
     def read_prompt(self, call: Call) -> Embedding:
@@ -299,6 +306,9 @@ def _bounds(head: _Head) -> tuple[list[int], list[int]]:
     choices: list[int] = []
     for config in (head.generationConfig, head.generation_config):
         if config is not None:
+            if config.routingConfig or config.routing_config:
+                reason = "another model costs what this model's price does not say"
+                raise InvalidRequest(reason, code="invalid_value", param="generationConfig.routingConfig")
             caps += [cap for cap in (config.maxOutputTokens, config.max_output_tokens) if cap is not None]
             choices += [count for count in (config.candidateCount, config.candidate_count) if count is not None]
     if any(cap < 1 for cap in caps):
@@ -314,7 +324,7 @@ def _media(body: bytes) -> int:
 
 def _input_tokens_max(body: bytes, media: int) -> int:
     tokens = len(body) + TEMPLATE_TOKENS + media * MEDIA_TOKENS_MAX
-    is_long = any(mark in body for mark in _CACHE_MARKS) or (media > 0 and any(mark in body for mark in _VIDEO_MARKS))
+    is_long = any(mark in body for mark in _FAR_MARKS) or (media > 0 and any(mark in body for mark in _LONG_MARKS))
     return tokens + CONTEXT_TOKENS_MAX if is_long else tokens
 
 

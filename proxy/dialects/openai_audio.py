@@ -67,6 +67,7 @@ class OpenAITranscription(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         form = form_of(body, content_type)
+        prompt = form.text("prompt") or ""
         seconds = -(-len(body) // BYTES_PER_SECOND_MIN)
         return Call(
             dialect=self,
@@ -76,7 +77,7 @@ class OpenAITranscription(OpenAI):
             body=body,
             content_type=content_type,
             is_stream=form.text("stream") == "true",
-            input_tokens_max=seconds * HEARD_TOKENS_PER_SECOND + TEMPLATE_TOKENS,
+            input_tokens_max=seconds * HEARD_TOKENS_PER_SECOND + len(prompt.encode()) + TEMPLATE_TOKENS,
             units_max=seconds,
             has_audio=True,
         )

@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 
 from audit.records import Usage
-from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, invalid_field, json_fields
+from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, invalid_field, json_fields, plain
 from proxy.dialects.openai import OpenAI
 from proxy.errors import InvalidRequest
 from proxy.fields import Fields, wrong
 from proxy.neutral import Embedded, Embedding
 
+# Inputs of providers shaped like OpenAI whose tokens do not show in the bytes of the request.
+MEDIA_MARKS = (b'"image', b'"video', b'"audio')
 # What OpenAI has no parameter for, and providers shaped like it call `input_type`.
 TASKS = {
     "query": "query",
@@ -52,6 +54,8 @@ class OpenAIEmbeddings(OpenAI):
             raise invalid_field(error) from error
         if not head.model:
             raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+        seen = plain(body)
+        media = sum(seen.count(mark) for mark in MEDIA_MARKS)
         return Call(
             dialect=self,
             operation=self.operation,
@@ -59,7 +63,7 @@ class OpenAIEmbeddings(OpenAI):
             alias=head.model,
             body=body,
             fields=fields,
-            input_tokens_max=len(body) + TEMPLATE_TOKENS,
+            input_tokens_max=len(body) + TEMPLATE_TOKENS + media * MEDIA_TOKENS_MAX,
             output_tokens_max=0,
             metadata=head.metadata,
         )

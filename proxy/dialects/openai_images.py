@@ -4,11 +4,22 @@ from collections.abc import Mapping
 
 import msgspec
 
-from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, form_of, invalid_field, is_form, json_fields
+from proxy.dialects.dialect import (
+    MEDIA_TOKENS_MAX,
+    TEMPLATE_TOKENS,
+    Call,
+    form_of,
+    invalid_field,
+    is_form,
+    json_fields,
+    plain,
+)
 from proxy.dialects.openai import OpenAI
 from proxy.errors import InvalidRequest
 
 IMAGES_MAX = 16
+# Images that are elsewhere.
+MEDIA_MARKS = (b'_url"', b'"file_id"')
 # What gpt-image makes at most of one image at its highest quality and largest size, and of each partial image.
 # Source: OpenAI's image generation guide, table of output tokens (6,240) and partial images (100 each).
 IMAGE_TOKENS_MAX = 8_192
@@ -32,11 +43,14 @@ class OpenAIImages(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields: dict[str, msgspec.Raw] = {}
+        far = 0
         if is_form(content_type):
             form = form_of(body, content_type)
             model, images, is_stream = form.required("model"), form.integer("n"), form.text("stream") == "true"
         else:
             fields = json_fields(body)
+            seen = plain(body)
+            far = sum(seen.count(mark) for mark in MEDIA_MARKS)
             try:
                 head = _decode_head(body)
             except msgspec.ValidationError as error:
@@ -55,7 +69,7 @@ class OpenAIImages(OpenAI):
             fields=fields,
             parameters=parameters,
             is_stream=is_stream,
-            input_tokens_max=min(len(body), MEDIA_TOKENS_MAX * IMAGES_MAX) + TEMPLATE_TOKENS,
+            input_tokens_max=min(len(body) + far * MEDIA_TOKENS_MAX, MEDIA_TOKENS_MAX * IMAGES_MAX) + TEMPLATE_TOKENS,
             output_tokens_max=IMAGE_TOKENS_MAX,
             choices=images,
             units_max=images,

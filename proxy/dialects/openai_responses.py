@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from proxy.dialects.dialect import (
+    LONG_MEDIA_TOKENS_MAX,
     MEDIA_TOKENS_MAX,
     RESPONSE,
     TEMPLATE_TOKENS,
@@ -18,8 +19,10 @@ from proxy.dialects.dialect import (
     StreamWriter,
     invalid_field,
     json_fields,
+    plain,
 )
 from proxy.dialects.openai import OpenAI, error_object
+from proxy.dialects.openai_chat import SEARCH_FIELDS
 from proxy.dialects.openai_responses_answers import OF_CALL, OF_TEXT, REDACTED, ResponsesWriter, frame, write_answer
 from proxy.errors import GatewayError, InvalidRequest
 from proxy.fields import Fields, wrong
@@ -120,10 +123,12 @@ class OpenAIResponses(OpenAI):
             raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
         if head.max_output_tokens is not None and head.max_output_tokens < 1:
             raise InvalidRequest("the output cap must be at least 1", param="max_output_tokens")
-        tool_calls_max = _tool_calls_max(head)
+        tool_calls_max = _tool_calls_max(head, fields)
+        seen = plain(body)
         # Byte-level tokenisers never make more tokens than bytes; what a tool of the provider finds is read as input too.
-        unseen = sum(body.count(mark) for mark in MEDIA_MARKS) + tool_calls_max
-        stored = any(_is_said(fields.get(name)) for name in STORED_FIELDS) or STORED_MARK in body
+        unseen = sum(seen.count(mark) for mark in MEDIA_MARKS) + tool_calls_max
+        stored = any(_is_said(fields.get(name)) for name in STORED_FIELDS) or STORED_MARK in seen
+        is_long = b'"input_file"' in seen
         return Call(
             dialect=self,
             operation=self.operation,
@@ -136,10 +141,11 @@ class OpenAIResponses(OpenAI):
             input_tokens_max=len(body)
             + TEMPLATE_TOKENS
             + unseen * MEDIA_TOKENS_MAX
-            + (STORED_TOKENS_MAX if stored else 0),
+            + (STORED_TOKENS_MAX if stored else 0)
+            + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
             tool_calls_max=tool_calls_max,
-            has_audio=b'"input_audio"' in body,
-            has_images=b'"input_image"' in body or b'"image_generation"' in body,
+            has_audio=b'"input_audio"' in seen,
+            has_images=b'"input_image"' in seen or b'"image_generation"' in seen,
             metadata=head.metadata,
             # Kept unless the client says otherwise; what is made in the background is kept for a while anyway.
             kept_kind=RESPONSE if head.store is not False or head.background else "",
@@ -171,8 +177,10 @@ class OpenAIResponses(OpenAI):
         )
 
 
-def _tool_calls_max(head: _Head) -> int:
-    if all(tool.type in CLIENT_TOOLS for tool in head.tools or ()):
+def _tool_calls_max(head: _Head, fields: Mapping[str, msgspec.Raw]) -> int:
+    # A stored prompt may have tools of its own; servers shaped like OpenAI's search on other fields.
+    is_hidden = _is_said(fields.get("prompt")) or not SEARCH_FIELDS.isdisjoint(fields)
+    if not is_hidden and all(tool.type in CLIENT_TOOLS for tool in head.tools or ()):
         return 0
     return TOOL_CALLS_MAX if head.max_tool_calls is None else max(head.max_tool_calls, 0)
 

@@ -23,6 +23,8 @@ from proxy.wire.sse import SSEParser
 
 # The version of the API itself, not of a model. Source: Anthropic's API reference, "Versions".
 VERSION = (b"anthropic-version", b"2023-06-01")
+# As Anthropic's own clients send it; nothing else of a query crosses.
+BETA = "beta=true"
 # Without it a file's id is not understood.
 FILES = (b"anthropic-beta", b"files-api-2025-04-14")
 
@@ -43,9 +45,8 @@ class AnthropicMessages(Api):
         return SSEParser(event_bytes_max=ELEMENT_BYTES_MAX) if self.frames is SSEParser else self.frames()
 
     def target(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> bytes:
-        query = call.parameters.get("query", "")
-        # `?beta=true`, as Anthropic's own clients send it.
-        return self.path + (b"?" + query.encode("latin-1") if query and call.dialect.name == self.name else b"")
+        is_beta = call.dialect.name == self.name and call.parameters.get("query") == BETA
+        return f"{self.path.decode()}?{BETA}".encode() if is_beta else self.path
 
     def pass_request(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
         fields = dict(call.fields)

@@ -6,16 +6,19 @@ from types import SimpleNamespace
 import pytest
 
 from budgets.pricing import fixed_price
+from proxy.admission import input_tokens_max
 from proxy.describe import Described
-from proxy.dialects import anthropic
+from proxy.dialects import anthropic, cohere, gemini, passthrough
+from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
 from proxy.dialects.openai_responses import RESPONSES
-from proxy.errors import Unbounded
+from proxy.errors import InvalidRequest, Unbounded
 from proxy.prepare import prepare
 from proxy.providers.table import PROVIDERS
 from proxy.registry import Upstream
 from proxy.snapshot import Alias, Deployment, Provider
+from tests.proxy.test_multipart import TYPE, form
 
 CHAT_BODY = {"model": "demo", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -67,3 +70,131 @@ def test_a_lenient_alias_lets_it_fall():
 def test_an_empty_value_asks_for_nothing(value):
     ready = prepared("openrouter", CHAT, {**CHAT_BODY, "models": value})
     assert json.loads(ready.outgoing.body)["models"] == value
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+ESCAPES = {"image_url": "image\\u005furl", "application/pdf": "application\\/pdf", "fileData": "file\\u0044ata"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": [IMAGE]}]}),
+        (cohere.CHAT, {"model": "m", "messages": [{"role": "user", "content": [IMAGE]}]}),
+        (cohere.EMBED, {"model": "m", "inputs": [{"content": [IMAGE]}]}),
+        (
+            anthropic.MESSAGES,
+            {
+                "model": "m",
+                "messages": [{"content": [{"type": "document", "source": {"media_type": "application/pdf"}}]}],
+            },
+        ),
+        (gemini.GENERATE, {"contents": [{"parts": [{"fileData": {"fileUri": "https://example.com/a"}}]}]}),
+    ],
+)
+def test_no_escape_hides_media_from_the_bound(dialect, body):
+    plain = json.dumps(body)
+    hidden = plain
+    for mark, escaped in ESCAPES.items():
+        hidden = hidden.replace(mark, escaped)
+    assert hidden != plain
+    described = [dialect.describe(text.encode(), b"application/json", {"model": "m"}) for text in (plain, hidden)]
+    assert described[0].input_tokens_max > MEDIA_TOKENS_MAX
+    assert described[1].input_tokens_max > described[0].input_tokens_max - TEMPLATE_TOKENS
+    assert described[1].has_images == described[0].has_images
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [{"content": [{"type": "file", "file": {"file_id": "file-1"}}]}]}),
+        (
+            anthropic.MESSAGES,
+            {"model": "m", "messages": [{"content": [{"type": "document", "source": {"type": "url", "url": "h"}}]}]},
+        ),
+        (RESPONSES, {"model": "m", "input": [{"content": [{"type": "input_file", "file_id": "file-1"}]}]}),
+        (gemini.GENERATE, {"contents": [{"parts": [{"inlineData": {"mimeType": "application/pdf", "data": ""}}]}]}),
+    ],
+)
+def test_only_the_context_bounds_a_document(dialect, body):
+    call = dialect.describe(json.dumps(body).encode(), b"application/json", {"model": "m"})
+    assert call.input_tokens_max > 1_000_000
+
+
+def test_a_stored_prompt_may_bring_tools():
+    call = RESPONSES.describe(b'{"model":"m","prompt":{"id":"pmpt_1"}}', b"application/json", {})
+    assert call.tool_calls_max > 0
+
+
+def test_a_prediction_is_billed_beyond_the_cap():
+    body = {**CHAT_BODY, "prediction": {"type": "content", "content": "a" * 1000}}
+    assert CHAT.describe(json.dumps(body).encode(), b"application/json", {}).output_tokens_max > 1000
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "param"),
+    [
+        (
+            anthropic.MESSAGES,
+            {"model": "m", "tools": [{"type": "advisor_20260301", "name": "advisor", "model": "dear"}]},
+            "tools.0.model",
+        ),
+        (
+            gemini.GENERATE,
+            {"generation_config": {"routingConfig": {"manualMode": {"modelName": "dear"}}}},
+            "generationConfig.routingConfig",
+        ),
+    ],
+)
+def test_no_other_model_is_called_on_the_way(dialect, body, param):
+    with pytest.raises(InvalidRequest) as refused:
+        dialect.describe(json.dumps(body).encode(), b"application/json", {"model": "m"})
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("call", "tokens"),
+    [
+        ({"capability": "chat", "input_tokens_max": 900}, 100),
+        ({"capability": "chat", "input_tokens_max": 900, "tool_calls_max": 2}, 300),
+        ({"capability": "embeddings", "input_tokens_max": 900}, 900),
+    ],
+)
+def test_a_context_bounds_one_run_of_a_chat_and_nothing_else(call, tokens):
+    described = Call(dialect=CHAT, operation="", alias="", body=b"", **call)
+    deployment = Deployment(
+        deployment_id="d", name="d", provider="p", model="m", upstream_model="m", context_window=100
+    )
+    assert input_tokens_max(described, deployment) == tokens
+
+
+@pytest.mark.parametrize("query", ["beta=true&key=x", "beta=true#", "x=y", "beta=\xff"])
+def test_only_the_known_query_crosses_to_anthropic(query):
+    api = PROVIDERS["anthropic"].apis[0]
+    deployment = Deployment(deployment_id="d", name="d", provider="p", model="m", upstream_model="m")
+    provider = Provider(slug="p", api="anthropic", base_url="http://127.0.0.1")
+    body = json.dumps(CHAT_BODY).encode()
+    for said, target in ((query, b"/messages"), ("beta=true", b"/messages?beta=true")):
+        call = anthropic.MESSAGES.describe(body, b"application/json", {"query": said})
+        assert api.pass_request(call, deployment, provider).target == target
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "path"),
+    [
+        (b' \n{"model":"dear"}', b"application/json", "chat/completions"),
+        (form(("model", None, b"dear")), TYPE, "audio/transcriptions"),
+        (b"{}", b"application/json", "v1beta/models/dear:generateContent"),
+        (b"{}", b"application/json", "model/dear%3A0/converse"),
+        (b"{}", b"application/json", "openai/deployments/dear/chat/completions"),
+    ],
+)
+def test_a_call_that_is_passed_through_is_halted_with_its_model(body, content_type, path):
+    call = passthrough.METHODS["POST"].describe(body, content_type, {"provider": "p", "path": path})
+    assert call.parameters["model"].removesuffix(":0") == "dear"
+
+
+@pytest.mark.parametrize("path", ["..;/admin", "a/%252e%252e/b", "a/..%5cb"])
+def test_no_path_leads_out_of_the_base_url(path):
+    with pytest.raises(InvalidRequest):
+        passthrough.METHODS["POST"].describe(b"", b"", {"provider": "p", "path": path})
