@@ -17,7 +17,7 @@ from budgets.pricing import Price, cost_nanos, hold_nanos
 from proxy.dialects.dialect import TEMPLATE_TOKENS, Call
 from proxy.neutral import ProviderError
 from proxy.providers.openai_errors import read_error
-from proxy.providers.provider import Api, Outgoing, SessionMeter, checked_usage, name_of
+from proxy.providers.provider import TOKENS_MAX, Api, Outgoing, SessionMeter, checked_usage, name_of
 from proxy.snapshot import Deployment, Provider
 
 # How OpenAI counts sound, and what a second of it takes in bytes. Unless it is known to be PCM it is the smaller G.711.
@@ -181,7 +181,7 @@ class RealtimeMeter(SessionMeter):
         if cap == "inf":
             cap = self._deployment.max_output_tokens
         if type(cap) is int:
-            self._asked_output_tokens_max = max(self._asked_output_tokens_max, cap)
+            self._asked_output_tokens_max = max(self._asked_output_tokens_max, min(cap, TOKENS_MAX))
 
     def _settle_in(self, session: dict[str, Any]) -> None:
         """What the provider says is in force."""
@@ -194,7 +194,7 @@ class RealtimeMeter(SessionMeter):
         self._heard_bytes_per_second = _bytes_per_second(heard.get("format"))
         self._spoken_bytes_per_second = _bytes_per_second(spoken.get("format", session.get("output_audio_format")))
         cap = _output_cap(session)
-        allowed = cap if type(cap) is int and cap > 0 else self._deployment.max_output_tokens
+        allowed = min(cap, TOKENS_MAX) if type(cap) is int and cap > 0 else self._deployment.max_output_tokens
         # An answer that runs keeps what it began with.
         self._output_tokens_max = max(allowed, self._output_tokens_max) if self._running else allowed
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from proxy.wire.websocket import Closed
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -43,6 +45,8 @@ class EdgeApp:
             raise RuntimeError("a secret that must stay inside")
         elif path == "/pid":
             await _answer(send, 200, str(os.getpid()).encode())
+        elif path == "/v1/realtime":
+            await self._echo(scope, send)
         elif path == "/record":
             await _answer(send, 200, json.dumps({"seen": self.seen, "gone": self.gone, "cut": self.cut}).encode())
         else:
@@ -72,6 +76,25 @@ class EdgeApp:
             self.cut.append(scope["path"])
             raise
         await _answer(send, 200, scope["path"].encode())
+
+    async def _echo(self, scope: Message, send: Send) -> None:
+        """A WebSocket that answers each message with itself, until one says what to do; the query may refuse it."""
+        query = scope["query_string"]
+        if query == b"refuse" or "tollgate.upgrade" not in scope:
+            await _answer(send, 403, b"no")
+            return
+        await asyncio.sleep(0.1)
+        socket = scope["tollgate.upgrade"]([(b"x-query", query)])
+        try:
+            while True:
+                message = await socket.receive()
+                if message.data == b"fail":
+                    raise RuntimeError("a secret that must stay inside")
+                if message.data == b"leave":
+                    return
+                await socket.send(message)
+        except Closed as closed:
+            self.gone.append(f"{closed.code} {closed.reason}")
 
     async def _stream(self, scope: Message, send: Send) -> None:
         """As many chunks of 64 KiB as the query says, as fast as the client takes them."""

@@ -3,18 +3,25 @@
 import asyncio
 import contextlib
 import json
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import openai
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.http11 import Request
 from websockets.sync.client import ClientConnection, connect
+from websockets.sync.server import Server, ServerConnection, serve
+from websockets.typing import Subprotocol
 
 from budgets.pricing import hold_nanos
+from proxy import snapshot
 from proxy.snapshot import Budget, Limits
-from tests.stack import PRICE, Stack, wait_until
+from proxy.wire.websocket import MESSAGE_BYTES_MAX
+from tests.stack import PRICE, UPSTREAM_SECRET, Stack, free_port, wait_until
 
 CONTEXT = 1_000
 OUTPUT_MAX = 100
@@ -83,7 +90,7 @@ class Talk:
 @contextlib.contextmanager
 def session(stack: Stack, secret: str | None, model: str = "voice", **options: Any) -> Iterator[Talk]:
     url = f"{stack.proxy.url.replace('http', 'ws')}/v1/realtime?model={model}"
-    headers = {"authorization": f"Bearer {secret}"} if secret else {}
+    headers = options.pop("additional_headers", {}) | ({"authorization": f"Bearer {secret}"} if secret else {})
     with connect(url, additional_headers=headers, max_size=None, compression=None, **options) as socket:
         yield Talk(socket)
 
@@ -294,3 +301,255 @@ def test_the_limit_of_sessions_at_once_counts_them_while_they_last(voice):
     only_event(voice)
     with session(voice, secret) as talk:
         talk.until("session.created")
+
+
+# A provider whose every byte the test decides
+
+
+class Provider:
+    """What one connection to it brought, and what it does then."""
+
+    def __init__(self, script: Callable[[ServerConnection], None]) -> None:
+        self.script = script
+        self.requests: list[Request] = []
+        self.received: list[str | bytes] = []
+        self.closed: tuple[int, str] | None = None
+
+    def __call__(self, socket: ServerConnection) -> None:
+        assert socket.request is not None
+        self.requests.append(socket.request)
+        try:
+            self.script(socket)
+            for message in socket:
+                self.received.append(message)
+        except ConnectionClosed:
+            pass
+        if socket.protocol.close_rcvd is not None:
+            self.closed = (socket.protocol.close_rcvd.code, socket.protocol.close_rcvd.reason)
+
+
+def _last(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return offered[-1] if offered else None
+
+
+@pytest.fixture
+def make_provider(stack: Stack) -> Iterator[Callable[..., Provider]]:
+    """The deployment `own` is at a provider that runs the script."""
+    servers: list[Server] = []
+
+    def make(script: Callable[[ServerConnection], None] = lambda _: None, **provider: Any) -> Provider:
+        made = Provider(script)
+        port = free_port()
+        server = serve(made, "127.0.0.1", port, select_subprotocol=_last, max_size=None)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        known = {"slug": "own", "api": "openai", "base_url": f"http://127.0.0.1:{port}/v1"}
+        stack.control.providers["own"] = snapshot.Provider(**{**known, **provider})
+        stack.control.add_deployment(
+            "own", provider="own", operations=("realtime",), upstream_model="gpt realtime", context_window=CONTEXT
+        )
+        stack.control.add_alias("own", "own")
+        stack.wait_for_version(stack.control.publish())
+        return made
+
+    yield make
+    for server in servers:
+        server.shutdown()
+
+
+def test_messages_pass_untouched_both_ways_text_and_binary_in_one_frame_or_many(stack, make_provider):
+    odd = ['{ "type" :\t"what.is.this", "x":[1.0,  2e3]}', "no json at all", b"\x00\xff\x80", "", "ä" * 70_000]
+
+    def script(socket: ServerConnection) -> None:
+        for message in odd:
+            socket.send(message)
+        socket.send(["in", "", "parts"])
+
+    provider = make_provider(script)
+    with session(stack, stack.control.issue_key(), model="own") as talk:
+        assert [talk.socket.recv(timeout=5) for _ in odd] == odd
+        assert talk.socket.recv(timeout=5) == "inparts"
+        for message in odd:
+            talk.socket.send(message)
+        talk.socket.send([b"a", b"b"])
+        assert talk.socket.ping().wait(5)
+        wait_until(lambda: len(provider.received) == len(odd) + 1, "all messages")
+    assert provider.received == [*odd, b"ab"]
+    assert only_event(stack).get("cost_nanos", 0) == 0
+
+
+def test_the_provider_is_asked_at_its_own_address_with_its_own_key_and_name(stack, make_provider):
+    provider = make_provider()
+    secret = stack.control.issue_key()
+    offered = ["realtime", f"openai-insecure-api-key.{secret}", "openai-organization.acme", "openai-beta.realtime-v1"]
+    headers = {"openai-beta": "realtime=v1", "x-secret": "mine", "openai-safety-identifier": "u1"}
+    with session(stack, None, model="own&tracing=auto", subprotocols=offered, additional_headers=headers) as talk:
+        assert talk.socket.subprotocol == "openai-beta.realtime-v1"
+        wait_until(lambda: bool(provider.requests), "the session")
+    (request,) = provider.requests
+    assert request.path == "/v1/realtime?model=gpt+realtime&tracing=auto"
+    assert request.headers["authorization"] == f"Bearer {UPSTREAM_SECRET}"
+    assert request.headers["sec-websocket-protocol"] == "realtime, openai-beta.realtime-v1"
+    assert request.headers["openai-beta"] == "realtime=v1"
+    assert request.headers["openai-safety-identifier"] == "u1"
+    assert "x-secret" not in request.headers
+    assert secret not in str(request.headers)
+    assert request.headers["x-client-request-id"] == only_event(stack)["attempt_id"]
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({}, "/openai/v1/realtime?model=gpt+realtime"),
+        (
+            {"url_style": "deployments", "api_version": "2025-08-28"},
+            "/openai/realtime?api-version=2025-08-28&deployment=gpt+realtime",
+        ),
+    ],
+)
+def test_azure_is_asked_at_azures_address(stack, make_provider, options, path):
+    provider = make_provider(api="azure", options=options)
+    base_url = stack.control.providers["own"].base_url.removesuffix("/v1")
+    stack.control.providers["own"] = snapshot.Provider(slug="own", api="azure", base_url=base_url, options=options)
+    stack.wait_for_version(stack.control.publish())
+    with session(stack, stack.control.issue_key(), model="own"):
+        wait_until(lambda: bool(provider.requests), "the session")
+    (request,) = provider.requests
+    assert (request.path, request.headers["api-key"]) == (path, UPSTREAM_SECRET)
+
+
+def test_a_model_named_in_the_session_is_called_as_the_provider_calls_it(stack, make_provider):
+    provider = make_provider()
+    transcription = '{"input":{"transcription":{"model":%s,"language":"de"}}}'
+    said = '{"type": "session.update","session":{"z":1.50,"model":"own","audio":' + transcription % '"own"' + "}}"
+    kept = '{"type": "session.update", "session": {"audio": ' + transcription % '"whisper-1"' + "}}"
+    with session(stack, stack.control.issue_key(), model="own") as talk:
+        talk.socket.send(said)
+        talk.socket.send(kept)
+        wait_until(lambda: len(provider.received) == 2, "both messages")
+    first, second = provider.received
+    expected = said.replace('"own"', '"gpt realtime"')
+    assert json.loads(first) == json.loads(expected)
+    assert list(json.loads(first)["session"]) == ["z", "model", "audio"]
+    assert "1.50" in first
+    assert second == kept
+
+
+@pytest.mark.parametrize(
+    ("code", "error_type"),
+    [(1000, ""), (1001, ""), (1011, "upstream_protocol_error"), (4001, "upstream_protocol_error")],
+)
+def test_a_provider_that_closes_closes_the_client_in_its_own_words(stack, make_provider, code, error_type):
+    make_provider(lambda socket: socket.close(code, "that was all"))
+    with session(stack, stack.control.issue_key(), model="own") as talk, pytest.raises(ConnectionClosed) as closed:
+        talk.socket.recv(timeout=5)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, "that was all")
+    assert only_event(stack).get("error_type", "") == error_type
+
+
+def test_a_client_that_closes_closes_the_provider_in_its_own_words(stack, make_provider):
+    provider = make_provider()
+    with session(stack, stack.control.issue_key(), model="own") as talk:
+        talk.socket.close(4000, "enough")
+    wait_until(lambda: provider.closed == (4000, "enough"), "the closing")
+
+
+def test_a_provider_that_is_lost_is_told_as_an_error_and_what_ran_is_estimated(stack, make_provider):
+    def script(socket: ServerConnection) -> None:
+        socket.recv()
+        socket.send('{"type":"response.created","response":{"id":"r1"}}')
+        socket.send('{"type":"response.output_text.delta","response_id":"r1","delta":"Hello"}')
+        socket.socket.shutdown(2)
+
+    make_provider(script)
+    with session(stack, stack.control.issue_key(), model="own") as talk:
+        talk.send(type="response.create")
+        error, code = talk.last_words()
+    assert (error["error"]["code"], error["error"]["type"], code) == ("upstream_protocol_error", "server_error", 1011)
+    event = only_event(stack)
+    assert (event["error_type"], event["usage_source"]) == ("upstream_protocol_error", "estimated")
+    assert event["usage"]["output_tokens"] == 2
+    assert 0 < event["usage"]["input_tokens"] < CONTEXT
+
+
+@pytest.mark.parametrize(
+    ("status_code", "answered"), [(400, 400), (404, 404), (429, 429), (401, 502), (500, 502), (302, 502)]
+)
+def test_a_handshake_that_the_provider_refuses_is_its_refusal(stack, make_provider, status_code, answered):
+    body = json.dumps({"error": {"message": "Not like this.", "type": "invalid_request_error", "code": "odd"}})
+    make_provider()
+    refusing = free_port()
+    server = serve(
+        lambda _: None,
+        "127.0.0.1",
+        refusing,
+        process_request=lambda socket, _: socket.respond(HTTPStatus(status_code), body),
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    stack.control.providers["own"] = snapshot.Provider(
+        slug="own", api="openai", base_url=f"http://127.0.0.1:{refusing}/v1"
+    )
+    stack.wait_for_version(stack.control.publish())
+    try:
+        told, error = refusal(stack, stack.control.issue_key(), model="own")
+    finally:
+        server.shutdown()
+    assert told == answered
+    if answered < 500:
+        assert (error["message"], error["code"]) == ("Not like this.", "odd")
+    event = only_event(stack)
+    assert (event.get("state", "posted"), event.get("cost_nanos", 0)) == ("voided", 0)
+
+
+def test_a_message_past_the_bound_ends_the_session(stack, make_provider):
+    make_provider()
+    with session(stack, stack.control.issue_key(), model="own") as talk:
+        with pytest.raises(ConnectionClosed) as closed:
+            talk.socket.send(b"x" * (MESSAGE_BYTES_MAX + 1))
+            talk.socket.recv(timeout=10)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+    only_event(stack)
+
+
+def test_a_provider_faster_than_its_client_is_held_back(stack, make_provider):
+    sent: list[int] = []
+
+    def script(socket: ServerConnection) -> None:
+        for number in range(400):
+            socket.send(b"x" * 256 * 1024)
+            sent.append(number)
+
+    make_provider(script)
+    with session(stack, stack.control.issue_key(), model="own", max_queue=1) as talk:
+        time.sleep(1.5)
+        assert len(sent) < 200
+        for _ in range(400):
+            talk.socket.recv(timeout=10)
+    assert only_event(stack).get("error_type", "") == ""
+
+
+def test_a_session_is_cut_when_the_provider_answers_by_itself_past_the_cap(stack, make_provider):
+    """Nobody asks here: each answer is only paid for when it is there."""
+
+    def script(socket: ServerConnection) -> None:
+        session = {"model": "m", "audio": {"input": {"turn_detection": {"type": "server_vad"}}}}
+        socket.send(json.dumps({"type": "session.created", "session": session}))
+        socket.recv()
+        for number in range(50):
+            response = {"id": f"r{number}", "status": "completed", "usage": {"input_tokens": 900, "output_tokens": 100}}
+            socket.send(json.dumps({"type": "response.created", "response": {"id": f"r{number}"}}))
+            socket.send(json.dumps({"type": "response.done", "response": response}))
+            time.sleep(0.05)
+
+    make_provider(script)
+    cap_nanos = 10 * 1_100_000 + 2 * 1_762_000
+    secret = stack.control.issue_key(budgets=(budget(cap_nanos),))
+    with session(stack, secret, model="own") as talk:
+        talk.send(type="input_audio_buffer.append", audio="AAAA")
+        error, code = talk.last_words()
+    assert (error["error"]["code"], code) == ("budget_exceeded", 1008)
+    event = only_event(stack)
+    assert event["cost_nanos"] <= cap_nanos
+    assert event["cost_nanos"] > cap_nanos - 3 * 1_762_000
