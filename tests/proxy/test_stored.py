@@ -9,6 +9,7 @@ import signal
 import time
 
 import httpx
+import openai
 import pytest
 
 from budgets import gate
@@ -262,6 +263,30 @@ def test_a_job_that_the_provider_no_longer_knows_stays_in_suspense(stack):
         assert "tollgate_jobs_lost_total" in client.get("/metrics").text
     assert stack.control.spent_nanos("b1") == held["cost_nanos"]
     assert stack.control.redis.hexists(gate.SUSPENSE, held["attempt_id"])
+
+
+def test_the_official_client_makes_finds_and_cancels_what_is_its_own(stack):
+    takes(stack, 60_000)
+    secret = stack.control.issue_key()
+    with openai.OpenAI(api_key=secret, base_url=f"{stack.proxy.url}/v1", max_retries=0) as client:
+        content = b"\n".join(json.dumps(line(number)).encode() for number in range(3))
+        file = client.files.create(file=("lines.jsonl", content), purpose="batch")
+        made = {
+            client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h").id
+            for _ in range(3)
+        }
+        assert {batch.id for batch in client.batches.list()} == made
+        assert [stored.id for stored in client.files.list(purpose="batch")] == [file.id]
+        for batch_id in made:
+            assert client.batches.cancel(batch_id).status == "cancelled"
+            assert client.batches.retrieve(batch_id).id == batch_id
+        response = client.responses.create(model="demo", input="hello", background=True)
+        assert client.responses.retrieve(response.id).status == "queued"
+        assert client.responses.cancel(response.id).status == "cancelled"
+        assert len(client.files.content(file.id).read().splitlines()) == 3
+        assert client.files.delete(file.id).deleted
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(file.id)
 
 
 # Responses
