@@ -56,6 +56,8 @@ _NAME = re.compile(r"claude-[a-z]+-(\d{1,2})(?!\d)(?:[-.](\d{1,2})(?!\d))?")
 # From here on a model decides itself how much to think, told by an effort; and from there on it takes no budget.
 _ADAPTIVE_FROM, _WITHOUT_BUDGET_FROM = (4, 6), (4, 7)
 _THINKING_FROM = (3, 7)
+# From here on a model is sampled by a temperature or by `top_p`; and from there on by nothing that a client says.
+_ONE_SAMPLING_FROM, _WITHOUT_SAMPLING_FROM = (4, 1), (4, 7)
 # What `top_p` is at least while a model thinks.
 _THINKING_TOP_P_MIN = 0.95
 # Documents that are text, besides those of `text/…`.
@@ -84,7 +86,7 @@ def write_body(prompt: Prompt, model: str, max_tokens: int, lost: list[str]) -> 
         body["system"] = only["text"] if len(chat.system) == 1 and len(only) == 2 else chat.system
     _write_tools(prompt, body, lost)
     output_config = _reasoning(prompt, version_of(model), body, lost)
-    _write_parameters(prompt, body, lost)
+    _write_parameters(prompt, version_of(model), body, lost)
     if prompt.output_format is not None:
         output_config |= _output_format(prompt, prompt.output_format, lost)
     if output_config:
@@ -92,8 +94,8 @@ def write_body(prompt: Prompt, model: str, max_tokens: int, lost: list[str]) -> 
     return body
 
 
-def _write_parameters(prompt: Prompt, body: dict[str, Any], lost: list[str]) -> None:
-    _write_sampling(prompt, body, lost)
+def _write_parameters(prompt: Prompt, version: tuple[int, int], body: dict[str, Any], lost: list[str]) -> None:
+    _write_sampling(prompt, version, body, lost)
     if prompt.stop:
         body["stop_sequences"] = prompt.stop
     if prompt.user is not None:
@@ -106,23 +108,26 @@ def _write_parameters(prompt: Prompt, body: dict[str, Any], lost: list[str]) -> 
         body["cache_control"] = _marker(prompt.cache)
 
 
-def _write_sampling(prompt: Prompt, body: dict[str, Any], lost: list[str]) -> None:
+def _write_sampling(prompt: Prompt, version: tuple[int, int], body: dict[str, Any], lost: list[str]) -> None:
     """No more than 1 is a temperature; and while a model thinks, sampling is as it is."""
     thinks = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
-    temperature = prompt.temperature
-    if temperature is not None:
-        if temperature > 1 or (thinks and temperature != 1):
-            lost.append(_name(prompt, "temperature"))
-            temperature = 1
-        body["temperature"] = temperature
-    for name, fits in (("top_p", (prompt.top_p or 0) >= _THINKING_TOP_P_MIN), ("top_k", False)):
-        value = getattr(prompt, name)
+    temperature, top_p, top_k = prompt.temperature, prompt.top_p, prompt.top_k
+    if version >= _ONE_SAMPLING_FROM:  # Which also refuses what holds anyway.
+        temperature = None if temperature == 1 else temperature
+        top_p = None if top_p == 1 else top_p
+    is_sampled = version < _WITHOUT_SAMPLING_FROM
+    has_one = version >= _ONE_SAMPLING_FROM and temperature is not None
+    for name, value, fits in (
+        ("temperature", temperature, temperature == 1 or not (thinks or (temperature or 0) > 1)),
+        ("top_p", top_p, not has_one and (not thinks or (top_p or 0) >= _THINKING_TOP_P_MIN)),
+        ("top_k", top_k, not thinks),
+    ):
         if value is None:
             continue
-        if thinks and not fits:
-            lost.append(_name(prompt, name))
-        else:
+        if fits and is_sampled:
             body[name] = value
+        else:
+            lost.append(_name(prompt, name))
 
 
 def version_of(model: str) -> tuple[int, int]:

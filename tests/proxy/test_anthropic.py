@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -849,6 +850,31 @@ def translate(**changes: Any) -> tuple[dict[str, Any], list[str]]:
     prompt = MESSAGES.read_prompt(call)
     lost = list(prompt.lost)
     return json.loads(provider.MESSAGES.write_request(prompt, call, DEPLOYMENT, ANTHROPIC, lost).body), lost
+
+
+@pytest.mark.parametrize(
+    ("model", "asked", "sent", "lost"),
+    [
+        ("claude-sonnet-4-0", {"temperature": 1, "top_p": 0.95}, {"temperature": 1, "top_p": 0.95}, []),
+        # As Gemini's command line asks.
+        ("claude-sonnet-4-5", {"temperature": 1, "top_p": 0.95, "top_k": 64}, {"top_p": 0.95, "top_k": 64}, []),
+        ("claude-sonnet-4-5", {"temperature": 0.2, "top_p": 1}, {"temperature": 0.2}, []),
+        ("claude-sonnet-4-5", {"temperature": 0.2, "top_p": 0.5}, {"temperature": 0.2}, ["top_p"]),
+        ("claude-opus-4-7", {"temperature": 1, "top_p": 1}, {}, []),
+        ("claude-opus-4-7", {"temperature": 0.2, "top_p": 0.5, "top_k": 3}, {}, ["temperature", "top_p", "top_k"]),
+        ("claude-opus-4-7", {"temperature": 0.2, "thinking": {"type": "adaptive"}}, {}, ["temperature"]),
+    ],
+)
+def test_a_model_is_sampled_only_by_what_it_takes(
+    model: str, asked: dict[str, Any], sent: dict[str, Any], lost: list[str]
+) -> None:
+    call = describe({**HELLO, **asked})
+    named: list[str] = []
+    deployment = msgspec.structs.replace(DEPLOYMENT, upstream_model=model)
+    outgoing = provider.MESSAGES.write_request(MESSAGES.read_prompt(call), call, deployment, ANTHROPIC, named)
+    body = json.loads(outgoing.body)
+    assert {name: body[name] for name in ("temperature", "top_p", "top_k") if name in body} == sent
+    assert named == lost
 
 
 def test_a_request_keeps_its_meaning_on_its_way_through_neutral_words() -> None:
