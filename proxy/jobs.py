@@ -31,8 +31,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seq: int = 0
 
 
-class StoredObject(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """`bounds` are of a file that holds a batch; `attempt_id` is that which made it."""
+class StoredObject(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    """Where something is that a provider keeps, and whose it is: as a list, for there are as many as stored responses.
+    `bounds` are of a file that holds a batch; `attempt_id` is that which made it."""
 
     deployment_id: str
     project_id: str
