@@ -3,6 +3,7 @@
 Written apart from the code under test, from the providers' documentation.
 """
 
+import json
 from typing import Any
 
 from audit.records import Usage
@@ -15,7 +16,7 @@ _AUDIO, _IMAGE = ("AUDIO", 4), ("IMAGE", 2)
 def recorded_usage(recording: Recording) -> Usage | None:
     """None where the provider did not say. Runs of built-in tools are left out: they stand in the answer itself."""
     said = [usage for usage in recording.meta["usage"] if isinstance(usage, dict)]
-    if not said:
+    if not said and recording.api != "predict":
         return None
     match recording.api:
         case "responses" | "images":
@@ -32,6 +33,11 @@ def recorded_usage(recording: Recording) -> Usage | None:
             return _usage(input_tokens=said[-1].get("prompt_eval_count"), output_tokens=said[-1].get("eval_count"))
         case "chat-v2" | "embed" | "rerank" if recording.provider == "cohere":
             return _cohere(said[-1])
+        case "predict":
+            predictions = json.loads(recording.body)["predictions"]
+            return _usage(
+                input_tokens=sum(int(found["embeddings"]["statistics"]["token_count"]) for found in predictions)
+            )
         case "rerank":
             return _usage(input_tokens=said[-1].get("total_tokens"))
         case _:

@@ -157,6 +157,8 @@ def api_of(recording: Recording) -> Api | None:
     }.get(recording.api)
     if recording.provider == "vertex" and recording.api == "embed-content":
         name = "vertex.embed_content"
+    if recording.provider == "voyage" and recording.api == "rerank":
+        name = "voyage.rerank"
     path = gateway_path(recording, "alias")
     if name is None and path is not None:
         endpoint = TABLE.find("POST", path).endpoint

@@ -74,8 +74,14 @@ def events_of(api: Api, parser: Any, pieces: Any) -> list[Event]:
     return events + list(reader.read(tail)) if tail is not None else events
 
 
+def is_translated(recording: Recording) -> bool:
+    """Whether clients of other dialects can have such an answer."""
+    api = api_of(recording)
+    return api is not None and api.is_translatable
+
+
 def is_chat(recording: Recording) -> bool:
-    """Whether it can be translated: an answer of a chat that we know."""
+    """Whether they can, of a chat."""
     api = api_of(recording)
     return api is not None and api.capability == "chat" and api.is_translatable
 

@@ -5,10 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from proxy.neutral import Embedded, Ranked
 from tests.recordings.billed import recorded_usage
-from tests.recordings.corpus import Recording, api_of, parameters, recordings, served_apis
+from tests.recordings.corpus import Recording, api_of, parameters, place_of, recordings, served_apis
 from tests.recordings.exceptions import TRANSLATION, USAGE, reason_of
-from tests.recordings.foreign import DIALECTS, Foreign, api_name, events_of, is_chat, own_call
+from tests.recordings.foreign import DIALECTS, Foreign, api_name, events_of, is_chat, is_translated, own_call
 from tests.recordings.gateway import RecordedGateway, Replay
 from tests.recordings.limits import LIMITS, as_told
 from tests.recordings.meaning import Meaning, of_answer, of_events
@@ -26,6 +27,13 @@ def _reaches(recording: Recording) -> bool:
 CHATS = [recording for recording in recordings() if _reaches(recording)]
 ANSWERED = parameters([recording for recording in CHATS if recording.status == 200])
 REFUSED = parameters([recording for recording in CHATS if recording.status >= 400])
+OTHERS = parameters(
+    [
+        found
+        for found in recordings()
+        if is_translated(found) and not is_chat(found) and found.status == 200 and place_of(found).is_passthrough
+    ]
+)
 PATHS = {"openai.chat": "/v1/chat/completions", "anthropic.messages": "/v1/messages", "cohere.chat": "/v2/chat"}
 
 
@@ -84,6 +92,26 @@ def _check_ledger(recording: Recording, replay: Replay) -> None:
         assert booked == msgspec.to_builtins(expected)
     else:
         assert expected is None or recording.meta["error"] == "in-stream"
+
+
+@pytest.mark.parametrize("recording", OTHERS)
+def test_recorded_vectors_and_ranks_reach_clients_of_another_dialect(
+    recording: Recording, gateway: RecordedGateway
+) -> None:
+    api = api_of(recording)
+    assert api is not None
+    name, expected = gateway.places[recording.number].name, api.read_answer(recording.body)
+    if isinstance(expected, Embedded):
+        body = {"model": name, "texts": ["Hello"], "input_type": "search_query", "embedding_types": ["float"]}
+        replay = gateway.translate(recording, "/v2/embed", body)
+        assert replay.response.json()["embeddings"]["float"] == expected.vectors
+    else:
+        assert isinstance(expected, Ranked)
+        body = {"model": name, "query": "Who?", "documents": ["a", "b", "c"]}
+        replay = gateway.translate(recording, "/v2/rerank", body)
+        told = [(item["index"], item["relevance_score"]) for item in replay.response.json()["results"]]
+        assert told == expected.results
+    _check_ledger(recording, replay)
 
 
 @pytest.mark.parametrize("recording", REFUSED)
