@@ -169,6 +169,8 @@ class Stored:
             raise InvalidRequest(
                 f"the requests in the file call {bounds.endpoint}", code="invalid_value", param="endpoint"
             )
+        if not placed.upstream.deployment.is_active:
+            raise Unavailable(f"no batch of `{alias}` can be made where its file is", retry_after_s=10)
         if not may_use(described.subject.key, alias):
             raise AliasNotAllowed(f"this virtual key may not use the model `{alias}`", param="input_file_id")
         made = as_batch(described.call, described.call.body, alias, bounds)
