@@ -28,7 +28,9 @@ class SSEParser:
         self.event_bytes_max = event_bytes_max
         self.event_lines_max = event_lines_max
         self._pending = bytearray()
-        self._pending_lines = 0
+        # Ends of lines in what is pending, each kind by itself: the two of a `\r\n` may come apart.
+        self._newlines = 0
+        self._returns = 0
         self._is_first = True
 
     def feed(self, chunk: bytes) -> list[Frame]:
@@ -56,7 +58,7 @@ class SSEParser:
         """The stream has ended: what is pending, as an event. The last one may lack its empty line, or be cut short."""
         raw = bytes(self._pending)
         self._pending.clear()
-        self._pending_lines = 0
+        self._newlines = self._returns = 0
         return self._parse(raw) if raw else None
 
     def _feed_slowly(self, chunk: bytes) -> list[Frame]:
@@ -72,21 +74,22 @@ class SSEParser:
             if end == len(text) and text[-1] == _CARRIAGE_RETURN:
                 break  # The `\n` of this `\r` may come with the next chunk.
             raw = bytes(text[start:end])
-            self._check_bounds(len(raw), _count_lines(raw))
+            self._check_bounds(len(raw), raw.count(b"\n"), raw.count(b"\r"))
             events.append(self._parse(raw))
             start = search_from = end
+        fed: bytes | bytearray = chunk
         if start or text is chunk:
-            self._pending = bytearray(text[start:])
-            self._pending_lines = _count_lines(self._pending)
-        else:
-            self._pending_lines += _count_lines(chunk)
-        self._check_bounds(len(self._pending), self._pending_lines)
+            fed = self._pending = bytearray(text[start:])
+            self._newlines = self._returns = 0
+        self._newlines += fed.count(b"\n")
+        self._returns += fed.count(b"\r")
+        self._check_bounds(len(self._pending), self._newlines, self._returns)
         return events
 
-    def _check_bounds(self, event_bytes: int, event_lines: int) -> None:
+    def _check_bounds(self, event_bytes: int, newlines: int, returns: int) -> None:
         if event_bytes > self.event_bytes_max:
             raise StreamTooLarge(f"an event of the stream has more than {self.event_bytes_max} bytes")
-        if event_lines > self.event_lines_max:
+        if max(newlines, returns) > self.event_lines_max:
             raise StreamTooLarge(f"an event of the stream has more than {self.event_lines_max} lines")
 
     def _parse(self, raw: bytes) -> Frame:
@@ -103,7 +106,3 @@ class SSEParser:
             elif name == b"event":
                 event = value.removeprefix(b" ")
         return Frame(raw, data[0] if len(data) == 1 else b"\n".join(data), event)
-
-
-def _count_lines(text: bytes | bytearray) -> int:
-    return max(text.count(b"\n"), text.count(b"\r"))

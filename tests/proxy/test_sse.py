@@ -121,6 +121,12 @@ def test_an_event_of_too_many_lines_is_refused_in_one_chunk_too() -> None:
         SSEParser(event_lines_max=100).feed(b"data:\n" * 101 + b"\n")
 
 
+def test_lines_are_counted_alike_wherever_they_are_cut() -> None:
+    event = b"data:\r\n" * 4 + b"\r\n"
+    parser = SSEParser(event_lines_max=5)
+    assert [frame.raw for byte in event for frame in parser.feed(bytes([byte]))] == [event]
+
+
 def test_a_large_event_in_many_small_chunks_takes_linear_time() -> None:
     parser = SSEParser()
     for _ in range(1_000_000):
