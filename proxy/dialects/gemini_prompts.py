@@ -531,7 +531,7 @@ def json_schema(value: Any) -> Any:
     schema = {name: _schema_value(name, inner) for name, inner in written.items()}
     properties = schema.get("properties")
     if type(order) is list and type(properties) is dict:
-        named = [key for key in order if key in properties]
+        named = [key for key in order if type(key) is str and key in properties]
         schema["properties"] = {key: properties[key] for key in (*named, *properties)}
     return _nullable(schema) if is_nullable else schema
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from audit.records import Usage
 from proxy.dialects.anthropic import COUNT_TOKENS, MESSAGES
-from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call
+from proxy.dialects.dialect import LONG_MEDIA_TOKENS_MAX, MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call
 from proxy.errors import (
     BudgetExceeded,
     CannotCarry,
@@ -151,7 +151,7 @@ def test_each_image_and_document_is_bounded_apart() -> None:
     image = {"type": "image", "source": {"type": "url", "url": "https://x/y.png"}}
     pdf = {"type": "document", "source": {"type": "file", "file_id": "file_1"}}
     call = describe({**HELLO, "messages": [{"role": "user", "content": [image, pdf]}]})
-    assert call.input_tokens_max == len(call.body) + TEMPLATE_TOKENS + 2 * MEDIA_TOKENS_MAX
+    assert call.input_tokens_max == len(call.body) + TEMPLATE_TOKENS + 2 * MEDIA_TOKENS_MAX + LONG_MEDIA_TOKENS_MAX
     assert call.has_images
 
 

@@ -378,7 +378,7 @@ def test_what_a_function_returns_is_told_in_words(returned):
 
 
 def test_properties_come_in_the_order_that_is_asked_for():
-    schema = json_schema({"properties": {"a": {}, "b": {}, "c": {}}, "propertyOrdering": ["c", "a"]})
+    schema = json_schema({"properties": {"a": {}, "b": {}, "c": {}}, "propertyOrdering": ["c", "a", ["b"]]})
     assert list(schema["properties"]) == ["c", "a", "b"]
 
 
