@@ -95,7 +95,7 @@ def write_body(prompt: Prompt, model: str, max_tokens: int, lost: list[str]) -> 
 
 
 def _write_parameters(prompt: Prompt, version: tuple[int, int], body: dict[str, Any], lost: list[str]) -> None:
-    _write_sampling(prompt, version, body, lost)
+    body |= sampling(prompt, version, body.get("thinking", {}).get("type", ""), lost)
     if prompt.stop:
         body["stop_sequences"] = prompt.stop
     if prompt.user is not None:
@@ -108,15 +108,17 @@ def _write_parameters(prompt: Prompt, version: tuple[int, int], body: dict[str, 
         body["cache_control"] = _marker(prompt.cache)
 
 
-def _write_sampling(prompt: Prompt, version: tuple[int, int], body: dict[str, Any], lost: list[str]) -> None:
-    """No more than 1 is a temperature; and while a model thinks, sampling is as it is."""
-    thinks = body.get("thinking", {}).get("type") in ("enabled", "adaptive")
+def sampling(prompt: Prompt, version: tuple[int, int], thinking: str, lost: list[str]) -> dict[str, Any]:
+    """`temperature`, `top_p` and `top_k`, as far as the model takes them. No more than 1 is a temperature; and while a model
+    thinks, sampling is as it is."""
+    thinks = thinking in ("enabled", "adaptive")
     temperature, top_p, top_k = prompt.temperature, prompt.top_p, prompt.top_k
     if version >= _ONE_SAMPLING_FROM:  # Which also refuses what holds anyway.
         temperature = None if temperature == 1 else temperature
         top_p = None if top_p == 1 else top_p
     is_sampled = version < _WITHOUT_SAMPLING_FROM
     has_one = version >= _ONE_SAMPLING_FROM and temperature is not None
+    taken: dict[str, Any] = {}
     for name, value, fits in (
         ("temperature", temperature, temperature == 1 or not (thinks or (temperature or 0) > 1)),
         ("top_p", top_p, not has_one and (not thinks or (top_p or 0) >= _THINKING_TOP_P_MIN)),
@@ -125,9 +127,10 @@ def _write_sampling(prompt: Prompt, version: tuple[int, int], body: dict[str, An
         if value is None:
             continue
         if fits and is_sampled:
-            body[name] = value
+            taken[name] = value
         else:
             lost.append(_name(prompt, name))
+    return taken
 
 
 def version_of(model: str) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from proxy.neutral import (
     ToolResult,
     lose_all_but,
 )
+from proxy.providers.anthropic_requests import sampling, version_of
 from proxy.providers.bedrock_answers import ORIGIN, ConverseReader, read_answer, read_error
 from proxy.providers.provider import Api, Outgoing, StreamReader
 from proxy.snapshot import Deployment, Provider
@@ -160,8 +161,12 @@ class Converse(Api):
         body: dict[str, Any] = {"messages": chat.messages}
         if chat.system:
             body["system"] = chat.system
-        body["inferenceConfig"] = _inference(prompt, max_tokens)
-        additional = _additional_fields(prompt, deployment, family, max_tokens, lost)
+        additional = _reasoning_fields(prompt, deployment, family, max_tokens, lost)
+        body["inferenceConfig"] = {
+            "maxTokens": max_tokens,
+            **_sampling(prompt, deployment, family, additional, lost),
+            **({"stopSequences": prompt.stop} if prompt.stop else {}),
+        }
         _write_tools(prompt, family, body, additional, lost)
         if additional:
             body["additionalModelRequestFields"] = additional
@@ -173,8 +178,9 @@ class Converse(Api):
             body["serviceTier"] = {"type": prompt.service_tier}
         elif prompt.service_tier not in (None, "auto", "default", "standard_only"):
             lost.append(_name(prompt, "service_tier"))
-        if prompt.metadata or prompt.user is not None:
-            body["requestMetadata"] = _request_metadata(prompt, lost)
+        metadata = _request_metadata(prompt, lost)
+        if metadata:
+            body["requestMetadata"] = metadata
         return Outgoing(model_target(deployment, "converse-stream" if call.is_stream else "converse"), _encode(body))
 
     def read_answer(self, body: bytes) -> Answer:
@@ -360,37 +366,40 @@ def _object(arguments: str) -> msgspec.Raw | None:
     return msgspec.Raw(text) if _objects.find(text) is not None else None
 
 
-def _inference(prompt: Prompt, max_tokens: int) -> dict[str, Any]:
-    written: dict[str, Any] = {"maxTokens": max_tokens}
-    if prompt.temperature is not None:
-        written["temperature"] = prompt.temperature
-    if prompt.top_p is not None:
-        written["topP"] = prompt.top_p
-    if prompt.stop:
-        written["stopSequences"] = prompt.stop
-    return written
-
-
-def _additional_fields(
-    prompt: Prompt, deployment: Deployment, family: str, max_tokens: int, lost: list[str]
+def _sampling(
+    prompt: Prompt, deployment: Deployment, family: str, additional: dict[str, Any], lost: list[str]
 ) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    if prompt.reasoning is not None:
-        if family == CLAUDE:
-            names = f"{deployment.upstream_model} {deployment.model}"
-            fields = _write_thinking(prompt, prompt.reasoning, names, max_tokens, lost)
-        else:
-            fields = _write_reasoning(prompt, prompt.reasoning, family, lost)
-    if prompt.top_k is not None:
+    """What all models have; `top_k` is each one's own, and goes to `additional`."""
+    taken = {"temperature": prompt.temperature, "top_p": prompt.top_p, "top_k": prompt.top_k}
+    if family == CLAUDE:
+        thinking = additional.get("thinking", {}).get("type", "")
+        taken = sampling(prompt, version_of(_names(deployment)), thinking, lost)
+    top_k = taken.get("top_k")
+    if top_k is not None:
         if family in (CLAUDE, MISTRAL):
-            fields["top_k"] = prompt.top_k
+            additional["top_k"] = top_k
         elif family == NOVA:
-            fields["inferenceConfig"] = {"topK": prompt.top_k}
+            additional["inferenceConfig"] = {"topK": top_k}
         elif family == COHERE:
-            fields["k"] = prompt.top_k
+            additional["k"] = top_k
         else:
             lost.append(_name(prompt, "top_k"))
-    return fields
+    names = {"temperature": "temperature", "top_p": "topP"}
+    return {field: taken[name] for name, field in names.items() if taken.get(name) is not None}
+
+
+def _names(deployment: Deployment) -> str:
+    return f"{deployment.upstream_model} {deployment.model}"
+
+
+def _reasoning_fields(
+    prompt: Prompt, deployment: Deployment, family: str, max_tokens: int, lost: list[str]
+) -> dict[str, Any]:
+    if prompt.reasoning is None:
+        return {}
+    if family == CLAUDE:
+        return _write_thinking(prompt, prompt.reasoning, _names(deployment), max_tokens, lost)
+    return _write_reasoning(prompt, prompt.reasoning, family, lost)
 
 
 def _write_reasoning(prompt: Prompt, reasoning: Reasoning, family: str, lost: list[str]) -> dict[str, Any]:

@@ -291,8 +291,12 @@ def test_an_id_that_bedrock_refuses_gets_another_on_both_sides() -> None:
 
 
 def test_sampling_and_the_output_cap_stand_in_the_inference_config() -> None:
-    body, lost, _ = write(asking(max_output_tokens=5, temperature=0, top_p=0.5, stop=("a", "b")))
+    asked = asking(max_output_tokens=5, temperature=0, top_p=0.5, stop=("a", "b"))
+    body, lost, _ = write(asked, NOVA)
     assert body["inferenceConfig"] == {"maxTokens": 5, "temperature": 0, "topP": 0.5, "stopSequences": ["a", "b"]}
+    body, lost_at_claude, _ = write(asked)
+    assert body["inferenceConfig"] == {"maxTokens": 5, "temperature": 0, "stopSequences": ["a", "b"]}
+    assert (lost, lost_at_claude) == ([], ["top_p"])  # This model takes one of them.
     assert body["additionalModelResponseFieldPaths"] == ["/stop_sequence"]
     assert write(asking())[0]["inferenceConfig"] == {"maxTokens": 4096}
     assert lost == []
