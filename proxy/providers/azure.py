@@ -29,10 +29,12 @@ from proxy.providers.openai_media import (
     OpenAIMedia,
     OpenAISpeech,
 )
+from proxy.providers.openai_realtime import OpenAIRealtime, with_query
 from proxy.providers.openai_responses import OpenAIResponses
 from proxy.providers.provider import Api, Authorizer, HeaderAuthorizer, Outgoing, Provider, bearer
 
 API_VERSION = "2024-10-21"
+REALTIME_API_VERSION = "2025-04-01-preview"
 _JWT_DOTS = 2
 # Names its model in the body alone, in every style.
 _RESPONSES = OpenAIResponses.target
@@ -81,6 +83,19 @@ class AzureEmbeddings(_Placed, OpenAIEmbeddings):
     pass
 
 
+class AzureRealtime(OpenAIRealtime):
+    """Always at the resource's own address, with the deployment in the query."""
+
+    def pass_request(self, call: Call, deployment: snapshot.Deployment, provider: snapshot.Provider) -> Outgoing:
+        if provider.options.get("url_style", "v1") == "v1":
+            return Outgoing(
+                with_query(b"/openai/v1/realtime", call, model=deployment.upstream_model), b"", method=b"GET"
+            )
+        version = provider.options.get("api_version") or REALTIME_API_VERSION
+        named = {"api-version": version, "deployment": deployment.upstream_model}
+        return Outgoing(with_query(b"/openai/realtime", call, **named), b"", method=b"GET")
+
+
 class AzureMedia(_Placed, OpenAIMedia):
     pass
 
@@ -110,6 +125,7 @@ PROVIDER = Provider(
         AzureCompletions(),
         AzureEmbeddings(),
         *MEDIA,
+        AzureRealtime(),
         *at_azure(API_VERSION),
     ),
     authorize=authorize,

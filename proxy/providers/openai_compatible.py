@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from proxy.providers import openai_completions, openai_embeddings
+from proxy.providers import openai_completions, openai_embeddings, openai_realtime
 from proxy.providers.openai_chat import OpenAIChat
 from proxy.providers.provider import UNBOUNDED_FIELDS, Provider
 from proxy.providers.rerank import RERANK
@@ -28,5 +28,11 @@ class CompatibleChat(OpenAIChat):
 
 PROVIDER = Provider(
     name="openai_compatible",
-    apis=(CompatibleChat(), openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
+    apis=(
+        CompatibleChat(),
+        openai_completions.COMPLETIONS,
+        openai_embeddings.EMBEDDINGS,
+        RERANK,
+        openai_realtime.REALTIME,
+    ),
 )

@@ -116,6 +116,8 @@ class RealtimeMeter(SessionMeter):
         self._conversation_tokens = TEMPLATE_TOKENS
         self._said_bytes = 0
         self._heard_tokens = 0.0
+        # Reckoned once for all the deltas between two events that change it.
+        self._needed_nanos: int | None = None
 
     # What passes
 
@@ -124,6 +126,7 @@ class RealtimeMeter(SessionMeter):
         if kind == "input_audio_buffer.append":
             self._hear(len(message))
             return message
+        self._needed_nanos = None
         self._said_bytes += len(message)
         if kind == "response.create":
             self._ask(_object(message))
@@ -134,6 +137,7 @@ class RealtimeMeter(SessionMeter):
     def withheld(self, message: bytes) -> None:
         if _event(message).type == "response.create":
             del self._asked[-1:]
+            self._needed_nanos = None
 
     def received(self, message: bytes) -> None:
         event = _event(message)
@@ -142,7 +146,9 @@ class RealtimeMeter(SessionMeter):
             return
         if kind.endswith(".delta"):
             self._see(event, kind)
-        elif kind == "response.created":
+            return
+        self._needed_nanos = None
+        if kind == "response.created":
             self._begin(_object(_object(message).get("response")))
         elif kind == "response.done":
             self._end(_object(_object(message).get("response")))
@@ -156,6 +162,8 @@ class RealtimeMeter(SessionMeter):
     def _hear(self, message_bytes: int) -> None:
         """Base64 within JSON: a little more than the sound itself."""
         tokens = message_bytes * 3 / 4 / self._heard_bytes_per_second * HEARD_TOKENS_PER_SECOND
+        if self._transcribes or not self._has_heard:
+            self._needed_nanos = None
         self._has_heard = True
         self._heard_tokens += tokens
         if self._transcribes:
@@ -246,6 +254,11 @@ class RealtimeMeter(SessionMeter):
     # What it costs
 
     def needed_nanos(self, price: Price) -> int:
+        if self._needed_nanos is None:
+            self._needed_nanos = self._reckon(price)
+        return self._needed_nanos
+
+    def _reckon(self, price: Price) -> int:
         answers = len(self._asked) + len(self._running) + (self._answers_by_itself and self._has_heard)
         needed = cost_nanos(self.usage, price)
         if answers:

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -291,6 +293,21 @@ def test_a_stopping_worker_says_so_and_settles(make_stack):
     assert (error["error"]["code"], code) == ("service_unavailable", 1011)
     stack.proxy.process.process.wait(20)
     assert only_event(stack)["error_type"] == "shutdown"
+
+
+def test_a_session_whose_worker_dies_is_one_record_in_suspense_at_what_was_held(make_stack):
+    stack = make_stack(workers=2)
+    publish_voice(stack, team={"budgets": (budget(10**12),)})
+    with session(stack, stack.control.issue_key()) as talk:
+        talk.ask("Hello")
+        talk.send(type="response.create")  # The hold grows by what the first answer has used.
+        talk.until("response.done")
+        (holder,) = stack.control.redis.scan_iter("tg:holds:*")
+        os.kill(int(holder.decode().rsplit("-", 2)[1]), signal.SIGKILL)
+        wait_until(lambda: stack.control.holds() == 0, "the take-over", timeout_s=15)
+    (event,) = stack.control.events()
+    assert (event["state"], int(event["cost_nanos"])) == ("suspense", stack.control.spent_nanos("b1"))
+    assert int(event["cost_nanos"]) > BOUND_NANOS
 
 
 def test_the_limit_of_sessions_at_once_counts_them_while_they_last(voice):

@@ -231,9 +231,10 @@ def test_a_shorter_answer_needs_less_room_and_a_longer_one_more():
     session.says("session.updated", session={"max_output_tokens": "inf"})
     assert held(4_096)
     session.send("response.create", response={"max_output_tokens": 8_000})
+    session.says("response.created", response={"id": "r1"})
     session.ends("r1", DONE)
-    session.meter.usage = Usage()
-    assert held(8_000)
+    bound = hold_nanos(PRICE, 32_000, 8_000, has_audio=True, has_images=True)
+    assert session.meter.needed_nanos(PRICE) == bound + cost_nanos(session.meter.usage, PRICE)
 
 
 def test_what_is_heard_while_it_is_transcribed_is_held_for_until_it_is_paid():
