@@ -11,7 +11,7 @@ UV ?= uv
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check bench bench-peers chaos lock clean
+.PHONY: help setup run test check bench bench-peers chaos fuzz lock clean
 
 help:  ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ bench-peers: $(VENV)/.dev  ## Measure other gateways beside it (installs them)
 
 chaos: $(VENV)/.dev  ## Kill processes under load and reconcile the books
 	$(BIN)/python -m pytest tests/chaos $(ARGS)
+
+fuzz: $(VENV)/.dev  ## Fuzz a parser until it breaks or is stopped: make fuzz ARGS=sse
+	PYTHONPATH=. $(BIN)/python tests/fuzz/framing.py $(ARGS)
 
 lock:  ## Lock the dependencies anew (needs uv)
 	cd requirements && for name in base dev; do \
