@@ -34,6 +34,7 @@ from proxy.neutral import (
 from proxy.providers.openai_answers import ChatReader, read_answer
 from proxy.providers.openai_errors import read_error
 from proxy.providers.openai_usage import ChatUsage, read_usage
+from proxy.providers.openai_users import user_id
 from proxy.providers.provider import Api, Measured, Outgoing, StreamMeter, StreamReader, name_of
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
@@ -117,10 +118,7 @@ class OpenAIChat(Api):
         lose_all_but(self.carried, prompt, lost)
         body: dict[str, Any] = {"model": deployment.upstream_model, "messages": self.write_messages(prompt, lost)}
         body[provider.output_cap_field] = prompt.max_output_tokens or deployment.max_output_tokens
-        for name, field in _PLAIN:
-            value = getattr(prompt, name)
-            if value is not None and name in self.carried:
-                body[field] = value
+        body |= self._parameters(prompt)
         if prompt.stop and "stop" in self.carried:
             body["stop"] = prompt.stop
         if prompt.modalities and "modalities" in self.carried:
@@ -340,6 +338,14 @@ class OpenAIChat(Api):
             body["tool_choice"] = self.write_tool_choice(choice, prompt.tools)
         if prompt.parallel_tool_calls is not None and "parallel_tool_calls" in self.carried:
             body["parallel_tool_calls"] = prompt.parallel_tool_calls
+
+    def _parameters(self, prompt: Prompt) -> dict[str, Any]:
+        """Those that need no translation, but for the user's id."""
+        told = {field: getattr(prompt, name) for name, field in _PLAIN if name in self.carried}
+        told = {field: value for field, value in told.items() if value is not None}
+        if "user" in told:
+            told["user"] = user_id(told["user"])
+        return told
 
     def write_tool_choice(self, choice: ToolChoice, tools: Iterable[Tool]) -> str | dict[str, Any]:
         custom = {tool.name for tool in tools if tool.is_custom}

@@ -27,6 +27,7 @@ from proxy.neutral import (
 )
 from proxy.providers.openai_errors import read_error
 from proxy.providers.openai_responses_answers import ResponsesReader, measure, read_answer
+from proxy.providers.openai_users import user_id
 from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamReader
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
@@ -107,8 +108,9 @@ class OpenAIResponses(Api):
         body["max_output_tokens"] = prompt.max_output_tokens or deployment.max_output_tokens
         # Other APIs keep nothing unless they are told to; this one does unless it is told not to.
         body["store"] = bool(prompt.store)
+        if prompt.user is not None:
+            body["user"] = user_id(prompt.user)
         for name in (
-            "user",
             "temperature",
             "top_p",
             "top_logprobs",

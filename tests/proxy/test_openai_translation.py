@@ -442,6 +442,16 @@ def test_what_a_provider_does_not_take_is_named(api, changes, lost):
     assert _write(msgspec.structs.replace(_user(Text(text="x")), **changes), api)[1] == lost
 
 
+def test_the_id_of_a_user_is_one_that_openai_takes_and_always_the_same():
+    """Claude Code sends one of 150 characters; OpenAI takes 64."""
+    long = "user_" + "7" * 145
+    (first, lost), (second, _) = (_write(Prompt(messages=[], user=user)) for user in (long, long))
+    assert lost == []
+    assert len(first["user"]) == 64
+    assert first["user"] == second["user"] != _write(Prompt(messages=[], user=long + "8"))[0]["user"]
+    assert _write(Prompt(messages=[], user="u" * 64))[0]["user"] == "u" * 64
+
+
 def test_a_narrowed_choice_of_tools_is_told_by_leaving_the_others_out():
     prompt = msgspec.structs.replace(
         _user(Text(text="x")),
