@@ -155,7 +155,7 @@ def _input(arguments: str) -> Any:
 
 def _citation(citation: Citation) -> dict[str, Any]:
     source = citation.source
-    if type(source) is dict and source.get("type") in _CITATION_TYPES:
+    if type(source) is dict and type(source.get("type")) is str and source["type"] in _CITATION_TYPES:
         return source
     cited = {"cited_text": citation.cited_text}
     if citation.url or citation.document < 0:
