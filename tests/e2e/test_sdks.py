@@ -145,7 +145,7 @@ def test_an_example_runs_as_it_is(run, gateway, installed, tmp_path):
     # The SDK was told what the ledger says, in its own words for it.
     events = gateway.events()[events_before:]
     # A batch is in suspense until the ledger has it, and there is none here.
-    assert {event.get("state", "posted") for event in events if event["operation"] != "batch"} == {"posted"}
+    assert {event.get("state", "posted") for event in events if event.get("operation") != "batch"} == {"posted"}
     usages = [event.get("usage", {}) for event in events]
     used = {f"{usage.get('input_tokens', 0)} in, {usage.get('output_tokens', 0)} out" for usage in usages}
     assert {text.strip() for label, text in told if label == "Usage"} <= used
