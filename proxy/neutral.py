@@ -226,13 +226,10 @@ class Prompt(Struct):
     names: Mapping[str, str] = {}
     lost: list[str] = []
 
-    def tool_name(self, call_id: str) -> str:
-        """Of the call that a result answers; "" where no call has that id."""
-        for message in self.messages:
-            for part in message.parts:
-                if isinstance(part, ToolCall) and part.call_id == call_id:
-                    return part.name
-        return ""
+    def tool_names(self) -> dict[str, str]:
+        """By the id of the call, which a result has too. The first counts where one comes twice."""
+        calls = [part for message in self.messages for part in message.parts if isinstance(part, ToolCall)]
+        return {call.call_id: call.name for call in reversed(calls)}
 
 
 # Which parameters a writer may be unable to carry; messages, tools, tool_choice and stop it must look at part by part.

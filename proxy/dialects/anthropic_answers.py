@@ -214,7 +214,9 @@ class _Call:
         self.pieces: list[str] = []
 
     def is_whole(self) -> bool:
-        return _objects.find("".join(self.pieces).encode()) is not None
+        # An object ends so; looking at all that has come for each piece of it would take ever longer.
+        ends = bool(self.pieces) and self.pieces[-1].rstrip().endswith("}")
+        return ends and _objects.find("".join(self.pieces).encode()) is not None
 
 
 class MessagesWriter(StreamWriter):

@@ -248,16 +248,20 @@ class _Open:
 
     def take_calls(self, *, is_last: bool) -> list[dict[str, Any]]:
         """Those whose arguments are an object by now, in their order; at last all that ever will be."""
-        parts = []
-        for index, (began, pieces) in list(self.calls.items()):
-            arguments = "".join(pieces)
-            call = _function_call(began.call_id, began.name, arguments) if arguments or is_last else None
+        parts, taken = [], []
+        for index, (began, pieces) in self.calls.items():
+            # An object ends so; looking at all that has come for each piece of it would take ever longer.
+            if not is_last and not (pieces and pieces[-1].rstrip().endswith("}")):
+                break
+            call = _function_call(began.call_id, began.name, "".join(pieces))
             if call is not None:
                 parts.append(_signed({"functionCall": call}, began.signature))
             elif is_last:
                 self.is_whole = False
             else:
                 break
+            taken.append(index)
+        for index in taken:
             del self.calls[index]
         return parts
 

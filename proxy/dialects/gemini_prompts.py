@@ -1,6 +1,7 @@
 """What clients of the Gemini API ask, in neutral words. Pure; no I/O."""
 
 import base64
+from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -160,7 +161,9 @@ class PromptReader:
     def __init__(self) -> None:
         self._lost: list[str] = []
         self._calls = 0
-        self._open_calls: list[tuple[str, str]] = []
+        # By name the ids of calls, in their order; and which of them a response has named.
+        self._open_calls: dict[str, deque[str]] = {}
+        self._answered_ids: set[str] = set()
         self._detail = ""
 
     def read(self, top: Proto) -> Prompt:
@@ -271,7 +274,8 @@ class PromptReader:
         arguments = call.any("args")
         name = call.required_text("name")
         call.rest(self._lost)
-        self._open_calls.append((call_id, name))
+        self._open_calls.setdefault(name, deque()).append(call_id)
+        self._answered_ids.discard(call_id)
         return ToolCall(
             call_id=call_id,
             name=name,
@@ -306,14 +310,15 @@ class PromptReader:
         return ToolResult(call_id=call_id, content=tuple(content), name=name, is_error=is_error, path=path)
 
     def _answered(self, call_id: str | None, name: str) -> str:
-        calls = self._open_calls
-        by_id = (index for index, call in enumerate(calls) if call[0] == call_id)
-        by_name = (index for index, call in enumerate(calls) if not call_id and call[1] == name)
-        index = next(by_id, next(by_name, None))
-        if index is not None:
-            return calls.pop(index)[0]
+        """The id of the call that a response answers: its own, else that of the first call of its name that is open."""
         if call_id:
+            self._answered_ids.add(call_id)
             return call_id
+        waiting = self._open_calls.get(name)
+        while waiting:
+            open_id = waiting.popleft()
+            if open_id not in self._answered_ids:
+                return open_id
         self._calls += 1
         return f"call_{self._calls - 1}"
 

@@ -76,6 +76,7 @@ def write_body(prompt: Prompt, model: str, max_tokens: int, lost: list[str]) -> 
     chat = _Chat(lost)
     for index, message in enumerate(prompt.messages):
         chat.add(message, f"messages.{index}")
+    chat.put_results_first()
     if not chat.messages and chat.system:
         # A chat of nothing but instructions, which others answer.
         chat.messages.append({"role": "user", "content": chat.system})
@@ -170,9 +171,12 @@ class _Chat:
             self.messages[-1]["content"] += blocks
         else:
             self.messages.append({"role": message.role, "content": blocks})
-        if message.role == "user":
-            # Results answer the calls right before them: they come first.
-            self.messages[-1]["content"].sort(key=_is_no_result)
+
+    def put_results_first(self) -> None:
+        """Results answer the calls right before them. Once, at the end: a client may send very many messages."""
+        for message in self.messages:
+            if message["role"] == "user":
+                message["content"].sort(key=_is_no_result)
 
     def _add_system(self, message: Message, path: str) -> None:
         for part in message.parts:

@@ -44,7 +44,7 @@ class SigningAuthorizer(Authorizer):
 
     def __init__(self, keys: Keys, region: str, service: str) -> None:
         self._signer = Signer(keys, region, service)
-        self.secrets = [secret.encode() for secret in keys[1:] if secret]
+        self.secrets = [word.encode() for word in keys if word]
 
     def headers(self, outgoing: Outgoing, origin: str, path: bytes, now_s: float) -> Headers:
         return self._signer.sign(outgoing, origin, path, now_s)

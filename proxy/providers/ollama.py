@@ -4,7 +4,7 @@ The base URL is the server's, without a path. A message has one text: parts of i
 as base64 only, tool calls whole. Prompts are cached without being told.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -226,6 +226,7 @@ class OllamaChat(Api):
 
 def _write_messages(prompt: Prompt, lost: list[str]) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
+    tool_names = prompt.tool_names()
     for index, message in enumerate(prompt.messages):
         if message.name:
             lost.append(f"messages.{index}.name")
@@ -236,7 +237,7 @@ def _write_messages(prompt: Prompt, lost: list[str]) -> list[dict[str, Any]]:
         images: list[str] = []
         for part in message.parts:
             if isinstance(part, ToolResult):
-                messages.append(_write_tool_result(part, prompt, lost))
+                messages.append(_write_tool_result(part, tool_names, lost))
             else:
                 _write_part(part, texts, images, f"messages.{index}", lost)
         if texts or images:
@@ -292,7 +293,7 @@ def _write_assistant(message: Message, path: str, lost: list[str]) -> dict[str, 
     return written
 
 
-def _write_tool_result(result: ToolResult, prompt: Prompt, lost: list[str]) -> dict[str, Any]:
+def _write_tool_result(result: ToolResult, tool_names: Mapping[str, str], lost: list[str]) -> dict[str, Any]:
     """A failure has no mark of its own, so the text says it."""
     texts: list[str] = ["The tool failed:"] if result.is_error else []
     images: list[str] = []
@@ -302,7 +303,7 @@ def _write_tool_result(result: ToolResult, prompt: Prompt, lost: list[str]) -> d
         lost.append(result.path)
     message = _message("tool", texts, images)
     message["tool_call_id"] = result.call_id
-    name = result.name or prompt.tool_name(result.call_id)
+    name = result.name or tool_names.get(result.call_id)
     if name:
         message["tool_name"] = name
     return message

@@ -673,7 +673,7 @@ def test_an_access_key_signs_for_the_region() -> None:
         b"SignedHeaders=content-type;host;x-amz-date;x-amz-security-token, Signature="
     )
     assert headers[b"x-amz-security-token"] == b"t0ken"
-    assert list(authorizer.secrets) == [b"s3cret", b"t0ken"]
+    assert list(authorizer.secrets) == [b"AKID", b"s3cret", b"t0ken"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a request can cost is bounded before it is sent: nothing that a client writes makes it dearer than what is held."""
 
 import json
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -198,3 +199,35 @@ def test_a_call_that_is_passed_through_is_halted_with_its_model(body, content_ty
 def test_no_path_leads_out_of_the_base_url(path):
     with pytest.raises(InvalidRequest):
         passthrough.METHODS["POST"].describe(b"", b"", {"provider": "p", "path": path})
+
+
+MANY = 20_000
+CALLS = [{"id": f"c{i}", "type": "function", "function": {"name": "f", "arguments": "{}"}} for i in range(MANY)]
+RESULTS = [{"role": "tool", "tool_call_id": f"c{i}", "content": "x"} for i in range(MANY)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dialect", "body"),
+    [
+        ("anthropic", CHAT, {"model": "m", "messages": [{"role": "user", "content": "x"}] * MANY}),
+        ("ollama", CHAT, {"model": "m", "messages": [{"role": "assistant", "tool_calls": CALLS}, *RESULTS]}),
+        (
+            "openai",
+            gemini.GENERATE,
+            {
+                "contents": [
+                    {"role": "model", "parts": [{"functionCall": {"name": "f"}}] * MANY},
+                    {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {}}}] * MANY},
+                ]
+            },
+        ),
+    ],
+)
+def test_a_long_request_takes_no_more_time_than_it_is_long(kind, dialect, body):
+    deployment = Deployment(deployment_id="d", name="d", provider="p", model="m", upstream_model="m")
+    provider = Provider(slug="p", api=kind, base_url="http://127.0.0.1")
+    call = dialect.describe(json.dumps(body).encode(), b"application/json", {"model": "m"})
+    api = Upstream(deployment, provider, PROVIDERS[kind], []).api_for(dialect, "chat")
+    began_at_s = time.process_time()
+    api.write_request(dialect.read_prompt(call), call, deployment, provider, [])
+    assert time.process_time() - began_at_s < 3
