@@ -101,16 +101,20 @@ def _compare(before: Asked, after: Asked, prompt: Prompt, lost: list[str]) -> No
 def _compare_turns(told: Turn, read: Turn, lost: list[str]) -> None:
     assert read.role == told.role
     assert told.text in read.text
-    assert read.calls == told.calls or lost
+    inside = [name for name in lost if name.startswith(("messages", "input", "contents"))]
+    assert read.calls == told.calls or inside
     assert len(read.results) == len(told.results)
     shown = {_bytes_of(*media) for media in read.media}
     for (text, _), (read_text, read_media) in zip(told.results, read.results, strict=True):
         # Cohere and Gemini are told of an error as JSON.
         assert text in read_text or text in read_text.replace("\\n", "").replace('\\"', '"')
         shown |= {_bytes_of(*one) for one in read_media}
-    for media in [*told.media, *(one for _, inner in told.results for one in inner)]:
-        assert _bytes_of(*media) in shown or lost, f"{media} is missing"
-    assert told.thinking == read.thinking or lost
+    all_told = [*told.media, *(one for _, inner in told.results for one in inner)]
+    # A document of words may be told in words.
+    spoken = [media for media in all_told if "".join(media[1].split()) in read.text]
+    missing = [media for media in all_told if _bytes_of(*media) not in shown and media not in spoken]
+    assert len(missing) <= len(inside), f"{missing} is missing"
+    assert told.thinking == read.thinking or inside
 
 
 def _bytes_of(kind: str, held: str) -> bytes:
