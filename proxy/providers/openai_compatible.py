@@ -1,5 +1,6 @@
 """Whoever offers OpenAI's chat completions under another base URL, taken conservatively. Pure; no I/O."""
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -7,6 +8,10 @@ from proxy.providers import openai_completions, openai_embeddings, openai_realti
 from proxy.providers.openai_chat import OpenAIChat
 from proxy.providers.provider import UNBOUNDED_FIELDS, Provider
 from proxy.providers.rerank import RERANK
+from proxy.wire.frame import Frame
+
+# Mistral's errors, and those of vLLM before 0.10.
+_BARE_ERROR = re.compile(rb'\{\s*"object"\s*:\s*"error"')
 
 
 class CompatibleChat(OpenAIChat):
@@ -24,6 +29,12 @@ class CompatibleChat(OpenAIChat):
     efforts: ClassVar[tuple[str, ...]] = ("none", "low", "medium", "high")
     thinking_field = "reasoning_content"
     unbounded = UNBOUNDED_FIELDS
+
+    def reframe(self, frame: Frame) -> bytes:
+        """An error within a stream is none to OpenAI's clients unless it is called one."""
+        if _BARE_ERROR.match(frame.data):
+            return b'data: {"error":' + frame.data + b"}\n\n"
+        return frame.raw
 
 
 PROVIDER = Provider(

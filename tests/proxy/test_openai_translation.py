@@ -107,6 +107,15 @@ def _cut(stream: bytes, size: int) -> list[bytes]:
 # Requests, read
 
 
+@pytest.mark.parametrize("api", ["mistral", "vllm", "openai_compatible"])
+def test_a_bare_error_in_a_stream_is_called_an_error_and_nothing_else_is_touched(api):
+    error = {"object": "error", "message": "full", "type": "server_error", "code": "1500"}
+    frames = SSEParser().feed(_chunks(_delta(content='{"object":"error"}'), error))
+    assert APIS[api].reframe(frames[0]) == frames[0].raw
+    (told,) = SSEParser().feed(APIS[api].reframe(frames[1]))
+    assert json.loads(told.data) == {"error": error}
+
+
 def test_every_role_is_read():
     prompt = _read(
         {
