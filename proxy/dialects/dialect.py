@@ -25,8 +25,8 @@ TEMPLATE_TOKENS = 64
 MEDIA_TOKENS_MAX = 32_768
 # Pages are packed, and a film is long: what bounds such a thing is the model's context alone.
 LONG_MEDIA_TOKENS_MAX = 1_000_000
-# A character of ASCII that is written by its number, or a slash with an escape that it does not need.
-_ESCAPED = re.compile(rb"\\(?:/|u00[2-7])")
+# A character of ASCII that is written by its number.
+_BY_NUMBER = re.compile(rb"\\u00[2-7]")
 
 
 # What providers keep beyond a request, by the word that stands in `Call.kept_kind`.
@@ -147,7 +147,9 @@ def json_fields(body: bytes) -> dict[str, msgspec.Raw]:
 
 def plain(body: bytes) -> bytes:
     """Checked JSON, as marks are looked for in it: no escape hides one."""
-    return msgspec.json.encode(msgspec.json.decode(body)) if _ESCAPED.search(body) else body
+    if b"\\/" in body or (b"\\u00" in body and _BY_NUMBER.search(body)):
+        return msgspec.json.encode(msgspec.json.decode(body))
+    return body
 
 
 class Form:
