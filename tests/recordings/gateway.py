@@ -62,11 +62,12 @@ class RecordedGateway:
         self.control.redis.close()
         self.upstream.stop()
 
-    def replay(self, recording: Recording) -> Replay:
-        """As the recorded client called, in the same dialect."""
+    def replay(self, recording: Recording, body: bytes | None = None) -> Replay:
+        """As the recorded client called, in the same dialect; with another `body` where there is one."""
         place = self.places[recording.number]
         headers = {"content-type": "application/json", **VERSION_HEADERS.get(place.api.name, {})}
-        return self._send(recording, recording.request["method"], place.path, place.query, place.body, headers)
+        sent = place.body if body is None else body
+        return self._send(recording, recording.request["method"], place.path, place.query, sent, headers)
 
     def translate(self, recording: Recording, path: str, body: dict[str, Any]) -> Replay:
         """As a client of another dialect calls the same deployment."""
