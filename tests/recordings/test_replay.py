@@ -145,7 +145,7 @@ def _reframed(place: Place, stream: bytes) -> bytes:
 def _without_usage(stream: bytes) -> bytes:
     """Without the chunk that says nothing else."""
     kept = b""
-    for event in re.findall(rb".*?(?:\r?\n\r?\n|$)", stream, re.DOTALL):
+    for event in re.findall(rb".*?(?:\r?\n\r?\n|\Z)", stream, re.DOTALL):
         data = event.removeprefix(b"data: ").strip()
         chunk = json.loads(data) if data.startswith(b"{") else {}
         if chunk.get("choices") != [] or not chunk.get("usage"):
