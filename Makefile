@@ -44,7 +44,7 @@ fuzz: $(VENV)/.dev  ## Fuzz a parser until it breaks or is stopped: make fuzz AR
 	PYTHONPATH=. $(BIN)/python tests/fuzz/framing.py $(ARGS)
 
 lock:  ## Lock the dependencies anew (needs uv)
-	cd requirements && for name in base dev; do \
+	cd requirements && for name in base dev sdks sdks-openai2; do \
 		$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 			$$name.in -o $$name.txt || exit 1; done
 
