@@ -726,7 +726,7 @@ def test_a_conversation_means_the_same_at_another_provider_and_back(client: str,
     says = FORMATS[client].says & FORMATS[provider].says
 
     @given(st.data())
-    @settings(FAST, max_examples=PLENTY // 5)
+    @settings(FAST, max_examples=PLENTY // 8)
     def check(data: st.DataObject) -> None:
         said = data.draw(prompts(says))
         asked = read(client, WRITTEN[client](data.draw, said))
