@@ -5,7 +5,9 @@ work, and after each that says what was used. A session is one attempt, so it ha
 """
 
 import asyncio
+from collections.abc import Callable
 from http import HTTPStatus
+from typing import NamedTuple
 
 from websockets.frames import CloseCode
 
@@ -16,11 +18,6 @@ from proxy.errors import ClientGone, GatewayError, LeaseLost, UpstreamBroken, Up
 from proxy.respond import Headers, Responder, rate_limit_headers
 from proxy.wire.websocket import Closed, Message, WebSocket
 
-# A side that says nothing at all, not even that it lives, is gone.
-PING_S = 20.0
-SILENCE_S = 60.0
-# Neither side has anything to say.
-IDLE_S = 900.0
 GOOD_CLOSINGS = frozenset({CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY, CloseCode.NO_STATUS_RCVD})
 PROTOCOL = b"realtime"
 
@@ -41,6 +38,18 @@ async def converse(
     responder.has_ended = True
 
 
+class Patience(NamedTuple):
+    """A side that says nothing at all for `silence_s`, not even that it lives, is gone. After `idle_s` in which neither has
+    anything to say the session is over."""
+
+    ping_s: float = 20.0
+    silence_s: float = 60.0
+    idle_s: float = 900.0
+
+
+PATIENCE = Patience()
+
+
 class Session:
     """Two WebSockets, each read by a task of its own."""
 
@@ -58,8 +67,8 @@ class Session:
         """Until one side is done, and the other was told so in the same words. Returns the error type, "" for a good end."""
         of_client = self._loop.create_task(self._listen_to_client())
         of_provider = self._loop.create_task(self._listen_to_provider())
-        watch = self._loop.create_task(self._watch())
-        tasks = (of_client, of_provider, watch)
+        watching = self._loop.create_task(watch(self._client, self._provider, lambda: self._spoken_at_s))
+        tasks = (of_client, of_provider, watching)
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -77,7 +86,7 @@ class Session:
             self._client.close(closed.code, closed.reason)
             return "" if closed.code in GOOD_CLOSINGS else UpstreamBroken.error_type
         else:
-            self._client.close(CloseCode.GOING_AWAY, f"nothing was said for {IDLE_S:.0f} s")
+            self._client.close(CloseCode.GOING_AWAY, f"nothing was said for {PATIENCE.idle_s:.0f} s")
         return ""
 
     def tell(self, outcome: Outcome) -> None:
@@ -140,16 +149,20 @@ class Session:
             if missing_nanos > 0:
                 await self._admission.extend_by(self._attempt, missing_nanos)
 
-    async def _watch(self) -> None:
-        """Until nobody has spoken for too long. Raises `ClientGone` or `UpstreamTimedOut` for a side that is not there."""
-        while self._loop.time() - self._spoken_at_s < IDLE_S:
-            self._client.ping()
-            self._provider.ping()
-            await asyncio.sleep(PING_S)
-            if self._client.silent_s() > SILENCE_S:
-                raise ClientGone("the client does not answer any more")
-            if self._provider.silent_s() > SILENCE_S:
-                raise UpstreamTimedOut("the provider does not answer any more", may_have_been_billed=True)
+
+async def watch(
+    client: WebSocket, provider: WebSocket, spoken_at_s: Callable[[], float], patience: Patience = PATIENCE
+) -> None:
+    """Until nobody has spoken for too long. Raises `ClientGone` or `UpstreamTimedOut` for a side that is not there."""
+    loop = asyncio.get_running_loop()
+    while loop.time() - spoken_at_s() < patience.idle_s:
+        client.ping()
+        provider.ping()
+        await asyncio.sleep(patience.ping_s)
+        if client.silent_s() > patience.silence_s:
+            raise ClientGone("the client does not answer any more")
+        if provider.silent_s() > patience.silence_s:
+            raise UpstreamTimedOut("the provider does not answer any more", may_have_been_billed=True)
 
 
 def _headers(attempt: Attempt, offered: list[bytes], chosen: bytes) -> Headers:

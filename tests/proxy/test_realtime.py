@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.http11 import Request
@@ -293,6 +294,20 @@ def test_a_stopping_worker_says_so_and_settles(make_stack):
     assert (error["error"]["code"], code) == ("service_unavailable", 1011)
     stack.proxy.process.process.wait(20)
     assert only_event(stack)["error_type"] == "shutdown"
+
+
+def test_a_worker_paused_past_its_lease_stops_its_sessions(make_stack):
+    stack = make_stack(TOLLGATE_LEASE_S="1")
+    publish_voice(stack)
+    worker = psutil.Process(stack.proxy.workers()[0])
+    with session(stack, stack.control.issue_key()) as talk:
+        talk.ask("Hello")
+        worker.suspend()
+        time.sleep(2)
+        worker.resume()
+        error, code = talk.last_words()
+    assert (error["error"]["code"], code) == ("worker_lease_lost", 1011)
+    assert only_event(stack)["error_type"] == "worker_lease_lost"
 
 
 def test_a_session_whose_worker_dies_is_one_record_in_suspense_at_what_was_held(make_stack):

@@ -1,16 +1,34 @@
-"""The edge's WebSockets over raw sockets: only where they are spoken, only with a proper handshake, at any cut of bytes."""
+"""WebSockets over real sockets: the edge's, only where and how they are spoken, at any cut of bytes; and those to providers."""
 
+import asyncio
 import contextlib
 import os
+import re
 import socket
+import ssl
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from http import HTTPStatus
+from typing import Any
 
 import pytest
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
 
 from proxy.dialects.table import CONVERSE, ENDPOINTS
-from proxy.wire.websocket import MESSAGE_BYTES_MAX
+from proxy.errors import ClientGone, UpstreamTimedOut
+from proxy.realtime import Patience, watch
+from proxy.wire.http1 import ConnectFailed, FirstByteTimedOut, Origin, UpstreamProtocolError
+from proxy.wire.websocket import (
+    MESSAGE_BYTES_MAX,
+    Closed,
+    HandshakeRefused,
+    Message,
+    WebSocket,
+    accepting_headers,
+    connect,
+)
 from proxy.worker import WEBSOCKET_PATHS
 from tests.proxy.test_edge import Gunicorn, read_to_end, request, split_answers, wait_until
 
@@ -216,3 +234,142 @@ def test_random_bytes_after_the_handshake_do_no_harm(edge):
             connection.shutdown(socket.SHUT_WR)
             wait_for_end(connection)
     assert edge.get(b"/x").status_code == 200
+
+
+# To providers
+
+
+@pytest.fixture
+async def make_server() -> AsyncIterator[Callable[..., Awaitable[Origin]]]:
+    """A provider that answers each message with itself."""
+    servers: list[Server] = []
+
+    async def echo(socket: ServerConnection) -> None:
+        async for said in socket:
+            await socket.send(said)
+
+    async def make(**options: Any) -> Origin:
+        server = await serve(echo, "127.0.0.1", 0, **options)
+        servers.append(server)
+        port = server.sockets[0].getsockname()[1]
+        return Origin.parse(f"https://localhost:{port}/v1" if "ssl" in options else f"http://127.0.0.1:{port}/v1")
+
+    yield make
+    for server in servers:
+        server.close()
+        await server.wait_closed()
+
+
+async def dial(origin: Origin, **options: Any) -> WebSocket:
+    usual = {"subprotocols": [], "ssl_context": None, "connect_timeout_s": 2, "answer_timeout_s": 2}
+    return await connect(origin, b"/realtime?model=m", [(b"x-a", b"1")], **{**usual, **options})
+
+
+async def test_a_provider_is_spoken_to_over_tls_and_only_where_it_is_trusted(make_server, server_context, certificate):
+    origin = await make_server(ssl=server_context)
+    provider = await dial(origin, ssl_context=ssl.create_default_context(cafile=certificate))
+    await provider.send(Message(b"Hello"))
+    assert await provider.receive() == Message(b"Hello")
+    provider.close()
+    with pytest.raises(Closed):
+        await provider.receive()
+    with pytest.raises(ConnectFailed):
+        await dial(origin, ssl_context=ssl.create_default_context())
+
+
+async def test_a_refusal_is_read_whole_with_its_status(make_server):
+    def refuse(socket: ServerConnection, request: Request) -> Response:
+        assert (request.path, request.headers["x-a"]) == ("/v1/realtime?model=m", "1")
+        return socket.respond(HTTPStatus.TOO_MANY_REQUESTS, "slow down")
+
+    origin = await make_server(process_request=refuse)
+    with pytest.raises(HandshakeRefused) as caught:
+        await dial(origin)
+    assert (caught.value.status, caught.value.body) == (429, b"slow down")
+    assert dict(caught.value.headers)[b"content-type"].startswith(b"text/plain")
+    assert not caught.value.may_have_been_billed
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (b"", UpstreamProtocolError),
+        (b"nonsense\r\n\r\n", UpstreamProtocolError),
+        (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", UpstreamProtocolError),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            b"Sec-WebSocket-Accept: %b\r\n\r\n" % ACCEPT,
+            UpstreamProtocolError,
+        ),
+        (None, FirstByteTimedOut),
+    ],
+)
+async def test_what_is_no_handshake_is_a_failure(answer, failure):
+    async def serve_raw(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is not None:
+            writer.write(answer)
+            writer.close()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve_raw, "127.0.0.1", 0) as server:
+        origin = Origin.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(failure):
+            await dial(origin, answer_timeout_s=0.3)
+
+
+async def test_nobody_there_is_a_failure_before_anything_was_sent(free_port):
+    with pytest.raises(ConnectFailed):
+        await dial(Origin.parse(f"http://127.0.0.1:{free_port}"))
+
+
+async def test_a_line_break_cannot_be_smuggled_into_the_handshake():
+    origin = Origin.parse("http://127.0.0.1:1")
+    for target, value in ((b"/x y", b""), (b"/x\r\nevil: 1", b""), (b"/x", b"1\r\nevil: 1"), (b"/x", b"1\n")):
+        with pytest.raises(ValueError, match=r"target|line break"):
+            await connect(
+                origin,
+                target,
+                [(b"a", value)],
+                subprotocols=[],
+                ssl_context=None,
+                connect_timeout_s=1,
+                answer_timeout_s=1,
+            )
+
+
+async def test_a_side_that_answers_pings_is_there_until_nobody_has_spoken_for_too_long(make_server):
+    origin = await make_server()
+    client, provider = await dial(origin), await dial(origin)
+    loop = asyncio.get_running_loop()
+    spoken_at_s = loop.time()
+    await watch(client, provider, lambda: spoken_at_s, Patience(ping_s=0.05, silence_s=0.2, idle_s=0.6))
+    assert loop.time() - spoken_at_s >= 0.6
+    client.close()
+    provider.close()
+
+
+@pytest.mark.parametrize(("is_client", "failure"), [(True, ClientGone), (False, UpstreamTimedOut)])
+async def test_a_side_that_does_not_answer_a_ping_is_gone(make_server, is_client, failure):
+    async def serve_raw(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        (key,) = re.findall(rb"sec-websocket-key: (\S+)", head)
+        accepting = b"".join(b"%b: %b\r\n" % header for header in accepting_headers({b"sec-websocket-key": key}))
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % accepting)
+        await is_over.wait()
+        writer.close()
+
+    is_over = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    async with await asyncio.start_server(serve_raw, "127.0.0.1", 0) as server:
+        dead = await dial(Origin.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+        alive = await dial(await make_server())
+        sides = (dead, alive) if is_client else (alive, dead)
+        with pytest.raises(failure):
+            await watch(*sides, loop.time, Patience(ping_s=0.05, silence_s=0.3, idle_s=60))
+        is_over.set()
+        alive.close()
+        for side in sides:
+            with pytest.raises(Closed):
+                await side.receive()
