@@ -50,6 +50,7 @@ from proxy.neutral import (
 from proxy.providers import anthropic, gemini, openai_chat, openai_responses
 from proxy.providers.provider import Api
 from proxy.snapshot import Deployment, Provider
+from proxy.wire.frame import Frame
 
 PROVIDER = Provider(slug="p", api="p", base_url="https://api.example.com/v1")
 PIXEL = "iVBORw0KGgo="
@@ -1044,6 +1045,87 @@ def test_a_stream_says_what_it_said_when_it_is_read_again_at_any_cut(name: str) 
         assert b"".join(frame.raw for frame in frames) == b"".join(told)
         assert parser.finish() is None
         assert overheard(again) == heard(answer)
+
+    check()
+
+
+def accumulated(name: str, frames: Iterable[Frame]) -> dict[str, Any]:
+    """The whole answer, as the clients of a stream put it together."""
+    told = [json.loads(frame.data) for frame in frames if frame.data.startswith(b"{")]
+    match name:
+        case "chat":
+            return {
+                "choices": [
+                    {"message": _chat_message([chunk["choices"][0]["delta"] for chunk in told if chunk["choices"]])}
+                ]
+            }
+        case "responses":
+            return next(
+                event["response"] for event in told if event["type"] in ("response.completed", "response.incomplete")
+            )
+        case "anthropic":
+            return {"content": _blocks(told)}
+        case _:
+            parts = [part for chunk in told for part in chunk["candidates"][0]["content"]["parts"]]
+            return {"candidates": [{"content": {"role": "model", "parts": parts}}]}
+
+
+def _chat_message(deltas: list[dict[str, Any]]) -> dict[str, Any]:
+    """Texts are put together, and so are calls and details of reasoning by their index."""
+    message: dict[str, Any] = {}
+
+    def add(whole: dict[str, Any], piece: dict[str, Any]) -> None:
+        for key, value in piece.items():
+            if isinstance(value, list):
+                items = whole.setdefault(key, [])
+                for item in value:
+                    same = next((other for other in items if other["index"] == item["index"]), None)
+                    add(same, item) if same is not None else items.append(item)
+            elif isinstance(value, dict):
+                add(whole.setdefault(key, {}), value)
+            elif (
+                key in ("content", "reasoning_content", "refusal", "arguments", "input", "text")
+                and whole.get(key) is not None
+            ):
+                whole[key] += value or ""
+            else:
+                whole[key] = value
+
+    for delta in deltas:
+        add(message, delta)
+    return message
+
+
+def _blocks(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    blocks: dict[int, dict[str, Any]] = {}
+    for event in told:
+        if event["type"] == "content_block_start":
+            blocks[event["index"]] = {**event["content_block"], "json": ""}
+        elif event["type"] == "content_block_delta":
+            block, delta = blocks[event["index"]], event["delta"]
+            for key in ("text", "thinking", "signature"):
+                block[key] = block.get(key, "") + delta[key] if key in delta else block.get(key)
+            block["json"] += delta.get("partial_json", "")
+    for block in blocks.values():
+        arguments = block.pop("json")
+        if block["type"] == "tool_use":
+            block["input"] = json.loads(arguments or "{}")
+    return [{key: value for key, value in block.items() if value is not None} for block in blocks.values()]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_was_signed_in_a_stream_comes_back_with_the_next_turn(name: str) -> None:
+    form = FORMATS[name]
+
+    @given(answers(name, tuple(SIGNED), signs_parts=True), st.data())
+    @settings(FAST, max_examples=PLENTY // 2)
+    def check(answer: Answer, data: st.DataObject) -> None:
+        writer = form.dialect.stream_writer(ASKING[name])
+        told = writer.write(data.draw(events_of(answer))) + writer.finish()
+        prompt = read(name, next_turn(name, accumulated(name, form.api.frames().feed(told))))
+        returned = [part for message in prompt.messages for part in message.parts]
+        assert prompt.lost == []
+        assert _joined(map(_part, returned)) == heard(answer).parts
 
     check()
 
