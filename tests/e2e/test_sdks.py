@@ -214,6 +214,10 @@ def install_go() -> Runner:
     if shutil.which("go") is None:
         pytest.skip("Go's SDK: there is no go here")
     source = EXAMPLES / "go"
+    needed = re.search(r"^go (\S+)$", (source / "go.mod").read_text(), re.M)[1]
+    version = subprocess.run(["go", "env", "GOVERSION"], capture_output=True, text=True, check=True).stdout.strip()
+    if _numbers(version) < _numbers(needed):
+        pytest.skip(f"Go's SDK: go is {version}, it needs {needed}")
     directory = _place("go", *sorted(source.iterdir()))
     # Not optimised: that takes less than half the time.
     command = ["go", "build", "-mod=readonly", "-gcflags=all=-N -l", "-ldflags=-s -w", "-o", directory / "example", "."]
@@ -233,7 +237,7 @@ def install_python(lock: str) -> Runner:
     requirements = REQUIREMENTS / f"{lock}.txt"
     directory = _place(f"{lock}-{sys.version_info.major}.{sys.version_info.minor}", requirements)
     python = directory / "bin" / "python"
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--retries", "2", "--no-compile"]
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "-q", "install", "--retries", "1", "--no-compile"]
     _install(
         directory,
         [sys.executable, "-m", "venv", "--clear", directory],
@@ -246,7 +250,7 @@ def install_javascript() -> Runner:
     if shutil.which("node") is None or shutil.which("npm") is None:
         pytest.skip("JavaScript's SDKs: there is no node and npm here")
     version = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout
-    if int(version.lstrip("v").partition(".")[0]) < NODE_MIN:
+    if _numbers(version) < (NODE_MIN,):
         pytest.skip(f"JavaScript's SDKs: node is {version.strip()}, they need {NODE_MIN}")
     source = EXAMPLES / "javascript"
     locks = source / "package.json", source / "package-lock.json"
@@ -270,6 +274,10 @@ ENVIRONMENTS: dict[str, Callable[[], Runner]] = {
     "javascript": install_javascript,
     "python-openai2": lambda: install_python("sdks-openai2"),
 }
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
 
 
 def _place(name: str, *files: Path) -> Path:
