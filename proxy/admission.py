@@ -160,7 +160,7 @@ class Admission:
         attempt = Attempt(prepared, _event(prepared, now_s), self.clock.monotonic_s())
         attempt.counters = described.subject.counters(now_s)
         attempt.full_nanos, tranche_nanos = _hold_sizes(described, upstream)
-        attempt.costs = _limit_costs(described)
+        attempt.costs = _limit_costs(described, deployment)
         hold = gate.hold_value(attempt.counters, described.subject.running_keys, encode_event(attempt.event))
         attempt.admit_argument = gate.encode_admit(
             worker=self.worker,
@@ -541,7 +541,7 @@ def output_tokens_max(described: Described, upstream: Upstream) -> int:
     return most * call.choices
 
 
-def _limit_costs(described: Described) -> list[int]:
+def _limit_costs(described: Described, deployment: Deployment) -> list[int]:
     """What the attempt takes of each of its subject's limits. Of a token limit its likely tokens, corrected at settle; and
     the whole minute at most, so that no request is too large for ever."""
     call, subject = described.call, described.subject
@@ -549,7 +549,7 @@ def _limit_costs(described: Described) -> list[int]:
     if subject.token_limits:
         output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
         # Of a session nobody knows what will be said.
-        tokens = output if call.is_session else call.input_tokens_max // BYTES_PER_TOKEN + output
+        tokens = output if call.is_session else input_tokens_max(call, deployment) // BYTES_PER_TOKEN + output
         for i, check in subject.token_limits:
             costs[i] = min(tokens, check.per_minute)
     return costs
