@@ -1120,6 +1120,9 @@ def test_what_was_signed_in_a_stream_comes_back_with_the_next_turn(name: str) ->
     @given(answers(name, tuple(SIGNED), signs_parts=True), st.data())
     @settings(FAST, max_examples=PLENTY // 2)
     def check(answer: Answer, data: st.DataObject) -> None:
+        for part in answer.choices[0].parts:
+            if name == "anthropic" and isinstance(part, Text):
+                part.signature = ""  # It comes after its text, and nothing may come there: the one thing left out.
         writer = form.dialect.stream_writer(ASKING[name])
         told = writer.write(data.draw(events_of(answer))) + writer.finish()
         prompt = read(name, next_turn(name, accumulated(name, form.api.frames().feed(told))))
