@@ -743,12 +743,12 @@ def test_a_conversation_means_the_same_at_another_provider_and_back(client: str,
 
 
 # What a provider is told in another way, and is not named as lost: a refusal as what was said; a failed tool in words; an
-# image in a result after it; a document of text as text; one detail for all images; allowed tools as the only ones, or kept to
-# their schemas. Markers and keys of caches are hints.
+# image in a result after it; a document of text as text; one detail for all images, or always the high one; allowed tools as
+# the only ones, or kept to their schemas. Markers and keys of caches are hints.
 APPROXIMATED = {
     "chat": {"result_error", "result_image", "document_text", "cache", "part_cache"},
     "responses": {"result_error", "document_text", "cache", "part_cache"},
-    "anthropic": {"refusal", "allowed_tools"},
+    "anthropic": {"refusal", "allowed_tools", "detail"},
     "gemini": {"refusal", "detail", "allowed_tools", "cache", "part_cache", "prompt_cache_key"},
 }
 
