@@ -18,8 +18,8 @@ from proxy.dialects.dialect import (
     TEMPLATE_TOKENS,
     Call,
     Dialect,
+    HeadReader,
     StreamWriter,
-    invalid_field,
     json_fields,
     plain,
 )
@@ -106,7 +106,7 @@ class _Head(msgspec.Struct):
     mcp_servers: list[Any] | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class Anthropic(Dialect):
@@ -209,12 +209,7 @@ class AnthropicCountTokens(Anthropic):
 
 def _head_of(body: bytes) -> tuple[dict[str, msgspec.Raw], _Head]:
     fields = json_fields(body)
-    try:
-        head = _decode_head(body)
-    except msgspec.ValidationError as error:
-        raise invalid_field(error) from error
-    if not head.model:
-        raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+    head = _decode_head(body)
     for index, tool in enumerate(head.tools or ()):
         if tool.model is not None:
             reason = "a tool that calls another model costs what this model's price does not say"

@@ -15,8 +15,8 @@ from proxy.dialects.dialect import (
     TEMPLATE_TOKENS,
     Call,
     Dialect,
+    HeadReader,
     StreamWriter,
-    invalid_field,
     json_fields,
     plain,
 )
@@ -110,12 +110,6 @@ class Cohere(Dialect):
         return _encode(models[0] if "model" in parameters else {"models": models})
 
 
-def _named_model(model: str) -> str:
-    if not model:
-        raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
-    return model
-
-
 # Chat
 
 
@@ -125,7 +119,7 @@ class _ChatHead(msgspec.Struct):
     max_tokens: int | None = None
 
 
-_decode_chat_head = msgspec.json.Decoder(_ChatHead).decode
+_decode_chat_head = HeadReader(_ChatHead).read
 
 
 class CohereChat(Cohere):
@@ -135,10 +129,7 @@ class CohereChat(Cohere):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_chat_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
+        head = _decode_chat_head(body)
         if head.max_tokens is not None and head.max_tokens < 1:
             raise InvalidRequest("the output cap must be at least 1", param="max_tokens")
         images = plain(body).count(IMAGE_MARK)
@@ -146,7 +137,7 @@ class CohereChat(Cohere):
             dialect=self,
             operation=self.operation,
             capability=self.capability,
-            alias=_named_model(head.model),
+            alias=head.model,
             body=body,
             fields=fields,
             is_stream=bool(head.stream),
@@ -624,7 +615,7 @@ class _EmbedHead(msgspec.Struct):
     images: list[msgspec.Raw] | None = None
 
 
-_decode_embed_head = msgspec.json.Decoder(_EmbedHead).decode
+_decode_embed_head = HeadReader(_EmbedHead).read
 
 
 class CohereEmbed(Cohere):
@@ -635,16 +626,13 @@ class CohereEmbed(Cohere):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_embed_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
+        head = _decode_embed_head(body)
         images = plain(body).count(IMAGE_MARK) + len(head.images or ())
         return Call(
             dialect=self,
             operation=self.operation,
             capability=self.capability,
-            alias=_named_model(head.model),
+            alias=head.model,
             body=body,
             fields=fields,
             input_tokens_max=len(body) + TEMPLATE_TOKENS + images * MEDIA_TOKENS_MAX,
@@ -739,7 +727,7 @@ class _RerankHead(msgspec.Struct):
     documents: list[msgspec.Raw]
 
 
-_decode_rerank_head = msgspec.json.Decoder(_RerankHead).decode
+_decode_rerank_head = HeadReader(_RerankHead).read
 
 
 class CohereRerank(Cohere):
@@ -751,17 +739,14 @@ class CohereRerank(Cohere):
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         """Bounds for providers that bill search units and for those that bill tokens, who count the query with each document."""
         fields = json_fields(body)
-        try:
-            head = _decode_rerank_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
+        head = _decode_rerank_head(body)
         documents = len(head.documents)
         pieces = documents + len(body) // TOKENS_PER_DOCUMENT
         return Call(
             dialect=self,
             operation=self.operation,
             capability=self.capability,
-            alias=_named_model(head.model),
+            alias=head.model,
             body=body,
             fields=fields,
             input_tokens_max=len(body) + documents * (len(head.query.encode()) + TEMPLATE_TOKENS),

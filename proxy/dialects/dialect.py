@@ -6,7 +6,7 @@ One file per API that clients speak (`openai_chat.py`, `anthropic.py`, …), eac
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import msgspec
 
@@ -15,6 +15,8 @@ from proxy.neutral import Event, Request
 from proxy.snapshot import Alias
 from proxy.wire.json_gate import MalformedBody, parse_object
 from proxy.wire.multipart import FormPart, MalformedForm, field, parse_form
+
+T = TypeVar("T")
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
@@ -192,6 +194,23 @@ def form_of(body: bytes, content_type: bytes) -> Form:
         return Form(body, parse_form(body, content_type))
     except MalformedForm as error:
         raise InvalidRequest(f"the form is not acceptable: {error}") from error
+
+
+class HeadReader(Generic[T]):
+    """Reads the few fields of a JSON body that a dialect acts on: `kind` is a `msgspec.Struct` of them."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self._decode = msgspec.json.Decoder(kind).decode
+
+    def read(self, body: bytes) -> T:
+        """Raises `InvalidRequest` naming the field that is wrong, also for a model without a name."""
+        try:
+            head = self._decode(body)
+        except msgspec.ValidationError as error:
+            raise invalid_field(error) from error
+        if getattr(head, "model", None) == "":
+            raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+        return head
 
 
 def invalid_field(error: msgspec.ValidationError) -> InvalidRequest:

@@ -18,8 +18,8 @@ from proxy.dialects.dialect import (
     TEMPLATE_TOKENS,
     Call,
     Dialect,
+    HeadReader,
     StreamWriter,
-    invalid_field,
     json_fields,
     plain,
 )
@@ -126,7 +126,7 @@ class _Head(_Shape):
     labels: dict[str, Any] | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class GeminiGenerate(Gemini):
@@ -142,10 +142,7 @@ class GeminiGenerate(Gemini):
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         """`parameters` are `model`, the raw `query`, and `method` unless there is one endpoint for each."""
         fields = json_fields(body)
-        try:
-            head = _decode_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
+        head = _decode_head(body)
         method = parameters.get("method", self._method)
         alt, query = _alternative(parameters)
         is_stream = method == "streamGenerateContent"

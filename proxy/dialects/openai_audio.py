@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, form_of, invalid_field, json_fields
+from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, HeadReader, form_of, json_fields
 from proxy.dialects.openai import OpenAI
 
 # What one second of the most compressed audio takes (6 kbit/s): a file is no longer than its bytes by this.
@@ -24,7 +24,7 @@ class _Speech(msgspec.Struct):
     stream_format: str | None = None
 
 
-_decode_speech = msgspec.json.Decoder(_Speech).decode
+_decode_speech = HeadReader(_Speech).read
 
 
 class OpenAISpeech(OpenAI):
@@ -36,10 +36,7 @@ class OpenAISpeech(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_speech(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
+        head = _decode_speech(body)
         return Call(
             dialect=self,
             operation=self.operation,

@@ -14,8 +14,8 @@ from proxy.dialects.dialect import (
     MEDIA_TOKENS_MAX,
     TEMPLATE_TOKENS,
     Call,
+    HeadReader,
     StreamWriter,
-    invalid_field,
     json_fields,
     plain,
 )
@@ -83,7 +83,7 @@ class _Head(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class OpenAIChat(OpenAI):
@@ -94,12 +94,7 @@ class OpenAIChat(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
-        if not head.model:
-            raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+        head = _decode_head(body)
         caps = [cap for cap in (head.max_tokens, head.max_completion_tokens) if cap is not None]
         if any(cap < 1 for cap in caps):
             raise InvalidRequest("the output cap must be at least 1", param="max_completion_tokens")

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, invalid_field, json_fields
+from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, HeadReader, json_fields
 from proxy.dialects.openai import OpenAI
 from proxy.errors import InvalidRequest
 
@@ -32,7 +32,7 @@ class _Head(msgspec.Struct):
     metadata: Any = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class OpenAICompletions(OpenAI):
@@ -42,12 +42,7 @@ class OpenAICompletions(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
-        if not head.model:
-            raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+        head = _decode_head(body)
         tokens = head.max_tokens if head.max_tokens is not None else MAX_TOKENS_DEFAULT
         if tokens < 0:
             raise InvalidRequest("`max_tokens` must be at least 0", param="max_tokens")

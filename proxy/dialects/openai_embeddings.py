@@ -9,9 +9,8 @@ from typing import Any
 import msgspec
 
 from audit.records import Usage
-from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, invalid_field, json_fields, plain
+from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, HeadReader, json_fields, plain
 from proxy.dialects.openai import OpenAI
-from proxy.errors import InvalidRequest
 from proxy.fields import Fields, wrong
 from proxy.neutral import Embedded, Embedding
 
@@ -37,7 +36,7 @@ class _Head(msgspec.Struct):
     metadata: Any = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class OpenAIEmbeddings(OpenAI):
@@ -48,12 +47,7 @@ class OpenAIEmbeddings(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
-        if not head.model:
-            raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+        head = _decode_head(body)
         seen = plain(body)
         media = sum(seen.count(mark) for mark in MEDIA_MARKS)
         return Call(

@@ -8,8 +8,8 @@ from proxy.dialects.dialect import (
     MEDIA_TOKENS_MAX,
     TEMPLATE_TOKENS,
     Call,
+    HeadReader,
     form_of,
-    invalid_field,
     is_form,
     json_fields,
     plain,
@@ -31,7 +31,7 @@ class _Head(msgspec.Struct):
     stream: bool | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class OpenAIImages(OpenAI):
@@ -51,10 +51,7 @@ class OpenAIImages(OpenAI):
             fields = json_fields(body)
             seen = plain(body)
             far = sum(seen.count(mark) for mark in MEDIA_MARKS)
-            try:
-                head = _decode_head(body)
-            except msgspec.ValidationError as error:
-                raise invalid_field(error) from error
+            head = _decode_head(body)
             model, images, is_stream = head.model, head.n, bool(head.stream)
         images = 1 if images is None else images
         if not 1 <= images <= IMAGES_MAX:

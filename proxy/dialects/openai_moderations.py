@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, invalid_field, json_fields
+from proxy.dialects.dialect import TEMPLATE_TOKENS, Call, HeadReader, json_fields
 from proxy.dialects.openai import OpenAI
 
 # What OpenAI takes where a client names none.
@@ -15,7 +15,7 @@ class _Head(msgspec.Struct):
     model: str = DEFAULT_MODEL
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class OpenAIModerations(OpenAI):
@@ -25,10 +25,7 @@ class OpenAIModerations(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
+        head = _decode_head(body)
         return Call(
             dialect=self,
             operation=self.operation,

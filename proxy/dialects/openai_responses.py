@@ -16,8 +16,8 @@ from proxy.dialects.dialect import (
     RESPONSE,
     TEMPLATE_TOKENS,
     Call,
+    HeadReader,
     StreamWriter,
-    invalid_field,
     json_fields,
     plain,
 )
@@ -104,7 +104,7 @@ class _Head(msgspec.Struct):
     previous_response_id: str | None = None
 
 
-_decode_head = msgspec.json.Decoder(_Head).decode
+_decode_head = HeadReader(_Head).read
 
 
 class OpenAIResponses(OpenAI):
@@ -115,12 +115,7 @@ class OpenAIResponses(OpenAI):
 
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
-        try:
-            head = _decode_head(body)
-        except msgspec.ValidationError as error:
-            raise invalid_field(error) from error
-        if not head.model:
-            raise InvalidRequest("`model` is empty: name one of the aliases that GET /v1/models lists", param="model")
+        head = _decode_head(body)
         if head.max_output_tokens is not None and head.max_output_tokens < 1:
             raise InvalidRequest("the output cap must be at least 1", param="max_output_tokens")
         tool_calls_max = _tool_calls_max(head, fields)
