@@ -43,6 +43,7 @@ NAMES = {
     "output_format": _CONFIG + "responseMimeType",
     "reasoning": _CONFIG + "thinkingConfig",
     "modalities": _CONFIG + "responseModalities",
+    "tool_choice": "toolConfig.functionCallingConfig.mode",
     "metadata": "labels",
     "service_tier": "serviceTier",
 }
