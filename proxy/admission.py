@@ -531,7 +531,8 @@ def input_tokens_max(call: Call, deployment: Deployment) -> int:
     own tools, whose findings it reads with all that was there before; other calls hold many inputs."""
     if call.capability != "chat" and not call.is_session:
         return call.input_tokens_max
-    return min(call.input_tokens_max, max(deployment.context_window, 1) * (1 + call.tool_calls_max))
+    context_tokens = max(deployment.context_window, call.context_tokens, 1)
+    return min(call.input_tokens_max, context_tokens * (1 + call.tool_calls_max))
 
 
 def output_tokens_max(described: Described, upstream: Upstream) -> int:

@@ -43,6 +43,9 @@ from proxy.neutral import (
 )
 from proxy.snapshot import Alias
 
+# The beta that makes the context of some models longer than the registry says.
+LONG_CONTEXT_BETA = b"context-1m"
+LONG_CONTEXT_TOKENS = 1_000_000
 # Blocks whose tokens do not show in the bytes of the request: pages and pixels, whether they are in it or elsewhere.
 MEDIA_MARKS = (b'"image"', b'"document"')
 # Sources of documents whose text does not stand in the request.
@@ -172,6 +175,7 @@ class AnthropicMessages(Anthropic):
             + (media + tool_calls_max) * MEDIA_TOKENS_MAX
             + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
             tool_calls_max=tool_calls_max,
+            context_tokens=_context_tokens(fields, parameters),
             has_images=media > 0,
         )
 
@@ -215,6 +219,12 @@ def _head_of(body: bytes) -> tuple[dict[str, msgspec.Raw], _Head]:
             reason = "a tool that calls another model costs what this model's price does not say"
             raise InvalidRequest(reason, code="invalid_value", param=f"tools.{index}.model")
     return fields, head
+
+
+def _context_tokens(fields: Mapping[str, msgspec.Raw], parameters: Mapping[str, str]) -> int:
+    """What the beta of a longer context lets a prompt have."""
+    betas = parameters.get("anthropic-beta", "").encode() + bytes(fields.get("anthropic_beta", b""))
+    return LONG_CONTEXT_TOKENS if LONG_CONTEXT_BETA in betas else 0
 
 
 def _tool_calls_max(head: _Head) -> int:

@@ -60,6 +60,8 @@ class Call(msgspec.Struct, kw_only=True):
     choices: int = 1
     units_max: int = 0
     tool_calls_max: int = 0
+    # The context that the call itself asks for, where that may be more than the model's usual one.
+    context_tokens: int = 0
     # Whether it may be billed at the rates for audio or images.
     has_audio: bool = False
     has_images: bool = False

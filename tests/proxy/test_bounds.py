@@ -169,6 +169,24 @@ def test_a_context_bounds_one_run_of_a_chat_and_nothing_else(call, tokens):
     assert input_tokens_max(described, deployment) == tokens
 
 
+@pytest.mark.parametrize(
+    ("said", "more"),
+    [
+        ({"anthropic-beta": "files-api-2025-04-14, context-1m-2025-08-07"}, {}),
+        ({}, {"anthropic_beta": ["context-1m-2025-08-07"]}),
+    ],
+)
+def test_a_longer_context_that_is_asked_for_is_held(said, more):
+    body = json.dumps({**CHAT_BODY, "max_tokens": 5, "messages": "x" * 300_000, **more}).encode()
+    call = anthropic.MESSAGES.describe(body, b"application/json", said)
+    deployment = Deployment(
+        deployment_id="d", name="d", provider="p", model="m", upstream_model="m", context_window=200_000
+    )
+    assert input_tokens_max(call, deployment) > 300_000
+    usual = anthropic.MESSAGES.describe(json.dumps({**CHAT_BODY, "pad": "x" * 300_000}).encode(), b"", {})
+    assert input_tokens_max(usual, deployment) == 200_000
+
+
 @pytest.mark.parametrize("query", ["beta=true&key=x", "beta=true#", "x=y", "beta=\xff"])
 def test_only_the_known_query_crosses_to_anthropic(query):
     api = PROVIDERS["anthropic"].apis[0]
