@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from bench import kill, peers
+from bench import kill, peers, translate
 from bench.load import Plan, Result, run
 from bench.rig import OTHER_CORE, Rig, rig, server
 from bench.streams import hold_idle_streams
@@ -188,7 +188,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-PARTS = ("references", "tollgate", "keys", "idle", "kill")
+PARTS = ("references", "tollgate", "translated", "keys", "idle", "kill")
 
 
 def main() -> None:
@@ -206,6 +206,8 @@ def main() -> None:
         show(rows)
 
     wanted = {options.only} if options.only else set(PARTS)
+    if "translated" in wanted:
+        measured("translated", [cost._asdict() for cost in translate.measure(500 if options.quick else 5000)])
     if "references" in wanted:
         measured("references", measure_references(seconds))
     if wanted & {"tollgate", "keys", "idle"} or options.peers:

@@ -1,13 +1,10 @@
 """What a translation costs: microseconds of one core for a whole request and answer, and for one event of a stream.
 
-    python -m bench.translate [--rounds 2000]
-
 Every dialect that can be translated, to every API of another dialect. The request is a conversation of some 2 KB with a
 system prompt, tools, a tool call and its result; what a client of the dialect would send and a provider would answer is
 made by the project's own writers. "Added" is beside the same dialect on both sides, whose bytes pass untouched.
 """
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -62,13 +59,15 @@ EVENTS = [
 
 
 class Cost(NamedTuple):
+    """`added_us` is beside the same dialect on both sides. None where no sample answer of the API can be made here."""
+
     dialect: str
     provider: str
     api: str
     request_us: float
-    answer_us: float
-    added_us: float
-    event_us: float
+    answer_us: float | None
+    added_us: float | None
+    event_us: float | None
 
 
 def _prompt() -> Prompt:
@@ -95,12 +94,11 @@ def measure(rounds: int) -> Iterator[Cost]:
         e.dialect.name: e.dialect for e in ENDPOINTS if e.dialect.is_translatable and e.dialect.operation == "chat"
     }
     apis = [(name, api) for name, kind in PROVIDERS.items() for api in kind.apis if api.capability == "chat"]
-    native = {api.name: api for _, api in apis if api.is_translatable}
     for dialect in dialects.values():
-        if dialect.name not in native:
-            continue
-        body, parameters = _client_body(dialect, native[dialect.name])
-        untouched_us = _native_us(dialect, native[dialect.name], body, parameters, rounds)
+        maker = PROVIDERS[dialect.name.partition(".")[0]]
+        native = next(api for api in maker.apis if api.name == dialect.name)
+        body, parameters = _client_body(dialect, native)
+        untouched_us = _native_us(dialect, native, body, parameters, rounds)
         for provider, api in apis:
             if api.name != dialect.name and api.is_translatable:
                 yield _cost(dialect, provider, api, dialects.get(api.name), body, parameters, untouched_us, rounds)
@@ -154,14 +152,15 @@ def _cost(
         api.write_request(dialect.read_prompt(described), described, DEPLOYMENT, PROVIDER, [])
 
     request_us = _us(request, rounds)
-    answer_us = event_us = 0.0
-    if twin is not None:
-        twin_call = _call(twin, b"{}", {"alt": "sse"})
-        answered = twin.write_answer(ANSWER, twin_call)
-        answer_us = _us(lambda: dialect.write_answer(api.read_answer(answered), call), rounds)
-        event_us = _stream_us(dialect, call, api, twin, twin_call, max(rounds // STREAM_EVENTS, 5))
-    added_us = request_us + answer_us - untouched_us if twin is not None else 0.0
-    return Cost(dialect.name, provider, api.name, request_us, answer_us, added_us, event_us)
+    if twin is None:
+        return Cost(dialect.name, provider, api.name, round(request_us, 1), None, None, None)
+    twin_call = _call(twin, b"{}", {"alt": "sse"})
+    answered = twin.write_answer(ANSWER, twin_call)
+    answer_us = _us(lambda: dialect.write_answer(api.read_answer(answered), call), rounds)
+    event_us = _stream_us(dialect, call, api, twin, twin_call, max(rounds // STREAM_EVENTS, 5))
+    added_us = request_us + answer_us - untouched_us
+    figures = (round(figure, 1) for figure in (request_us, answer_us, added_us, event_us))
+    return Cost(dialect.name, provider, api.name, *figures)
 
 
 def _stream_us(dialect: Dialect, call: Call, api: Api, twin: Dialect, twin_call: Call, rounds: int) -> float:
@@ -188,20 +187,3 @@ def _us(run: Callable[[], None], rounds: int) -> float:
             run()
         best = min(best, (time.perf_counter() - began) / max(rounds // 5, 1))
     return best * 1e6
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=2000)
-    costs = list(measure(parser.parse_args().rounds))
-    print(f"{'dialect':18} {'provider':18} {'API':18} {'request':>8} {'answer':>8} {'added':>8} {'event':>8}  µs")
-    for cost in costs:
-        figures = " ".join(
-            f"{value:8.1f}" if value else f"{'-':>8}"
-            for value in (cost.request_us, cost.answer_us, cost.added_us, cost.event_us)
-        )
-        print(f"{cost.dialect:18} {cost.provider:18} {cost.api:18} {figures}")
-
-
-if __name__ == "__main__":
-    main()
