@@ -174,6 +174,8 @@ class Gateway:
         route = choose_route(described, self._control.kills, random.random)
         if described.call.follows:
             described, route = await self._stored.follow_on(described, route)
+        if described.call.file_ids:
+            described, route = await self._stored.with_files(described, route)
         failure: GatewayError | None = None
         for attempt_number, upstream in enumerate(route, start=1):
             try:

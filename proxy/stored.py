@@ -141,6 +141,23 @@ class Stored:
             )
         return described, others
 
+    async def with_files(self, described: Described, route: list[Upstream]) -> tuple[Described, list[Upstream]]:
+        """The part of a route that has the files which the call names, under the same credential; the whole of it where the
+        files were not uploaded through here. Raises `StoredUnknown` for another project's, `Unavailable`."""
+        file_ids = described.call.file_ids
+        bodies = await call(self._redis, b"MGET", *(stored_key(FILE, file_id) for file_id in file_ids))
+        for file_id, body in zip(file_ids, bodies, strict=True):
+            if body is None:
+                continue
+            found = _own(body, described.subject)
+            if found is None:
+                raise StoredUnknown(FILE, file_id, param="file_id")
+            home = described.subject.registry.upstreams.get(found.deployment_id)
+            near = [up for up in route if home is not None and up.provider.slug == home.provider.slug]
+            if near:
+                described, route = described._replace(credential_id=found.credential_id), near
+        return described, route
+
     async def _place_of(self, described: Described, kind: str, upstream_id: str, param: str | None = None) -> Place:
         found = await self.find(kind, upstream_id, described.subject)
         if found is None:

@@ -20,6 +20,7 @@ from proxy.dialects.dialect import (
     Dialect,
     HeadReader,
     StreamWriter,
+    file_ids_in,
     json_fields,
     plain,
 )
@@ -174,6 +175,7 @@ class AnthropicMessages(Anthropic):
             + TEMPLATE_TOKENS
             + (media + tool_calls_max) * MEDIA_TOKENS_MAX
             + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
+            file_ids=file_ids_in(seen),
             tool_calls_max=tool_calls_max,
             context_tokens=_context_tokens(fields, parameters),
             has_images=media > 0,

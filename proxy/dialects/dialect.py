@@ -29,6 +29,7 @@ MEDIA_TOKENS_MAX = 32_768
 LONG_MEDIA_TOKENS_MAX = 1_000_000
 # A character of ASCII that is written by its number.
 _BY_NUMBER = re.compile(rb"\\u00[2-7]")
+_FILE_ID = re.compile(rb'"file_id"\s*:\s*"([!-~]{1,128}?)"')
 
 
 # What providers keep beyond a request, by the word that stands in `Call.kept_kind`.
@@ -60,6 +61,8 @@ class Call(msgspec.Struct, kw_only=True):
     choices: int = 1
     units_max: int = 0
     tool_calls_max: int = 0
+    # Files at a provider that the call names: whose they are is checked before anybody is asked.
+    file_ids: tuple[str, ...] = ()
     # The context that the call itself asks for, where that may be more than the model's usual one.
     context_tokens: int = 0
     # Whether it may be billed at the rates for audio or images.
@@ -154,6 +157,13 @@ def plain(body: bytes) -> bytes:
     if b"\\/" in body or (b"\\u00" in body and _BY_NUMBER.search(body)):
         return msgspec.json.encode(msgspec.json.decode(body))
     return body
+
+
+def file_ids_in(seen: bytes) -> tuple[str, ...]:
+    """The files that a body (as `plain` has it) names by their ids."""
+    if b'"file_id"' not in seen:
+        return ()
+    return tuple(dict.fromkeys(found.decode() for found in _FILE_ID.findall(seen)))
 
 
 class Form:

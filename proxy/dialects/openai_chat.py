@@ -16,6 +16,7 @@ from proxy.dialects.dialect import (
     Call,
     HeadReader,
     StreamWriter,
+    file_ids_in,
     json_fields,
     plain,
 )
@@ -122,6 +123,7 @@ class OpenAIChat(OpenAI):
             + TEMPLATE_TOKENS
             + media * MEDIA_TOKENS_MAX
             + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
+            file_ids=file_ids_in(seen),
             tool_calls_max=BUILT_IN_TOOL_CALLS_MAX if _has_built_in_tools(head, fields) else 0,
             has_audio=b'audio"' in seen,
             has_images=b'"image' in seen,

@@ -18,6 +18,7 @@ from proxy.dialects.dialect import (
     Call,
     HeadReader,
     StreamWriter,
+    file_ids_in,
     json_fields,
     plain,
 )
@@ -138,6 +139,7 @@ class OpenAIResponses(OpenAI):
             + unseen * MEDIA_TOKENS_MAX
             + (STORED_TOKENS_MAX if stored else 0)
             + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
+            file_ids=file_ids_in(seen),
             tool_calls_max=tool_calls_max,
             has_audio=b'"input_audio"' in seen,
             has_images=b'"input_image"' in seen or b'"image_generation"' in seen,

@@ -198,6 +198,10 @@ def test_another_project_sees_none_of_it(stack):
         assert client.post("/v1/responses", json=follow_up).status_code == 200
         refused = other.post("/v1/responses", json=follow_up)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "previous_response_not_found")
+        asked = [{"type": "text", "text": "What is in it?"}, {"type": "file", "file": {"file_id": file_id}}]
+        about = {"model": "demo", "messages": [{"role": "user", "content": asked}], "max_tokens": 5}
+        assert client.post("/v1/chat/completions", json=about).status_code == 200
+        assert other.post("/v1/chat/completions", json=about).status_code == 404
         for path, upstream_id in (("/v1/files", file_id), ("/v1/batches", batch_id)):
             assert [one["id"] for one in client.get(path).json()["data"]] == [upstream_id]
             assert other.get(path).json()["data"] == []
