@@ -279,6 +279,7 @@ def test_the_parts_of_a_message_are_put_together_around_a_ping():
         (b"\xf1\x80", PROTOCOL_ERROR),
         (struct.pack(">BBQ", 0x81, 0xFF, MESSAGE_BYTES_MAX + 1), TOO_BIG),
     ],
+    ids=["no beginning", "two beginnings", "ping in parts", "long ping", "unknown kind", "extension", "too long"],
 )
 def test_what_breaks_the_protocol_is_refused(data, code):
     with pytest.raises(BadFrame) as bad:
