@@ -9,8 +9,6 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV ?= uv
 # More for pytest, as in: make test ARGS="tests/proxy -x"
 ARGS ?=
-# Much of a test's time is waiting for processes to start and to die. Each of these has PostgreSQL and Redis of its own.
-TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check bench bench-peers chaos fuzz lock clean
@@ -24,7 +22,7 @@ run: $(VENV)/.base  ## Run everything here: admin, gateway, workers, PostgreSQL,
 	@exec $(BIN)/python manage.py up
 
 test: $(VENV)/.dev  ## Run the tests
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev  ## Format, lint, types, import contract, tests: what CI runs
 	$(BIN)/ruff format --check .
