@@ -1,53 +1,8 @@
-"""The providers, by the word that stands in `snapshot.Provider.api`."""
+"""The providers, by the word that stands in `snapshot.Provider.api`: each the `PROVIDER` of the module of that name."""
 
-from proxy.providers import (
-    anthropic,
-    azure,
-    bedrock,
-    cerebras,
-    cohere,
-    deepseek,
-    gemini,
-    groq,
-    huggingface,
-    llamacpp,
-    mistral,
-    ollama,
-    openai,
-    openai_compatible,
-    openrouter,
-    perplexity,
-    together,
-    vertex,
-    vllm,
-    voyage,
-    xai,
-)
+from importlib import import_module
+
 from proxy.providers.provider import Provider
+from routing.apis import APIS
 
-PROVIDERS: dict[str, Provider] = {
-    module.PROVIDER.name: module.PROVIDER
-    for module in (
-        anthropic,
-        azure,
-        bedrock,
-        cerebras,
-        cohere,
-        deepseek,
-        gemini,
-        groq,
-        huggingface,
-        llamacpp,
-        mistral,
-        ollama,
-        openai,
-        openai_compatible,
-        openrouter,
-        perplexity,
-        together,
-        vertex,
-        vllm,
-        voyage,
-        xai,
-    )
-}
+PROVIDERS: dict[str, Provider] = {api: import_module(f"proxy.providers.{api}").PROVIDER for api in APIS}
