@@ -20,9 +20,9 @@ from proxy.dialects.dialect import (
     Dialect,
     HeadReader,
     StreamWriter,
+    beside_text,
     file_ids_in,
     json_fields,
-    plain,
 )
 from proxy.errors import GatewayError, InvalidRequest, UpstreamRefused
 from proxy.fields import Fields, wrong
@@ -157,7 +157,7 @@ class AnthropicMessages(Anthropic):
         if head.max_tokens is not None and head.max_tokens < 0:
             raise InvalidRequest("the output cap must not be negative", code="invalid_value", param="max_tokens")
         tool_calls_max = _tool_calls_max(head)
-        seen = plain(body)
+        seen = beside_text(body, fields, "messages")
         media = sum(seen.count(mark) for mark in MEDIA_MARKS)
         is_long = b'"document"' in seen and any(mark in seen for mark in LONG_MEDIA_MARKS)
         return Call(

@@ -27,9 +27,17 @@ TEMPLATE_TOKENS = 64
 MEDIA_TOKENS_MAX = 32_768
 # Pages are packed, and a film is long: what bounds such a thing is the model's context alone.
 LONG_MEDIA_TOKENS_MAX = 1_000_000
+# Below, looking through all of it costs less than leaving the text out.
+TEXT_LEFT_OUT_FROM_BYTES = 2048
+# Where text stands in a turn or a part of one, alone or as parts.
+_TEXT_NAMES = frozenset({"content", "parts", "text"})
+QUOTE = ord('"')
 # A character of ASCII that is written by its number.
 _BY_NUMBER = re.compile(rb"\\u00[2-7]")
 _FILE_ID = re.compile(rb'"file_id"\s*:\s*"([!-~]{1,128}?)"')
+
+_encode = msgspec.json.Encoder().encode
+_decode_objects = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 
 
 # What providers keep beyond a request, by the word that stands in `Call.kept_kind`.
@@ -154,9 +162,29 @@ def json_fields(body: bytes) -> dict[str, msgspec.Raw]:
 
 def plain(body: bytes) -> bytes:
     """Checked JSON, as marks are looked for in it: no escape hides one."""
+    if b"\\" not in body:
+        return body
     if b"\\/" in body or (b"\\u00" in body and _BY_NUMBER.search(body)):
         return msgspec.json.encode(msgspec.json.decode(body))
     return body
+
+
+def beside_text(body: bytes, fields: Mapping[str, msgspec.Raw], turns: str) -> bytes:
+    """As `plain`, without what is merely said in the turns of a conversation: no mark counts there, and it is most of the bytes."""
+    if len(body) < TEXT_LEFT_OUT_FROM_BYTES or turns not in fields:
+        return plain(body)
+    return plain(_encode({**fields, turns: _beside_text(fields[turns])}))
+
+
+def _beside_text(value: msgspec.Raw) -> Any:
+    """Of turns, or of the parts of one. What is shaped otherwise stays as it is: the provider may know what it means."""
+    try:
+        return [
+            {name: _beside_text(inner) if name in _TEXT_NAMES else inner for name, inner in one.items()}
+            for one in _decode_objects(value)
+        ]
+    except msgspec.ValidationError:
+        return None if memoryview(value)[0] == QUOTE else value
 
 
 def file_ids_in(seen: bytes) -> tuple[str, ...]:

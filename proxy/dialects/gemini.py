@@ -20,6 +20,7 @@ from proxy.dialects.dialect import (
     Dialect,
     HeadReader,
     StreamWriter,
+    beside_text,
     json_fields,
     plain,
 )
@@ -151,7 +152,7 @@ class GeminiGenerate(Gemini):
             for tool in (head.tools if isinstance(head.tools, list) else [head.tools or {}])
             for name, value in tool.items()
         )
-        seen = plain(body)
+        seen = beside_text(body, fields, "contents")
         media = _media(seen)
         caps, choices = _bounds(head)
         return Call(
@@ -163,7 +164,7 @@ class GeminiGenerate(Gemini):
             fields=fields,
             parameters={"method": method, "alt": alt, "query": query},
             is_stream=is_stream,
-            input_tokens_max=_input_tokens_max(seen, media) + (CONTEXT_TOKENS_MAX if has_tools else 0),
+            input_tokens_max=_input_tokens_max(body, seen, media) + (CONTEXT_TOKENS_MAX if has_tools else 0),
             output_tokens_max=max(caps, default=None),
             choices=max(choices, default=1),
             tool_calls_max=TOOL_CALLS_MAX if has_tools else 0,
@@ -240,7 +241,7 @@ class GeminiEmbed(Gemini):
             body=body,
             fields=fields,
             parameters={"method": method, "query": _alternative(parameters)[1]},
-            input_tokens_max=_input_tokens_max(seen, media),
+            input_tokens_max=_input_tokens_max(body, seen, media),
             output_tokens_max=0,
             has_audio=b"AUDIO" in seen or (media > 0 and any(mark in seen for mark in _AUDIO_MARKS)),
             has_images=media > 0 or b"IMAGE" in seen,
@@ -319,9 +320,9 @@ def _media(body: bytes) -> int:
     return sum([body.count(mark) for mark in _MEDIA_MARKS])
 
 
-def _input_tokens_max(body: bytes, media: int) -> int:
+def _input_tokens_max(body: bytes, seen: bytes, media: int) -> int:
     tokens = len(body) + TEMPLATE_TOKENS + media * MEDIA_TOKENS_MAX
-    is_long = any(mark in body for mark in _FAR_MARKS) or (media > 0 and any(mark in body for mark in _LONG_MARKS))
+    is_long = any(mark in seen for mark in _FAR_MARKS) or (media > 0 and any(mark in seen for mark in _LONG_MARKS))
     return tokens + CONTEXT_TOKENS_MAX if is_long else tokens
 
 

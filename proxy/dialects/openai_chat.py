@@ -16,9 +16,9 @@ from proxy.dialects.dialect import (
     Call,
     HeadReader,
     StreamWriter,
+    beside_text,
     file_ids_in,
     json_fields,
-    plain,
 )
 from proxy.dialects.openai import OpenAI
 from proxy.dialects.openai_chat_answers import ChatWriter, write_answer
@@ -102,7 +102,7 @@ class OpenAIChat(OpenAI):
         choices = head.n if head.n is not None else 1
         if not 1 <= choices <= CHOICES_MAX:
             raise InvalidRequest(f"`n` must be between 1 and {CHOICES_MAX}", param="n")
-        seen = plain(body)
+        seen = beside_text(body, fields, "messages")
         media = sum(seen.count(mark) for mark in MEDIA_MARKS)
         is_long = any(mark in seen for mark in LONG_MEDIA_MARKS)
         # What was predicted and is not said is billed as output, beyond the cap.

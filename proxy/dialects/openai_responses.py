@@ -18,9 +18,9 @@ from proxy.dialects.dialect import (
     Call,
     HeadReader,
     StreamWriter,
+    beside_text,
     file_ids_in,
     json_fields,
-    plain,
 )
 from proxy.dialects.openai import OpenAI, error_object
 from proxy.dialects.openai_chat import SEARCH_FIELDS
@@ -120,7 +120,7 @@ class OpenAIResponses(OpenAI):
         if head.max_output_tokens is not None and head.max_output_tokens < 1:
             raise InvalidRequest("the output cap must be at least 1", param="max_output_tokens")
         tool_calls_max = _tool_calls_max(head, fields)
-        seen = plain(body)
+        seen = beside_text(body, fields, "input")
         # Byte-level tokenisers never make more tokens than bytes; what a tool of the provider finds is read as input too.
         unseen = sum(seen.count(mark) for mark in MEDIA_MARKS) + tool_calls_max
         stored = any(_is_said(fields.get(name)) for name in STORED_FIELDS) or STORED_MARK in seen

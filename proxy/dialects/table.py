@@ -11,7 +11,9 @@ from urllib.parse import unquote
 from proxy.dialects import (
     anthropic,
     anthropic_batches,
-    cohere,
+    cohere_chat,
+    cohere_embed,
+    cohere_rerank,
     gemini,
     openai_audio,
     openai_batches,
@@ -95,11 +97,11 @@ ENDPOINTS = (
     Endpoint("GET", "/v1beta/models", gemini.GENERATE, MODELS),
     Endpoint("GET", "/v1beta/models/{model*}", gemini.GENERATE, MODELS),
     Endpoint("POST", "/v1/completions", COMPLETIONS),
-    Endpoint("POST", "/v1/rerank", cohere.RERANK_V1),
-    Endpoint("POST", "/v2/rerank", cohere.RERANK),
-    Endpoint("POST", "/v2/chat", cohere.CHAT),
-    Endpoint("POST", "/v2/embed", cohere.EMBED),
-    Endpoint("POST", "/v1/embed", cohere.EMBED_V1),
+    Endpoint("POST", "/v1/rerank", cohere_rerank.RERANK_V1),
+    Endpoint("POST", "/v2/rerank", cohere_rerank.RERANK),
+    Endpoint("POST", "/v2/chat", cohere_chat.CHAT),
+    Endpoint("POST", "/v2/embed", cohere_embed.EMBED),
+    Endpoint("POST", "/v1/embed", cohere_embed.EMBED_V1),
     Endpoint("POST", "/v1/audio/speech", openai_audio.SPEECH),
     Endpoint("POST", "/v1/audio/transcriptions", openai_audio.TRANSCRIPTIONS),
     Endpoint("POST", "/v1/audio/translations", openai_audio.TRANSLATIONS),
@@ -163,7 +165,7 @@ def dialect_of(path: str) -> Dialect:
 RELATIVES: tuple[tuple[str, Dialect], ...] = (
     ("/v1/messages", anthropic.MESSAGES),
     ("/v1beta", gemini.GENERATE),
-    ("/v2/", cohere.CHAT),
+    ("/v2/", cohere_chat.CHAT),
 )
 
 

@@ -9,7 +9,7 @@ import pytest
 from budgets.pricing import fixed_price
 from proxy.admission import input_tokens_max
 from proxy.describe import Described
-from proxy.dialects import anthropic, cohere, gemini, passthrough
+from proxy.dialects import anthropic, cohere_chat, cohere_embed, gemini, passthrough
 from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call
 from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
@@ -73,6 +73,19 @@ def test_an_empty_value_asks_for_nothing(value):
     assert json.loads(ready.outgoing.body)["models"] == value
 
 
+# Longer bodies are looked through without what is said in them.
+LONG_TEXT = "a" * 5000
+TURNS = {
+    "messages": {"role": "user", "content": LONG_TEXT},
+    "contents": {"parts": [{"text": LONG_TEXT}]},
+    "input": {"role": "user", "content": [{"type": "input_text", "text": LONG_TEXT}]},
+}
+
+
+def lengthened(body):
+    return {name: [*value, TURNS[name]] if name in TURNS else value for name, value in body.items()}
+
+
 IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 ESCAPES = {"image_url": "image\\u005furl", "application/pdf": "application\\/pdf", "fileData": "file\\u0044ata"}
 
@@ -81,8 +94,8 @@ ESCAPES = {"image_url": "image\\u005furl", "application/pdf": "application\\/pdf
     ("dialect", "body"),
     [
         (CHAT, {"model": "m", "messages": [{"role": "user", "content": [IMAGE]}]}),
-        (cohere.CHAT, {"model": "m", "messages": [{"role": "user", "content": [IMAGE]}]}),
-        (cohere.EMBED, {"model": "m", "inputs": [{"content": [IMAGE]}]}),
+        (cohere_chat.CHAT, {"model": "m", "messages": [{"role": "user", "content": [IMAGE]}]}),
+        (cohere_embed.EMBED, {"model": "m", "inputs": [{"content": [IMAGE]}]}),
         (
             anthropic.MESSAGES,
             {
@@ -91,9 +104,13 @@ ESCAPES = {"image_url": "image\\u005furl", "application/pdf": "application\\/pdf
             },
         ),
         (gemini.GENERATE, {"contents": [{"parts": [{"fileData": {"fileUri": "https://example.com/a"}}]}]}),
+        (gemini.GENERATE, {"contents": {"parts": {"fileData": {"fileUri": "https://example.com/a"}}}}),
     ],
 )
-def test_no_escape_hides_media_from_the_bound(dialect, body):
+@pytest.mark.parametrize("is_long", [False, True])
+def test_no_escape_hides_media_from_the_bound(dialect, body, is_long):
+    if is_long:
+        body = lengthened(body) if isinstance(body.get("contents"), list | None) else {**body, "x": LONG_TEXT}
     plain = json.dumps(body)
     hidden = plain
     for mark, escaped in ESCAPES.items():
@@ -103,6 +120,44 @@ def test_no_escape_hides_media_from_the_bound(dialect, body):
     assert described[0].input_tokens_max > MEDIA_TOKENS_MAX
     assert described[1].input_tokens_max > described[0].input_tokens_max - TEMPLATE_TOKENS
     assert described[1].has_images == described[0].has_images
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [TURNS["messages"], {"role": "tool", "content": [IMAGE]}]}),
+        (CHAT, {"model": "m", "messages": [TURNS["messages"], {"content": [{"text": [IMAGE]}]}]}),
+        (CHAT, {"model": "m", "messages": [TURNS["messages"], {"image_url": "https://example.com/a.png"}]}),
+        (CHAT, {"model": "m", "messages": [TURNS["messages"], [IMAGE]]}),
+        (
+            anthropic.MESSAGES,
+            {
+                "model": "m",
+                "messages": [
+                    {"content": [{"type": "tool_result", "content": [{"type": "image"}]}, {"type": "text"}]},
+                    TURNS["messages"],
+                ],
+            },
+        ),
+        (RESPONSES, {"model": "m", "input": [TURNS["input"], {"content": [{"type": "input_image"}]}]}),
+        (gemini.GENERATE, {"contents": [TURNS["contents"], {"parts": [{"inlineData": {"mimeType": "image/png"}}]}]}),
+    ],
+)
+def test_media_among_long_texts_is_held(dialect, body):
+    described = dialect.describe(json.dumps(body).encode(), b"application/json", {"model": "m"})
+    assert described.input_tokens_max > MEDIA_TOKENS_MAX
+    assert described.has_images
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name"),
+    [(CHAT, "messages"), (anthropic.MESSAGES, "messages"), (gemini.GENERATE, "contents"), (RESPONSES, "input")],
+)
+def test_what_is_only_said_about_media_is_not_held(dialect, name):
+    body = json.dumps({"model": "m", name: [TURNS[name]]}).replace("aa", "image_url")
+    described = dialect.describe(body.encode(), b"application/json", {"model": "m"})
+    assert described.input_tokens_max == len(body) + TEMPLATE_TOKENS
+    assert not described.has_images
 
 
 @pytest.mark.parametrize(
