@@ -9,11 +9,9 @@ from proxy.dialects.openai_completions import MAX_TOKENS_DEFAULT
 from proxy.neutral import ProviderError
 from proxy.providers.openai_chat import ChatMeter, including_usage, measure
 from proxy.providers.openai_errors import read_error
-from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamMeter
+from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamMeter, renamed
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
-
-_encode = msgspec.json.Encoder().encode
 
 
 class OpenAICompletions(Api):
@@ -25,7 +23,7 @@ class OpenAICompletions(Api):
     unbounded = UNBOUNDED_FIELDS
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
-        fields = {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}
+        fields = renamed(call, deployment)
         # What OpenAI takes for no cap, told to whoever takes another.
         if "max_tokens" not in fields or bytes(fields["max_tokens"]) == b"null":
             fields["max_tokens"] = msgspec.Raw(b"%d" % MAX_TOKENS_DEFAULT)

@@ -12,7 +12,7 @@ from audit.records import Usage
 from proxy.dialects.dialect import Call, is_form
 from proxy.neutral import ProviderError
 from proxy.providers.openai_errors import read_error
-from proxy.providers.provider import Api, ChunkMeter, Measured, Outgoing, StreamMeter, checked_usage, name_of
+from proxy.providers.provider import Api, ChunkMeter, Measured, Outgoing, StreamMeter, checked_usage, name_of, renamed
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.chunks import Chunks
 from proxy.wire.frame import Frame, FrameParser
@@ -20,7 +20,6 @@ from proxy.wire.json_gate import dump_object
 from proxy.wire.multipart import parse_form, replace_field
 from proxy.wire.sse import SSEParser
 
-_encode = msgspec.json.Encoder().encode
 _NULL = msgspec.Raw(b"null")
 
 
@@ -31,7 +30,7 @@ class OpenAIMedia(Api):
         self.target = target
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
-        return Outgoing(self.target, with_model(call, deployment.upstream_model), content_type=call.content_type)
+        return Outgoing(self.target, _with_model(call, deployment), content_type=call.content_type)
 
     def measure(self, body: bytes) -> Measured:
         if body[:1] != b"{":
@@ -81,11 +80,11 @@ class MediaMeter(StreamMeter):
         return False
 
 
-def with_model(call: Call, upstream_model: str) -> bytes:
+def _with_model(call: Call, deployment: Deployment) -> bytes:
     """The client's body with the provider's name of the model, the rest as it was sent."""
     if is_form(call.content_type):
-        return replace_field(parse_form(call.body, call.content_type), call.body, "model", upstream_model)
-    return dump_object({**call.fields, "model": msgspec.Raw(_encode(upstream_model))})
+        return replace_field(parse_form(call.body, call.content_type), call.body, "model", deployment.upstream_model)
+    return dump_object(renamed(call, deployment))
 
 
 class _Details(msgspec.Struct):

@@ -28,7 +28,7 @@ from proxy.neutral import (
 from proxy.providers.openai_errors import read_error
 from proxy.providers.openai_responses_answers import ResponsesReader, measure, read_answer
 from proxy.providers.openai_users import user_id
-from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamReader
+from proxy.providers.provider import UNBOUNDED_FIELDS, Api, Measured, Outgoing, StreamReader, renamed
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
 
@@ -73,7 +73,7 @@ class OpenAIResponses(Api):
     takes_reasoning_text: ClassVar[bool] = False
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
-        fields = {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}
+        fields = renamed(call, deployment)
         if call.output_tokens_max is None:
             fields["max_output_tokens"] = msgspec.Raw(b"%d" % deployment.max_output_tokens)
         return Outgoing(self.target, dump_object(fields))

@@ -46,6 +46,8 @@ UNBOUNDED_FIELDS = frozenset(
 # Its own words, of which the ledger keeps so much.
 NAME_CHARACTERS_MAX = 200
 
+_encode = msgspec.json.Encoder().encode
+
 
 class Outgoing(NamedTuple):
     """A request to the provider, but for its authorization. `target` comes after the base URL's path."""
@@ -340,6 +342,11 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     response_headers: frozenset[bytes] = frozenset({b"content-type", b"retry-after"})
     # Where another path of the provider is passed through, what its credential needs besides.
     passthrough_headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def renamed(call: Call, deployment: snapshot.Deployment) -> dict[str, msgspec.Raw]:
+    """The client's fields, with the provider's name of the model."""
+    return {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}
 
 
 def name_of(text: object) -> str:

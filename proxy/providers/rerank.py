@@ -8,7 +8,7 @@ from audit.records import Usage
 from proxy.dialects.dialect import Call
 from proxy.neutral import ProviderError, Ranked, Reranking
 from proxy.providers.openai_errors import read_error
-from proxy.providers.provider import Api, Measured, Outgoing, checked_usage, name_of
+from proxy.providers.provider import Api, Measured, Outgoing, checked_usage, name_of, renamed
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.json_gate import dump_object
 from proxy.wire.json_shape import Shape
@@ -57,8 +57,7 @@ class Rerank(Api):
     is_translatable = True
 
     def pass_request(self, call: Call, deployment: Deployment, provider: Provider) -> Outgoing:
-        fields = {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}
-        return Outgoing(self.target, dump_object(fields))
+        return Outgoing(self.target, dump_object(renamed(call, deployment)))
 
     def measure(self, body: bytes) -> Measured:
         head = _heads.read(body)

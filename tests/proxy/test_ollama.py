@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from audit.records import Usage
-from proxy.dialects.cohere import CHAT as COHERE_CHAT
+from proxy.dialects.cohere_chat import CHAT as COHERE_CHAT
 from proxy.dialects.openai_embeddings import EMBEDDINGS as OPENAI_EMBEDDINGS
 from proxy.neutral import (
     Began,

@@ -7,17 +7,17 @@ import msgspec
 import pytest
 
 from audit.records import Usage
-from proxy.dialects.cohere import RERANK, RERANK_V1
+from proxy.dialects.cohere_rerank import RERANK, RERANK_V1
 from proxy.errors import InvalidRequest
 from proxy.neutral import Ranked
-from proxy.providers import cohere, llamacpp, openai_compatible, rerank, together, vllm
+from proxy.providers import cohere_rerank, llamacpp, openai_compatible, rerank, together, vllm
 from proxy.providers.voyage import VoyageRerank
 from proxy.snapshot import Deployment, Provider
 
 PROVIDER = Provider(slug="p", api="cohere", base_url="https://example.com")
 DEPLOYMENT = Deployment(deployment_id="d", name="d", provider="p", model="m", upstream_model="rerank-1")
 RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
-APIS = [cohere.CohereRerank(), rerank.RERANK, VoyageRerank()]
+APIS = [cohere_rerank.RERANK, rerank.RERANK, VoyageRerank()]
 
 
 def read(dialect=RERANK, **body):
@@ -104,7 +104,7 @@ def test_what_llama_cpp_leaves_in_the_order_of_the_documents_is_sorted():
     assert rerank.RERANK.measure(body).usage == Usage(input_tokens=9)
 
 
-@pytest.mark.parametrize("api", [cohere.CohereRerank(), cohere.CohereRerankV1(), rerank.RERANK])
+@pytest.mark.parametrize("api", [cohere_rerank.RERANK, cohere_rerank.RERANK_V1, rerank.RERANK])
 def test_the_same_dialect_changes_the_model_alone(api):
     body = b'{"query":"q","model":"demo","documents":[{"text":"a",  "x":1}],"unknown":1.0}'
     call = RERANK_V1.describe(body, b"application/json", {})
@@ -121,7 +121,7 @@ def _recorded():
     index = RECORDINGS / "index.json"
     if not index.exists():
         return [pytest.param(None, None, marks=pytest.mark.skip(reason="the recordings of real traffic are not here"))]
-    apis = {"cohere": cohere.CohereRerank(), "voyage": VoyageRerank(), "llamacpp": rerank.RERANK}
+    apis = {"cohere": cohere_rerank.RERANK, "voyage": VoyageRerank(), "llamacpp": rerank.RERANK}
     return [
         pytest.param(RECORDINGS / entry["file"], apis[entry["provider"]], id=entry["id"])
         for entry in json.loads(index.read_text())

@@ -3,7 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
-from proxy.dialects import anthropic, cohere, gemini, openai_chat, openai_responses
+from proxy.dialects import anthropic, cohere_chat, gemini, openai_chat, openai_responses
 from proxy.dialects.dialect import JSON, Call, Dialect
 from proxy.neutral import Event
 from proxy.providers.provider import Api
@@ -58,7 +58,7 @@ DIALECTS = {
                 "generationConfig": {"thinkingConfig": {"includeThoughts": True}, "responseLogprobs": True},
             },
         ),
-        Foreign(cohere.CHAT, "cohere", {"model": "alias", "messages": _HELLO, "logprobs": True}),
+        Foreign(cohere_chat.CHAT, "cohere", {"model": "alias", "messages": _HELLO, "logprobs": True}),
     )
 }
 

@@ -1,4 +1,4 @@
-"""Cohere on both sides: what is read from its clients and its answers, what is written to them."""
+"""Cohere's chat on both sides: what is read from its clients and its answers, what is written to them."""
 
 import base64
 import json
@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from audit.records import Usage
-from proxy.dialects.cohere import CHAT, EMBED, EMBED_V1
+from proxy.dialects.cohere_chat import CHAT
 from proxy.errors import BudgetExceeded, InvalidRequest
 from proxy.neutral import (
     Answer,
@@ -17,7 +17,6 @@ from proxy.neutral import (
     Citation,
     Cited,
     Done,
-    Embedded,
     Failed,
     Finished,
     Media,
@@ -39,13 +38,12 @@ from proxy.neutral import (
     ToolResult,
     UsageSeen,
 )
-from proxy.providers.cohere import CohereChat, CohereEmbed, CohereEmbedV1
+from proxy.providers.cohere_chat import CHAT as API
 from proxy.providers.provider import EventMeter
 from proxy.snapshot import Deployment, Provider
 from proxy.wire.frame import Frame
 from proxy.wire.sse import SSEParser
 
-API = CohereChat()
 PROVIDER = Provider(slug="cohere", api="cohere", base_url="https://api.cohere.com")
 DEPLOYMENT = Deployment(
     deployment_id="d", name="d", provider="cohere", model="m", upstream_model="command-a", max_output_tokens=777
@@ -54,9 +52,9 @@ RECORDINGS = Path(__file__).parents[2].parent / "shared" / "recordings"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
 
 
-def read(dialect=CHAT, **body):
-    call = dialect.describe(json.dumps({"model": "demo", **body}).encode(), b"application/json", {})
-    call.prompt = dialect.read_prompt(call)
+def read(**body):
+    call = CHAT.describe(json.dumps({"model": "demo", **body}).encode(), b"application/json", {})
+    call.prompt = CHAT.read_prompt(call)
     return call
 
 
@@ -593,67 +591,10 @@ def test_only_what_must_change_changes():
     assert json.loads(API.pass_request(capped, DEPLOYMENT, PROVIDER).body)["max_tokens"] == 3
 
 
-# Embeddings
-
-
-def test_embeddings_are_asked_for_and_told():
-    call = read(
-        EMBED,
-        texts=["a", "b"],
-        input_type="search_query",
-        embedding_types=["float", "base64"],
-        output_dimension=256,
-        truncate="NONE",
-    )
-    lost: list[str] = list(call.prompt.lost)
-    sent = json.loads(CohereEmbed().write_request(call.prompt, call, DEPLOYMENT, PROVIDER, lost).body)
-    assert sent == {
-        "model": "command-a",
-        "texts": ["a", "b"],
-        "input_type": "search_query",
-        "embedding_types": ["float"],
-        "output_dimension": 256,
-        "truncate": "NONE",
-    }
-    assert lost == []
-    answer = Embedded(vectors=[[0.5], [1.0]], usage=Usage(input_tokens=2))
-    assert json.loads(EMBED.write_answer(answer, call)) == {
-        "id": "",
-        "texts": ["a", "b"],
-        "embeddings": {"float": [[0.5], [1.0]], "base64": ["AAAAPw==", "AACAPw=="]},
-        "response_type": "embeddings_by_type",
-        "meta": {"api_version": {"version": "2"}, "billed_units": {"input_tokens": 2}},
-    }
-
-
-def test_the_first_version_gives_bare_vectors_where_no_type_is_asked_for():
-    call = read(EMBED_V1, texts=["a"], input_type="search_document")
-    written = json.loads(EMBED_V1.write_answer(Embedded(vectors=[[0.5]]), call))
-    assert (written["embeddings"], written["response_type"]) == ([[0.5]], "embeddings_floats")
-
-
-def test_images_are_embedded():
-    call = read(EMBED, images=["data:image/png;base64,AAAA"], input_type="image")
-    assert (call.units_max, call.has_images) == (1, True)
-    assert call.prompt.lost == []
-    sent = json.loads(CohereEmbed().write_request(call.prompt, call, DEPLOYMENT, PROVIDER, []).body)
-    assert (sent["images"], sent["input_type"]) == (["data:image/png;base64,AAAA"], "image")
-    image = {"type": "image_url", "image_url": {"url": "https://x"}}
-    mixed = read(EMBED, inputs=[{"content": [{"type": "text", "text": "a"}]}, {"content": [image]}])
-    sent = json.loads(CohereEmbed().write_request(mixed.prompt, mixed, DEPLOYMENT, PROVIDER, []).body)
-    assert sent["inputs"] == [{"content": [{"type": "text", "text": "a"}]}, {"content": [image]}]
-
-
-def test_what_only_cohere_can_embed_is_named():
-    both = {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
-    prompt = read(EMBED, inputs=[both], embedding_types=["float", "int8"], truncate="END", max_tokens=5).prompt
-    assert prompt.lost == ["embedding_types.1", "truncate", "inputs.0.content", "max_tokens"]
-
-
 # Real traffic
 
 
-def _recorded(api: str, *, is_good: bool, is_stream: bool = False):
+def _recorded(*, is_good: bool, is_stream: bool = False):
     index = RECORDINGS / "index.json"
     if not index.exists():
         return [pytest.param(None, marks=pytest.mark.skip(reason="the recordings of real traffic are not here"))]
@@ -661,15 +602,13 @@ def _recorded(api: str, *, is_good: bool, is_stream: bool = False):
         pytest.param(RECORDINGS / entry["file"], id=entry["id"])
         for entry in json.loads(index.read_text())
         if entry["provider"] == "cohere"
-        and entry["api"] == api
+        and entry["api"] == "chat-v2"
         and (entry["status"] == 200) is is_good
         and entry["streaming"] is is_stream
     ]
 
 
-@pytest.mark.parametrize(
-    "path", _recorded("chat-v2", is_good=True) + _recorded("chat-v2", is_good=True, is_stream=True)
-)
+@pytest.mark.parametrize("path", _recorded(is_good=True) + _recorded(is_good=True, is_stream=True))
 def test_a_real_request_is_read_and_written_again(path):
     body = json.loads(path.read_text())["request"]["body"]
     call = read(**body)
@@ -682,7 +621,7 @@ def test_a_real_request_is_read_and_written_again(path):
         assert sent.get(name) == body.get(name)
 
 
-@pytest.mark.parametrize("path", _recorded("chat-v2", is_good=True))
+@pytest.mark.parametrize("path", _recorded(is_good=True))
 def test_a_real_answer_is_read_and_written_again(path):
     recording = json.loads(path.read_text())
     body = recording["response"]["body_text"]
@@ -700,7 +639,7 @@ def test_a_real_answer_is_read_and_written_again(path):
     assert len(written["message"].get("citations", ())) == len(expected["message"].get("citations", ()))
 
 
-@pytest.mark.parametrize("path", _recorded("chat-v2", is_good=True, is_stream=True))
+@pytest.mark.parametrize("path", _recorded(is_good=True, is_stream=True))
 def test_a_real_stream_is_translated_whole_at_any_cut(path):
     stream = base64.b64decode(json.loads(path.read_text())["response"]["body_base64"])
     translated = set()
@@ -728,21 +667,9 @@ def _texts(frames: list[Frame]) -> list[str]:
     return [event.text for event in events if isinstance(event, TextDelta | ThinkingDelta)]
 
 
-@pytest.mark.parametrize("path", _recorded("chat-v2", is_good=False) + _recorded("embed", is_good=False))
+@pytest.mark.parametrize("path", _recorded(is_good=False))
 def test_a_real_error_keeps_its_message(path):
     response = json.loads(path.read_text())["response"]
     error = API.read_error(response["status"], response["body_text"].encode())
     assert error.message == json.loads(response["body_text"])["message"]
     assert error.status_code == response["status"]
-
-
-@pytest.mark.parametrize("path", _recorded("embed", is_good=True))
-def test_real_embeddings_are_measured(path):
-    recording = json.loads(path.read_text())
-    body = recording["response"]["body_text"]
-    billed = json.loads(body)["meta"]["billed_units"]
-    expected = Usage(input_tokens=billed.get("input_tokens", 0), units=billed.get("images", 0))
-    assert CohereEmbedV1().measure(body.encode()).usage == expected
-    if "float" in json.loads(body)["embeddings"]:
-        assert CohereEmbed().read_answer(body.encode()).vectors == json.loads(body)["embeddings"]["float"]
-    read(EMBED_V1, **recording["request"]["body"])
