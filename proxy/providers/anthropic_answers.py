@@ -37,13 +37,11 @@ from proxy.neutral import (
     Thinking,
     ThinkingDelta,
     ToolCall,
-    ToolCallBegan,
-    ToolCallDelta,
     UsageSeen,
 )
 from proxy.providers.anthropic_requests import ORIGIN
 from proxy.providers.openai_errors import read_error
-from proxy.providers.provider import Measured, StreamReader, checked_usage, name_of
+from proxy.providers.provider import Measured, OpenToolCalls, StreamReader, checked_usage, name_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -270,10 +268,7 @@ class MessagesReader(StreamReader):
 
     def __init__(self) -> None:
         self._usage = _Usage()
-        self._tool_calls = 0
-        # Tool calls that are open, by the index of their block, and whether they have any arguments yet.
-        self._tools: dict[int, int] = {}
-        self._without_arguments: set[int] = set()
+        self._tool_calls = OpenToolCalls()
         self._texts = 0
 
     def read(self, frame: Frame) -> Sequence[Event]:
@@ -290,7 +285,7 @@ class MessagesReader(StreamReader):
             case "content_block_start":
                 return self._began(event.index or 0, event.content_block, frame)
             case "content_block_stop":
-                return self._ended(event.index or 0)
+                return self._tool_calls.end(event.index or 0)
             case "message_start":
                 return self._started(event.message or _Answer())
             case "message_delta":
@@ -350,14 +345,9 @@ class MessagesReader(StreamReader):
                 return (ThinkingDelta(redacted=block.data or "", origin=ORIGIN),)
             case "tool_use":
                 assert block is not None
-                number = self._tools[index] = self._tool_calls
-                self._tool_calls += 1
-                began = ToolCallBegan(index=number, call_id=block.id or "", name=block.name or "")
-                arguments = bytes(block.input)
-                if arguments not in (b"{}", b"null"):
-                    return (began, ToolCallDelta(index=number, arguments=arguments.decode("utf-8", "replace")))
-                self._without_arguments.add(index)
-                return (began,)
+                arguments = bytes(block.input).decode("utf-8", "replace")
+                said = "" if arguments in ("{}", "null") else arguments
+                return self._tool_calls.begin(index, block.id or "", block.name or "", said)
             case kind:
                 return (_opaque(frame, kind),)
 
@@ -367,13 +357,7 @@ class MessagesReader(StreamReader):
             case "text_delta":
                 return (TextDelta(text=delta.text),) if delta.text else ()
             case "input_json_delta":
-                number = self._tools.get(index)
-                if number is None:
-                    return None
-                if not delta.partial_json:
-                    return ()
-                self._without_arguments.discard(index)
-                return (ToolCallDelta(index=number, arguments=delta.partial_json),)
+                return self._tool_calls.add(index, delta.partial_json or "")
             case "thinking_delta":
                 # Text and signature return together, so both say whose they are.
                 return (ThinkingDelta(text=delta.thinking, origin=ORIGIN),) if delta.thinking else ()
@@ -384,14 +368,6 @@ class MessagesReader(StreamReader):
                 return None if citation is None else (Cited(citation=citation),)
             case _:
                 return None
-
-    def _ended(self, index: int) -> Sequence[Event]:
-        number = self._tools.pop(index, None)
-        if number is None or index not in self._without_arguments:
-            return ()
-        # A call without arguments is one of an empty object; elsewhere no text at all would be none.
-        self._without_arguments.discard(index)
-        return (ToolCallDelta(index=number, arguments="{}"),)
 
 
 def _opaque(frame: Frame, kind: str) -> OpaqueDone:

@@ -38,11 +38,9 @@ from proxy.neutral import (
     Thinking,
     ThinkingDelta,
     ToolCall,
-    ToolCallBegan,
-    ToolCallDelta,
     UsageSeen,
 )
-from proxy.providers.provider import StreamReader, checked_usage, name_of
+from proxy.providers.provider import OpenToolCalls, StreamReader, checked_usage, name_of
 from proxy.wire.event_stream import EXCEPTION
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
@@ -365,11 +363,8 @@ class ConverseReader(StreamReader):
     """messageStart · (contentBlockStart? contentBlockDelta… contentBlockStop)… · messageStop · metadata."""
 
     def __init__(self) -> None:
-        self._tool_calls = 0
-        # Of the blocks that are open, by their index: tool calls of ours, and whether they have any arguments yet.
-        self._tools: dict[int, int] = {}
-        self._without_arguments: set[int] = set()
-        # Tools that Bedrock runs, and what they gave.
+        self._tool_calls = OpenToolCalls()
+        # Blocks that are open of tools that Bedrock runs, and what they gave.
         self._opaque: set[int] = set()
         self._images: dict[int, tuple[str | None, list[bytes]]] = {}
         self._text_block = -1
@@ -413,10 +408,7 @@ class ConverseReader(StreamReader):
             return ()
         use = start.tool_use
         if use is not None and use.type != "server_tool_use":
-            index = self._tools[block] = self._tool_calls
-            self._tool_calls += 1
-            self._without_arguments.add(block)
-            return (ToolCallBegan(index=index, call_id=use.tool_use_id, name=use.name),)
+            return self._tool_calls.begin(block, use.tool_use_id, use.name)
         if start.image is not None:
             self._images[block] = (start.image.format, [])
             return ()
@@ -432,14 +424,8 @@ class ConverseReader(StreamReader):
             self._text_block = block
             return (TextDelta(text=delta.text, begins_part=begins_part),)
         if delta.tool_use is not None:
-            index = self._tools.get(block)
             piece = _texts.find(delta.tool_use.input)
-            if index is None or piece is None:
-                return None
-            if not piece:
-                return ()
-            self._without_arguments.discard(block)
-            return (ToolCallDelta(index=index, arguments=piece),)
+            return None if piece is None else self._tool_calls.add(block, piece)
         if delta.reasoning_content is not None:
             return _read_reasoning(delta.reasoning_content)
         if delta.citation != _NULL:
@@ -463,12 +449,7 @@ class ConverseReader(StreamReader):
         if block in self._images:
             word, pieces = self._images.pop(block)
             return (MediaDone(media=_read_image(word, base64.b64encode(b"".join(pieces)).decode())),)
-        index = self._tools.pop(block, None)
-        if index is not None and block in self._without_arguments:
-            # A call without arguments is one of an empty object; elsewhere no text at all would be none.
-            self._without_arguments.discard(block)
-            return (ToolCallDelta(index=index, arguments="{}"),)
-        return ()
+        return self._tool_calls.end(block)
 
 
 def _read_reasoning(reasoning: _Reasoning) -> Sequence[Event] | None:

@@ -84,6 +84,42 @@ class StreamReader:
         raise NotImplementedError
 
 
+class OpenToolCalls:
+    """The tool calls of a stream whose blocks are open, by the index of the block."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._by_block: dict[int, int] = {}
+        self._without_arguments: set[int] = set()
+
+    def begin(self, block: int, call_id: str, name: str, arguments: str = "") -> Sequence[Event]:
+        index = self._by_block[block] = self._count
+        self._count += 1
+        began = ToolCallBegan(index=index, call_id=call_id, name=name)
+        if arguments:
+            return (began, ToolCallDelta(index=index, arguments=arguments))
+        self._without_arguments.add(block)
+        return (began,)
+
+    def add(self, block: int, arguments: str) -> Sequence[Event] | None:
+        """None where no call is open."""
+        index = self._by_block.get(block)
+        if index is None:
+            return None
+        if not arguments:
+            return ()
+        self._without_arguments.discard(block)
+        return (ToolCallDelta(index=index, arguments=arguments),)
+
+    def end(self, block: int) -> Sequence[Event]:
+        index = self._by_block.pop(block, None)
+        if index is None or block not in self._without_arguments:
+            return ()
+        # A call without arguments is one of an empty object; elsewhere no text at all would be none.
+        self._without_arguments.discard(block)
+        return (ToolCallDelta(index=index, arguments="{}"),)
+
+
 class StreamMeter:
     """Reads along as the frames of a stream pass. What was seen is told to SETTLE."""
 
