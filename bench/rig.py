@@ -18,7 +18,7 @@ from budgets import gate
 from controlplane import embedded, processes
 from keys import tokens
 from proxy.metrics import decode_status
-from proxy.snapshot import Budget, KeyRecord, Limits, encode
+from proxy.snapshot import Budget, KeyRecord, Limit, encode
 from tests.stack import ControlPlane, Process, Proxy, free_port, wait_until
 
 PROXY_CORE = 0
@@ -52,22 +52,18 @@ class Rig:
 
     def _configure(self) -> tuple[str, ...]:
         """Everything on: tags demanded, every limit set, eight budgets over team, project and key."""
-        budgets = {
-            scope: tuple(
-                Budget(budget_id=f"{scope}-{w}", name=f"{scope} {w}", scope=scope, window=w, amount_nanos=AMPLE_NANOS)
-                for w in windows
-            )
-            for scope, windows in (
-                ("team", ("hour", "day", "month")),
-                ("project", ("hour", "day", "month")),
-                ("key", ("day", "month")),
-            )
-        }
-        self._key_budgets = budgets["key"]
-        limits = Limits(requests_per_minute=10**8, tokens_per_minute=10**12, concurrency=100_000)
+        subjects = {"team": self.control.team.team_id, "project": self.control.project.project_id}
         self.control.publish(
-            team={"budgets": budgets["team"], "limits": limits},
-            project={"budgets": budgets["project"], "required_tags": ("feature",)},
+            budgets=tuple(
+                _budget(f"{scope}-{window}", {scope: subject_id}, window)
+                for scope, subject_id in subjects.items()
+                for window in ("hour", "day", "month")
+            ),
+            limits=tuple(
+                Limit(limit_id=f"team-{metric}", subject={"team": subjects["team"]}, metric=metric, amount=amount)
+                for metric, amount in (("requests", 10**8), ("tokens", 10**12), ("concurrency", 100_000))
+            ),
+            project={"required_tags": ("feature",)},
         )
         secrets = self.issue(100)
         self.control.open()
@@ -86,20 +82,15 @@ class Rig:
 
     def _record(self, number: int, digest: str) -> KeyRecord:
         key_id = f"00000000-0000-7000-8000-{digest[:12]}"
-        budgets = tuple(
-            Budget(
-                budget_id=f"{b.budget_id}-{number}", name=b.name, scope="key", window=b.window, amount_nanos=AMPLE_NANOS
-            )
-            for b in self._key_budgets
-        )
+        subject = {"key": key_id}
         return KeyRecord(
             key_id=key_id,
             version=1,
             name="bench",
             project_id=self.control.project.project_id,
             aliases=("demo",),
-            budgets=budgets,
-            limits=Limits(concurrency=1_000),
+            budgets=tuple(_budget(f"key-{window}-{number}", subject, window) for window in ("day", "month")),
+            limits=(Limit(limit_id=f"key-{number}", subject=subject, metric="concurrency", amount=1_000),),
         )
 
     def resident_bytes(self) -> int:
@@ -114,6 +105,10 @@ class Rig:
         self._upstream.stop()
         self.control.redis.close()
         self.redis.close()
+
+
+def _budget(budget_id: str, subject: dict[str, str], window: str) -> Budget:
+    return Budget(budget_id=budget_id, name=budget_id, subject=subject, window=window, amount=AMPLE_NANOS)
 
 
 @contextlib.contextmanager

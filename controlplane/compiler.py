@@ -32,14 +32,9 @@ _exact = Context(prec=64)
 
 # A constraint of the table gives every rule exactly one of them.
 SUBJECT_FIELDS = ("team_id", "project_id", "virtual_key_id")
-_LIMIT_FIELDS: dict[str, str] = {
-    budgets.Limit.Metric.REQUESTS: "requests_per_minute",
-    budgets.Limit.Metric.TOKENS: "tokens_per_minute",
-    budgets.Limit.Metric.CONCURRENCY: "concurrency",
-}
+DIMENSIONS = ("team", "project", "key")
 
-Rules = tuple[tuple[snapshot.Budget, ...], snapshot.Limits]
-NO_RULES: Rules = ((), snapshot.Limits())
+Rules = tuple[list[snapshot.Budget], list[snapshot.Limit]]
 
 
 def nanos(amount: Decimal, usd_per_unit: Decimal = Decimal(1)) -> int:
@@ -50,23 +45,25 @@ def nanos(amount: Decimal, usd_per_unit: Decimal = Decimal(1)) -> int:
 
 def compile_snapshot(version: int, now: datetime) -> snapshot.Snapshot:
     """Everything but the virtual keys. `now` decides which prices are in force."""
-    rules = _rules(virtual_key=None)
+    budgets_of_snapshot, limits = _budgets(virtual_key=None), _limits(virtual_key=None)
     return snapshot.Snapshot(
         schema_version=snapshot.SCHEMA_VERSION,
         version=version,
         published_at_s=now.timestamp(),
-        teams={str(team.pk): _team(team, rules) for team in Team.objects.all()},
-        projects={str(project.pk): _project(project, rules) for project in Project.objects.all()},
+        teams={str(team.pk): _team(team) for team in Team.objects.all()},
+        projects={str(project.pk): _project(project) for project in Project.objects.all()},
         providers={provider.slug: _provider(provider) for provider in routing.Provider.objects.all()},
         deployments=_deployments(now),
         aliases=_aliases(),
+        budgets=tuple(budgets_of_snapshot),
+        limits=tuple(limits),
     )
 
 
 def compile_keys(digests: Iterable[str]) -> dict[str, snapshot.KeyRecord]:
     """Records of those of the `digests` that are some key's today."""
     keys = list(VirtualKey.objects.filter(digest__in=list(digests)).values_list(*_KEY_FIELDS, named=True))
-    rules = _rules(virtual_key__in=[key.pk for key in keys])
+    rules = _rules_of_keys(virtual_key__in=[key.pk for key in keys])
     return {key.digest: _key_record(key, rules) for key in keys}
 
 
@@ -76,7 +73,7 @@ def compile_all_keys() -> Iterator[dict[str, snapshot.KeyRecord]]:
     batch = list(rows[:KEYS_PER_BATCH])
     while batch:
         first, last = batch[0].pk, batch[-1].pk
-        rules = _rules(virtual_key__gte=first, virtual_key__lte=last)
+        rules = _rules_of_keys(virtual_key__gte=first, virtual_key__lte=last)
         yield {key.digest: _key_record(key, rules) for key in batch}
         batch = list(rows.filter(pk__gt=last)[:KEYS_PER_BATCH])
 
@@ -96,9 +93,9 @@ _KEY_FIELDS = (
 )
 
 
-def _key_record(key: Any, rules: Mapping[UUID, Rules]) -> snapshot.KeyRecord:
+def _key_record(key: Any, rules: Mapping[str, Rules]) -> snapshot.KeyRecord:
     """From a row of `_KEY_FIELDS`: there are hundreds of thousands, and a model instance costs more than all the rest."""
-    budgets_of_key, limits = rules.get(key.pk, NO_RULES)
+    budgets_of_key, limits = rules.get(str(key.pk), ([], []))
     return snapshot.KeyRecord(
         key_id=str(key.pk),
         version=key.version,
@@ -110,20 +107,16 @@ def _key_record(key: Any, rules: Mapping[UUID, Rules]) -> snapshot.KeyRecord:
         is_revoked=key.revoked_at is not None,
         expires_at_s=key.expires_at.timestamp() if key.expires_at else None,
         default_tags=key.default_tags,
-        budgets=budgets_of_key,
-        limits=limits,
+        budgets=tuple(budgets_of_key),
+        limits=tuple(limits),
     )
 
 
-def _team(team: Team, rules: Mapping[UUID, Rules]) -> snapshot.Team:
-    budgets_of_team, limits = rules.get(team.pk, NO_RULES)
-    return snapshot.Team(
-        team_id=str(team.pk), name=team.name, time_zone=team.time_zone, budgets=budgets_of_team, limits=limits
-    )
+def _team(team: Team) -> snapshot.Team:
+    return snapshot.Team(team_id=str(team.pk), name=team.name, time_zone=team.time_zone)
 
 
-def _project(project: Project, rules: Mapping[UUID, Rules]) -> snapshot.Project:
-    budgets_of_project, limits = rules.get(project.pk, NO_RULES)
+def _project(project: Project) -> snapshot.Project:
     return snapshot.Project(
         project_id=str(project.pk),
         team_id=str(project.team_id),
@@ -131,44 +124,45 @@ def _project(project: Project, rules: Mapping[UUID, Rules]) -> snapshot.Project:
         environment=project.environment,
         default_tags=project.default_tags,
         required_tags=tuple(project.required_tag_keys),
-        budgets=budgets_of_project,
-        limits=limits,
     )
 
 
-def _rules(**subjects: Any) -> dict[UUID, Rules]:
-    """Active budgets and limits by the id of their subject. Budgets stand in the order they were made in."""
-    budgets_by_subject: defaultdict[UUID, list[snapshot.Budget]] = defaultdict(list)
-    for subject, budget in _budgets(subjects):
-        budgets_by_subject[subject].append(budget)
-    limits_by_subject: defaultdict[UUID, dict[str, int]] = defaultdict(dict)
-    limits = budgets.Limit.objects.filter(**subjects, is_active=True)
-    for team, project, key, metric, amount in limits.values_list(*SUBJECT_FIELDS, "metric", "amount"):
-        limits_by_subject[team or project or key][_LIMIT_FIELDS[metric]] = amount
-    return {
-        subject: (tuple(budgets_by_subject[subject]), snapshot.Limits(**limits_by_subject[subject]))
-        for subject in budgets_by_subject.keys() | limits_by_subject.keys()
-    }
+def _rules_of_keys(**virtual_keys: Any) -> dict[str, Rules]:
+    """The rules of virtual keys by the id of their key."""
+    by_key: defaultdict[str, Rules] = defaultdict(lambda: ([], []))
+    for budget in _budgets(**virtual_keys):
+        by_key[budget.subject["key"]][0].append(budget)
+    for limit in _limits(**virtual_keys):
+        by_key[limit.subject["key"]][1].append(limit)
+    return by_key
 
 
-def _budgets(subjects: Mapping[str, Any]) -> Iterator[tuple[UUID, snapshot.Budget]]:
+def _subject(ids: Iterable[UUID | None]) -> dict[str, str]:
+    """From the values of `SUBJECT_FIELDS`."""
+    return {name: str(pk) for name, pk in zip(DIMENSIONS, ids, strict=True) if pk is not None}
+
+
+def _budgets(**subjects: Any) -> Iterator[snapshot.Budget]:
+    """Active budgets, in the order they were made in."""
     rows = with_time_zone(budgets.Budget.objects.filter(**subjects, is_active=True)).order_by("pk")
-    fields = ("pk", "name", "scope", "window", "amount_usd", "is_hard", "time_zone")
-    for team, project, key, pk, name, scope, window, amount_usd, is_hard, time_zone in rows.values_list(
-        *SUBJECT_FIELDS, *fields
-    ):
-        yield (
-            team or project or key,
-            snapshot.Budget(
-                budget_id=str(pk),
-                name=name,
-                scope=scope,
-                window=window,
-                amount_nanos=nanos(amount_usd),
-                is_hard=is_hard,
-                time_zone=time_zone,
-            ),
+    fields = ("pk", "name", "window", "amount_usd", "is_hard", "time_zone")
+    for *ids, pk, name, window, amount_usd, is_hard, time_zone in rows.values_list(*SUBJECT_FIELDS, *fields):
+        yield snapshot.Budget(
+            budget_id=str(pk),
+            name=name,
+            subject=_subject(ids),
+            window=window,
+            amount=nanos(amount_usd),
+            mode="hard" if is_hard else "soft",
+            time_zone=time_zone,
         )
+
+
+def _limits(**subjects: Any) -> Iterator[snapshot.Limit]:
+    """Active limits, in the order they were made in."""
+    rows = budgets.Limit.objects.filter(**subjects, is_active=True).order_by("pk")
+    for *ids, pk, metric, amount in rows.values_list(*SUBJECT_FIELDS, "pk", "metric", "amount"):
+        yield snapshot.Limit(limit_id=str(pk), subject=_subject(ids), metric=metric, amount=amount)
 
 
 def _provider(provider: routing.Provider) -> snapshot.Provider:
@@ -196,6 +190,7 @@ def _deployments(now: datetime) -> dict[str, snapshot.Deployment]:
             model=deployment.model.name,
             upstream_model=deployment.upstream_model,
             price=prices.get((deployment.model_id, deployment.provider_id)),
+            pool=str(deployment.pool_id) if deployment.pool_id else "",
             credentials=tuple(credentials[deployment.pool_id]) if deployment.pool_id else (),
             max_output_tokens=deployment.max_output_tokens or deployment.model.max_output_tokens,
             context_window=deployment.model.context_window,

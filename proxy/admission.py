@@ -14,6 +14,7 @@ import structlog
 from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate
 from budgets.limits import NEVER_FITS
+from budgets.matching import scope_of
 from budgets.pricing import Price, cost_nanos, hold_nanos
 from keys.kills import decode_flag
 from proxy.ask import ask, call, send
@@ -426,7 +427,7 @@ class Admission:
                 flag = decode_flag(body)
                 return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
             case gate.Limited(index=index, remaining=remaining, retry_after_ms=retry_after_ms):
-                return _limit_exceeded(subject.limits[index], remaining, retry_after_ms)
+                return _limit_exceeded(subject, index, remaining, retry_after_ms)
             case gate.OverBudget(index=index, left_nanos=left_nanos):
                 return _budget_exceeded(subject, index, left_nanos, self.clock.now_s())
             case gate.NotReady(reason="no_lease"):
@@ -572,8 +573,8 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
 _KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "running": "requests at once"}
 
 
-def _limit_exceeded(limit: gate.LimitCheck, remaining: int, retry_after_ms: int) -> LimitExceeded:
-    scope = limit.key.split(":")[-2]
+def _limit_exceeded(subject: Subject, index: int, remaining: int, retry_after_ms: int) -> LimitExceeded:
+    limit, scope = subject.limits[index], scope_of(subject.limit_rules[index].subject)
     kind = _KIND_NAMES[limit.kind]
     details: dict[str, object] = {"limit": limit.per_minute, "limit_kind": kind, "limit_scope": scope}
     if retry_after_ms == NEVER_FITS:
@@ -591,18 +592,18 @@ def _limit_exceeded(limit: gate.LimitCheck, remaining: int, retry_after_ms: int)
 
 def _budget_exceeded(subject: Subject, index: int, left_nanos: int, now_s: float) -> BudgetExceeded:
     budget, counter = subject.budgets[index], subject.counters(now_s)[index]
-    left = max(left_nanos, 0)
+    left, scope = max(left_nanos, 0), scope_of(budget.subject)
     return BudgetExceeded(
-        f"budget {budget.name!r} of the {budget.scope} (${_usd(budget.amount_nanos)} per {budget.window}) "
+        f"budget {budget.name!r} of the {scope} (${_usd(budget.amount)} per {budget.window}) "
         f"has ${_usd(left)} left, too little for this request; it resets in {max(0, int(counter.expire_at_s - now_s))} s",
         should_retry=False,
         retry_after_s=None,
         details={
             "budget": budget.name,
             "budget_id": budget.budget_id,
-            "scope": budget.scope,
+            "scope": scope,
             "window": budget.window,
-            "amount_usd": _usd(budget.amount_nanos),
+            "amount_usd": _usd(budget.amount),
             "left_usd": _usd(left),
             "resets_at": int(counter.expire_at_s),
         },

@@ -1,7 +1,6 @@
 """Who is asking: the presented virtual key → its record → the subject that limits and budgets apply to."""
 
 from collections.abc import Callable, Mapping
-from itertools import chain
 
 from budgets import gate
 from budgets.windows import window_bounds
@@ -10,7 +9,7 @@ from keys.kills import kill_field
 from proxy.ask import call
 from proxy.errors import InvalidKey, Unavailable
 from proxy.registry import Registry
-from proxy.snapshot import Budget, KeyRecord, Limits, Project, Team, decode_key
+from proxy.snapshot import Budget, KeyRecord, Limit, Project, Team, decode_key
 from proxy.wire.redis import RedisPipeline
 
 # Eight kilobytes each with what is prepared for them; a key that is not here costs one more round trip.
@@ -43,6 +42,7 @@ class Subject:
         "budgets",
         "key",
         "kill_fields",
+        "limit_rules",
         "limits",
         "project",
         "rate_headers",
@@ -63,13 +63,15 @@ class Subject:
             kill_field("project", project.project_id),
             kill_field("key", key.key_id),
         )
-        self.budgets: tuple[Budget, ...] = (*team.budgets, *project.budgets, *key.budgets)
-        scopes = (
-            ("team", team.team_id, team.limits),
-            ("project", project.project_id, project.limits),
-            ("key", key.key_id, key.limits),
-        )
-        self.limits = gate.LimitChecks(chain.from_iterable(_limit_checks(*scope) for scope in scopes))
+        values = {
+            "team": team.team_id,
+            "project": project.project_id,
+            "environment": project.environment,
+            "key": key.key_id,
+        }
+        self.budgets: tuple[Budget, ...] = (*registry.budgets.matching(values), *key.budgets)
+        self.limit_rules: tuple[Limit, ...] = (*registry.limits.matching(values), *key.limits)
+        self.limits = gate.LimitChecks(map(_limit_check, self.limit_rules))
         self.token_limits = [(i, check) for i, check in enumerate(self.limits) if check.kind == "tpm"]
         self.running_keys = [check.key for check in self.limits if check.kind == "running"]
         self.rate_headers = [
@@ -84,7 +86,7 @@ class Subject:
         if now_s >= self._counters_valid_until_s:
             bounds = [window_bounds(budget.window, budget.time_zone, now_s) for budget in self.budgets]
             self._counters = gate.BudgetCounters(
-                gate.BudgetCounter(gate.spend_key(budget.budget_id, start), budget.amount_nanos, budget.is_hard, end)
+                gate.BudgetCounter(gate.spend_key(budget.budget_id, start), budget.amount, budget.mode == "hard", end)
                 for budget, (start, end) in zip(self.budgets, bounds, strict=True)
             )
             self._counters_valid_until_s = min((end for _, end in bounds), default=now_s + 3600)
@@ -189,11 +191,12 @@ def _presented(headers: Mapping[bytes, bytes]) -> str:
     return secret.decode("ascii")
 
 
-def _limit_checks(scope: str, subject_id: str, limits: Limits) -> list[gate.LimitCheck]:
-    """Those that are set."""
-    checks = (
-        ("rpm", gate.rate_key("rpm", scope, subject_id), limits.requests_per_minute),
-        ("tpm", gate.rate_key("tpm", scope, subject_id), limits.tokens_per_minute),
-        ("running", gate.running_key(scope, subject_id), limits.concurrency),
+def _limit_check(limit: Limit) -> gate.LimitCheck:
+    kind = _KINDS[limit.metric]
+    key = (
+        gate.running_key("limit", limit.limit_id) if kind == "running" else gate.rate_key(kind, "limit", limit.limit_id)
     )
-    return [gate.LimitCheck(kind, key, most, 1) for kind, key, most in checks if most is not None]
+    return gate.LimitCheck(kind, key, limit.amount, 1)
+
+
+_KINDS = {"requests": "rpm", "tokens": "tpm", "concurrency": "running"}

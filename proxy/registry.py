@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 from msgspec import structs
 
+from budgets.matching import Index
 from budgets.pricing import fixed_price
 from keys.kills import kill_field
 from proxy import snapshot as configuration
@@ -97,7 +98,7 @@ class Upstream:
 
 
 class Registry:
-    """`snapshot` as it came, `upstreams` by deployment id."""
+    """`snapshot` as it came, `upstreams` by deployment id, rules by whom they are about."""
 
     def __init__(self, snapshot: configuration.Snapshot, open_sealed: OpenSealed) -> None:
         self.snapshot = snapshot
@@ -105,6 +106,8 @@ class Registry:
             deployment_id: _upstream(deployment, snapshot.providers[deployment.provider], open_sealed)
             for deployment_id, deployment in snapshot.deployments.items()
         }
+        self.budgets = Index(snapshot.budgets)
+        self.limits = Index(snapshot.limits)
         # By provider and upstream model; "" for calls that name no model we know.
         self.passthroughs: dict[tuple[str, str], Upstream] = {}
         for upstream in self.upstreams.values():

@@ -9,31 +9,69 @@ import msgspec
 from budgets.pricing import Price
 from routing.engine import AliasTarget
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Struct(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=False):
     """Immutable, and a field that an older control plane does not send has a default."""
 
 
+class Threshold(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What happens from `percent` of the amount on: throttle (to `per_minute` requests), downgrade (to the cheaper `alias`), or
+    block. What only tells somebody is the control plane's."""
+
+    percent: int
+    action: str
+    per_minute: int = 0
+    alias: str = ""
+
+
+class Increase(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Added to a budget's amount from `from_s` until `until_s` (Unix seconds)."""
+
+    amount: int
+    from_s: float
+    until_s: float
+
+
 class Budget(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`window` is hour, day or month, on the calendar of `time_zone` (IANA name)."""
+    """At most `amount` (nano-USD, tokens or requests, by `unit`: usd, tokens, requests) in each window.
+
+    `subject` says whom it counts: dimension to value, all of them must match; `*` gives each value a counter of its own, and {}
+    is everybody. `window` is hour, day, week, month, quarter, year, total or fixed (from `starts_at_s` to `ends_at_s`), on the
+    calendar of `time_zone` (IANA name). `mode` is hard, soft, or observe, which only counts what it would have refused.
+    """
 
     budget_id: str
     name: str
-    scope: str
+    subject: dict[str, str] = {}
     window: str
-    amount_nanos: int
-    is_hard: bool = True
+    amount: int
+    unit: str = "usd"
+    mode: str = "hard"
     time_zone: str = "UTC"
+    # The first month of the fiscal year: quarters and years begin with it.
+    fiscal_month: int = 1
+    starts_at_s: float | None = None
+    ends_at_s: float | None = None
+    # At most so much of what the last window left is added to this one.
+    rollover: int = 0
+    increases: tuple[Increase, ...] = ()
+    thresholds: tuple[Threshold, ...] = ()
 
 
-class Limits(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """None is no limit. Requests and tokens are per minute; concurrency is requests running at once."""
+class Limit(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """At most `amount` of `metric` (requests, tokens, input_tokens, output_tokens, spend in nano-USD) in `window_s` seconds, of
+    which `burst` at once (None: all of it); of concurrency, requests running at once. `subject` is as a budget's."""
 
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    concurrency: int | None = None
+    limit_id: str
+    name: str = ""
+    subject: dict[str, str] = {}
+    metric: str
+    amount: int
+    window_s: int = 60
+    burst: int | None = None
+    is_observed: bool = False
 
 
 class Credential(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -67,6 +105,8 @@ class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     model: str
     upstream_model: str
     price: Price | None = None
+    # The credential pool; "" for none.
+    pool: str = ""
     credentials: tuple[Credential, ...] = ()
     max_output_tokens: int = 4096
     context_window: int = 128_000
@@ -87,8 +127,6 @@ class Team(Struct, frozen=True, kw_only=True, omit_defaults=True):
     team_id: str
     name: str
     time_zone: str = "UTC"
-    budgets: tuple[Budget, ...] = ()
-    limits: Limits = Limits()
 
 
 class Project(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -98,8 +136,6 @@ class Project(Struct, frozen=True, kw_only=True, omit_defaults=True):
     environment: str = ""
     default_tags: dict[str, str] = {}
     required_tags: tuple[str, ...] = ()
-    budgets: tuple[Budget, ...] = ()
-    limits: Limits = Limits()
 
 
 class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -111,6 +147,9 @@ class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
     providers: dict[str, Provider] = {}
     deployments: dict[str, Deployment] = {}
     aliases: dict[str, Alias] = {}
+    # All but those that name a virtual key, which travel with it: there may be hundreds of thousands.
+    budgets: tuple[Budget, ...] = ()
+    limits: tuple[Limit, ...] = ()
 
 
 class KeyRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,7 +167,7 @@ class KeyRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
     expires_at_s: float | None = None
     default_tags: dict[str, str] = {}
     budgets: tuple[Budget, ...] = ()
-    limits: Limits = Limits()
+    limits: tuple[Limit, ...] = ()
 
 
 class UnknownSchema(ValueError):

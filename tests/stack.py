@@ -27,9 +27,11 @@ from keys.vault import parse_master_keys, seal
 from proxy.snapshot import (
     SCHEMA_VERSION,
     Alias,
+    Budget,
     Credential,
     Deployment,
     KeyRecord,
+    Limit,
     Project,
     Provider,
     Snapshot,
@@ -108,6 +110,8 @@ class ControlPlane:
             name="Search",
             environment="prod",
         )
+        self.budgets: tuple[Budget, ...] = ()
+        self.limits: tuple[Limit, ...] = ()
         self.deployments: dict[str, Deployment] = {}
         self.aliases: dict[str, Alias] = {}
         self.providers = {"sim": Provider(slug="sim", api="openai", base_url=f"{upstream_url}/v1")}
@@ -140,10 +144,12 @@ class ControlPlane:
         self.aliases[name] = Alias(name=name, targets=targets)
 
     def publish(self, **changes: Any) -> int:
-        """Publish the snapshot; `team` and `project` may carry field changes."""
+        """Publish the snapshot; `team` and `project` may carry field changes, `budgets` and `limits` are new ones."""
         self.version += 1
         self.team = msgspec.structs.replace(self.team, **changes.get("team", {}))
         self.project = msgspec.structs.replace(self.project, **changes.get("project", {}))
+        self.budgets = changes.get("budgets", self.budgets)
+        self.limits = changes.get("limits", self.limits)
         snapshot = Snapshot(
             schema_version=SCHEMA_VERSION,
             version=self.version,
@@ -153,6 +159,8 @@ class ControlPlane:
             providers=self.providers,
             deployments=self.deployments,
             aliases=self.aliases,
+            budgets=self.budgets,
+            limits=self.limits,
         )
         self.publish_raw(encode(snapshot))
         return self.version

@@ -90,10 +90,12 @@ def test_a_snapshot_says_what_the_models_say(client, team, project):
 
     published = snapshot(client)
     assert published.teams[str(team.pk)].time_zone == "Asia/Kolkata"
-    (team_budget,) = published.teams[str(team.pk)].budgets
-    assert (team_budget.budget_id, team_budget.amount_nanos) == (str(budget.pk), 12_500_000_000)
-    assert (team_budget.scope, team_budget.window, team_budget.time_zone) == ("team", "month", "Asia/Kolkata")
-    assert published.projects[str(project.pk)].limits.requests_per_minute == 60
+    (team_budget,) = published.budgets
+    assert (team_budget.budget_id, team_budget.amount) == (str(budget.pk), 12_500_000_000)
+    assert team_budget.subject == {"team": str(team.pk)}
+    assert (team_budget.window, team_budget.time_zone) == ("month", "Asia/Kolkata")
+    (limit,) = published.limits
+    assert (limit.subject, limit.metric, limit.amount) == ({"project": str(project.pk)}, "requests", 60)
     assert published.projects[str(project.pk)].default_tags == {"feature": "search"}
     found = published.deployments[str(deployment.pk)]
     assert (found.provider, found.model, found.max_output_tokens) == ("openai", "small", 200)
@@ -267,8 +269,9 @@ def test_rules_of_a_key_travel_with_its_record(client, project):
     budgets.create_limit(virtual_key, "concurrency", 3, actor=ACTOR)
     record = key_record(client, virtual_key)
     (published,) = record.budgets
-    assert (published.amount_nanos, published.is_hard, published.scope) == (1, False, "key")
-    assert published.time_zone == "Asia/Kolkata" and record.limits.concurrency == 3
+    assert (published.amount, published.mode, published.subject) == (1, "soft", {"key": str(virtual_key.pk)})
+    assert published.time_zone == "Asia/Kolkata"
+    assert [(limit.metric, limit.amount) for limit in record.limits] == [("concurrency", 3)]
     budgets.change_rule(budget, actor=ACTOR, values={"is_active": False})
     assert key_record(client, virtual_key).budgets == ()
     assert snapshot(client).version == version

@@ -22,7 +22,7 @@ from tests.stack import ROOT, VAULT_KEY, ControlPlane, Proxy, Stack, chat, free_
 
 # Redis has 200 ms to answer, and is given up a tenth of that later at most.
 REFUSED_WITHIN_S = 0.25
-BUDGET = Budget(budget_id="b1", name="all", scope="team", window="month", amount_nanos=10**12)
+BUDGET = Budget(budget_id="b1", name="all", window="month", amount=10**12)
 SLOW = chat(content="[[simulate tokens_per_second=20,output_tokens=60]]", stream=True)
 
 
@@ -92,7 +92,7 @@ def test_redis_that_does_not_answer_is_503_in_time_and_traffic_flows_again_after
 
 
 def test_a_stream_outlives_the_death_of_redis_and_is_settled_once(stack, redis_server):
-    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    stack.wait_for_version(stack.control.publish(budgets=(BUDGET,)))
     secret = stack.control.issue_key()
     listener = Listener(stack, secret)
     redis_server.kill()
@@ -107,7 +107,7 @@ def test_a_stream_outlives_the_death_of_redis_and_is_settled_once(stack, redis_s
 
 
 def test_an_emptied_redis_gets_back_what_runs_and_what_was_settled(stack):
-    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    stack.wait_for_version(stack.control.publish(budgets=(BUDGET,)))
     secret = stack.control.issue_key()
     assert _post(stack, secret).status_code == 200
     listener = Listener(stack, secret)
@@ -185,7 +185,7 @@ def test_a_stopping_worker_cuts_what_outlasts_its_grace_and_says_so(make_stack):
 
 def test_two_workers_finish_what_a_third_left_once(make_stack):
     stack = make_stack(workers=3)
-    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    stack.wait_for_version(stack.control.publish(budgets=(BUDGET,)))
     secret = stack.control.issue_key()
     assert all(_post(stack, secret).status_code == 200 for _ in range(6))
     listeners = [Listener(stack, secret) for _ in range(3)]
@@ -219,7 +219,7 @@ def _suspended(stack: Stack) -> list[dict]:
 
 def test_what_was_taken_over_is_written_again_when_redis_forgets_it(make_stack):
     stack = make_stack(workers=2)
-    stack.wait_for_version(stack.control.publish(team={"budgets": (BUDGET,)}))
+    stack.wait_for_version(stack.control.publish(budgets=(BUDGET,)))
     secret = stack.control.issue_key()
     listener = Listener(stack, secret)
     (holder,) = stack.control.redis.scan_iter("tg:holds:*")
@@ -258,10 +258,10 @@ def test_a_full_disk_refuses_new_calls_and_ends_no_accounting(make_stack):
 def test_a_stream_whose_hold_cannot_be_journaled_is_ended_at_its_true_cost(make_stack):
     stack = make_stack()
     # Room for the first tranche of 1,024 tokens, and for one more, but not for all that the stream may cost.
-    budget = Budget(budget_id="b1", name="tight", scope="team", window="month", amount_nanos=20_000_000)
+    budget = Budget(budget_id="b1", name="tight", window="month", amount=20_000_000)
     stack.control.add_deployment("long", max_output_tokens=100_000)
     stack.control.add_alias("long", "long")
-    stack.wait_for_version(stack.control.publish(team={"budgets": (budget,)}))
+    stack.wait_for_version(stack.control.publish(budgets=(budget,)))
     body = chat("long", content="[[simulate tokens_per_second=200,output_tokens=3000]]", stream=True)
     listener = Listener(stack, stack.control.issue_key(), body)
     (worker,) = stack.proxy.workers()

@@ -126,8 +126,8 @@ def test_a_malformed_answer_is_told_settled_once_and_survived(make_stack, fault)
     stack.control.providers["sim"] = sim.__class__(
         slug="sim", api="openai", base_url=sim.base_url, first_byte_timeout_s=1, idle_timeout_s=1
     )
-    budget = Budget(budget_id="b1", name="all", scope="team", window="month", amount_nanos=10**12)
-    stack.wait_for_version(stack.control.publish(team={"budgets": (budget,)}))
+    budget = Budget(budget_id="b1", name="all", window="month", amount=10**12)
+    stack.wait_for_version(stack.control.publish(budgets=(budget,)))
     worker = psutil.Process(stack.proxy.workers()[0])
     rss_before = worker.memory_info().rss
     directives = f"{fault}=1,fault_bytes={LONG_BYTES if fault in LONG_FAULTS else FLOOD_BYTES}"

@@ -9,13 +9,18 @@ import pytest
 
 from budgets.windows import window_bounds
 from keys.tokens import digest
-from proxy.snapshot import Budget, Credential, Limits
+from proxy.snapshot import Budget, Credential, Limit
 from tests.stack import UPSTREAM_SECRET, Stack, chat, wait_until
 
 
-def _budget(amount_nanos: int, **changes) -> Budget:
-    fields = {"budget_id": "b1", "name": "Research monthly", "scope": "team", "window": "month"}
-    return Budget(**{**fields, "amount_nanos": amount_nanos, **changes})
+def _budget(amount: int, **changes) -> Budget:
+    subject = {"team": "00000000-0000-7000-8000-000000000001"}
+    fields = {"budget_id": "b1", "name": "Research monthly", "subject": subject, "window": "month"}
+    return Budget(**{**fields, "amount": amount, **changes})
+
+
+def _limit(metric: str, amount: int, **changes) -> Limit:
+    return Limit(limit_id=f"l-{metric}", metric=metric, amount=amount, **changes)
 
 
 def _error(response: httpx.Response) -> dict:
@@ -136,7 +141,7 @@ def test_a_model_without_a_price_is_refused(stack):
 
 
 def test_a_spent_budget_refuses_and_says_which_and_until_when(stack):
-    stack.wait_for_version(stack.control.publish(team={"budgets": (_budget(1_000_000),)}))
+    stack.wait_for_version(stack.control.publish(budgets=(_budget(1_000_000),)))
     with stack.client(stack.control.issue_key()) as client:
         assert client.post("/v1/chat/completions", json=chat(max_tokens=10)).status_code == 200
         response = client.post("/v1/chat/completions", json=chat(max_tokens=10_000))
@@ -152,7 +157,7 @@ def test_a_spent_budget_refuses_and_says_which_and_until_when(stack):
 
 
 def test_a_soft_budget_counts_and_lets_pass(stack):
-    stack.wait_for_version(stack.control.publish(team={"budgets": (_budget(1, is_hard=False),)}))
+    stack.wait_for_version(stack.control.publish(budgets=(_budget(1, mode="soft"),)))
     with stack.client(stack.control.issue_key()) as client:
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
     _events(stack, 1)
@@ -160,7 +165,7 @@ def test_a_soft_budget_counts_and_lets_pass(stack):
 
 
 def test_requests_over_the_limit_are_told_when_to_come_back(stack):
-    secret = stack.control.issue_key(limits=Limits(requests_per_minute=2))
+    secret = stack.control.issue_key(limits=(_limit("requests", 2),))
     with stack.client(secret) as client:
         responses = [client.post("/v1/chat/completions", json=chat()) for _ in range(3)]
     assert [response.status_code for response in responses] == [200, 200, 429]
@@ -171,7 +176,7 @@ def test_requests_over_the_limit_are_told_when_to_come_back(stack):
 
 
 def test_a_limit_of_nothing_is_not_to_be_waited_out(stack):
-    with stack.client(stack.control.issue_key(limits=Limits(requests_per_minute=0))) as client:
+    with stack.client(stack.control.issue_key(limits=(_limit("requests", 0),))) as client:
         response = client.post("/v1/chat/completions", json=chat())
     assert (response.status_code, _error(response)["code"]) == (429, "rate_limit_exceeded")
     assert response.headers["x-should-retry"] == "false"
@@ -179,7 +184,7 @@ def test_a_limit_of_nothing_is_not_to_be_waited_out(stack):
 
 
 def test_concurrency_is_limited_and_slots_come_back(stack):
-    secret = stack.control.issue_key(limits=Limits(concurrency=1))
+    secret = stack.control.issue_key(limits=(_limit("concurrency", 1),))
     body = chat(content="[[simulate tokens_per_second=10,output_tokens=20]]", stream=True)
     with stack.client(secret) as client, client.stream("POST", "/v1/chat/completions", json=body) as running:
         assert running.status_code == 200

@@ -41,16 +41,17 @@ async def _client(url: str, secret: str, number: int, statuses: Counter[int]) ->
 
 def test_two_hundred_clients_on_four_workers_spend_to_the_cap_and_not_past_it(make_stack):
     stack = make_stack(workers=4)
-    hourly = {"window": "hour", "amount_nanos": CAP_NANOS}
+    hourly = {"window": "hour", "amount": CAP_NANOS}
     budgets = [
-        Budget(budget_id=f"{scope}-{window}", name=f"{scope} {window}", scope=scope, **{**hourly, "window": window})
-        for scope in ("team", "project")
+        Budget(budget_id=f"{scope}-{window}", name=f"{scope} {window}", subject=subject, **{**hourly, "window": window})
+        for scope, subject in (
+            ("team", {"team": stack.control.team.team_id}),
+            ("project", {"project": stack.control.project.project_id}),
+        )
         for window in ("hour", "day", "month")
     ]
-    stack.wait_for_version(
-        stack.control.publish(team={"budgets": tuple(budgets[:3])}, project={"budgets": tuple(budgets[3:])})
-    )
-    secret = stack.control.issue_key(budgets=(Budget(budget_id="key-hour", name="key hour", scope="key", **hourly),))
+    stack.wait_for_version(stack.control.publish(budgets=tuple(budgets)))
+    secret = stack.control.issue_key(budgets=(Budget(budget_id="key-hour", name="key hour", **hourly),))
     statuses: Counter[int] = Counter()
 
     async def drive() -> None:

@@ -17,7 +17,7 @@ from budgets.pricing import batch_price
 from proxy.snapshot import Budget, Project, Provider
 from tests.stack import PRICE, Stack, wait_until
 
-BUDGET = Budget(budget_id="b1", name="Research monthly", scope="team", window="month", amount_nanos=10**12)
+BUDGET = Budget(budget_id="b1", name="Research monthly", window="month", amount=10**12)
 BATCH_PRICE = PRICE.__class__(**{**{f: getattr(PRICE, f) for f in PRICE.__struct_fields__}, "batch_percent": 50})
 OTHER_PROJECT = "00000000-0000-7000-8000-000000000099"
 
@@ -33,7 +33,7 @@ def stack(make_stack) -> Stack:
     control.add_deployment("sim-fast", price=BATCH_PRICE, context_window=2_000)
     control.add_deployment("sim-claude", provider="claude", price=BATCH_PRICE, context_window=2_000)
     control.add_alias("claude", "sim-claude")
-    stack.wait_for_version(control.publish(team={"budgets": (BUDGET,)}))
+    stack.wait_for_version(control.publish(budgets=(BUDGET,)))
     yield stack
     httpx.delete(f"{stack.simulator.url}/_control")
 
@@ -152,8 +152,8 @@ def test_a_wrong_line_is_refused_by_its_number(stack, wrong, told):
 
 
 def test_a_budget_too_small_for_all_its_lines_refuses_a_batch(stack):
-    small = Budget(budget_id="b1", name="small", scope="team", window="month", amount_nanos=500_000)
-    stack.wait_for_version(stack.control.publish(team={"budgets": (small,)}))
+    small = Budget(budget_id="b1", name="small", window="month", amount=500_000)
+    stack.wait_for_version(stack.control.publish(budgets=(small,)))
     with stack.client(stack.control.issue_key()) as client:
         file_id = upload(client, [line(number) for number in range(3)]).json()["id"]
         response = make_batch(client, file_id)
