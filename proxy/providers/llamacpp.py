@@ -1,12 +1,13 @@
 """llama.cpp's server. Pure; no I/O.
 
-Source: github.com/ggml-org/llama.cpp, tools/server/README.md. Efforts reach the model through its chat template.
+Source: github.com/ggml-org/llama.cpp, tools/server/README.md. Efforts reach the model through its chat template. Anthropic's
+messages are only passed, since its own form says more: there it knows no betas and no schema, and leaves out what it cannot read.
 """
 
 from typing import Any
 
 from proxy.neutral import Prompt
-from proxy.providers import openai_completions, openai_embeddings
+from proxy.providers import anthropic, openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
@@ -26,7 +27,16 @@ class LlamaCppChat(CompatibleChat):
             )
 
 
+CHAT = LlamaCppChat()
 PROVIDER = Provider(
     name="llamacpp",
-    apis=(LlamaCppChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
+    apis=(
+        CHAT,
+        OPEN_RESPONSES,
+        anthropic.MESSAGES,
+        anthropic.COUNT_TOKENS,
+        openai_completions.COMPLETIONS,
+        openai_embeddings.EMBEDDINGS,
+        RERANK,
+    ),
 )

@@ -1,13 +1,14 @@
 """vLLM, and servers that follow it. Pure; no I/O.
 
 Source: docs.vllm.ai/en/latest/serving/openai_compatible_server.html. Whether a template can be told not to think, and how,
-is the model's affair; `enable_thinking` is what most call it.
+is the model's affair; `enable_thinking` is what most call it. Anthropic's messages (docs.vllm.ai/en/stable/serving/integrations/
+claude_code) are only passed, since its own form says more: there it knows neither betas nor `thinking`, and invents signatures.
 """
 
 from typing import Any
 
 from proxy.neutral import Prompt
-from proxy.providers import openai_completions, openai_embeddings
+from proxy.providers import anthropic, openai_completions, openai_embeddings
 from proxy.providers.openai_compatible import CompatibleChat
 from proxy.providers.openai_responses import OPEN_RESPONSES
 from proxy.providers.provider import Provider
@@ -25,7 +26,16 @@ class VllmChat(CompatibleChat):
             body["chat_template_kwargs"] = {"enable_thinking": False}
 
 
+CHAT = VllmChat()
 PROVIDER = Provider(
     name="vllm",
-    apis=(VllmChat(), OPEN_RESPONSES, openai_completions.COMPLETIONS, openai_embeddings.EMBEDDINGS, RERANK),
+    apis=(
+        CHAT,
+        OPEN_RESPONSES,
+        anthropic.MESSAGES,
+        anthropic.COUNT_TOKENS,
+        openai_completions.COMPLETIONS,
+        openai_embeddings.EMBEDDINGS,
+        RERANK,
+    ),
 )

@@ -55,6 +55,7 @@ from proxy.neutral import (
     UsageSeen,
 )
 from proxy.providers import anthropic as provider
+from proxy.providers import llamacpp, vllm
 from proxy.providers.provider import EventMeter
 from proxy.snapshot import Alias, Deployment, Provider
 from proxy.wire.sse import SSEParser
@@ -214,6 +215,57 @@ def test_a_count_of_tokens_passes_without_a_cap() -> None:
     outgoing = provider.COUNT_TOKENS.pass_request(call, DEPLOYMENT, ANTHROPIC)
     assert outgoing.target == b"/messages/count_tokens"
     assert json.loads(outgoing.body) == {**body, "model": MODEL}
+
+
+# Servers of open models
+
+
+@pytest.mark.parametrize("server", [llamacpp, vllm])
+def test_servers_of_open_models_get_anthropics_requests_as_they_are(server: Any) -> None:
+    messages, count_tokens = (
+        next(api for api in server.PROVIDER.apis if api.name == dialect.name) for dialect in (MESSAGES, COUNT_TOKENS)
+    )
+    asked = {**HELLO, "thinking": {"type": "enabled", "budget_tokens": 50}, "of_tomorrow": 1}
+    sent = messages.pass_request(describe(asked), DEPLOYMENT, ANTHROPIC)
+    assert (sent.target, json.loads(sent.body)) == (b"/messages", {**asked, "model": MODEL})
+    sent = count_tokens.pass_request(COUNT_TOKENS.describe(json.dumps(HELLO).encode(), b"", {}), DEPLOYMENT, ANTHROPIC)
+    assert (sent.target, json.loads(sent.body)) == (b"/messages/count_tokens", {**HELLO, "model": MODEL})
+
+
+@pytest.mark.parametrize("server", [llamacpp, vllm])
+def test_other_clients_are_translated_to_the_chat_of_servers_of_open_models(server: Any) -> None:
+    translatable = [api for api in server.PROVIDER.apis if api.capability == "chat" and api.is_translatable]
+    assert translatable[0] is server.CHAT
+
+
+@pytest.mark.parametrize(
+    ("start", "delta"),
+    [
+        # vLLM: input again at the end. llama.cpp: only at the start, without what it had in its cache.
+        ({"input_tokens": 30, "output_tokens": 0}, {"input_tokens": 30, "output_tokens": 7}),
+        ({"cache_read_input_tokens": 10, "input_tokens": 20, "output_tokens": 0}, {"output_tokens": 7}),
+    ],
+)
+def test_streams_of_servers_of_open_models_are_measured(start: dict[str, int], delta: dict[str, int]) -> None:
+    thinking = {"type": "thinking", "thinking": ""}
+    said = [
+        {"type": "message_start", "message": {"id": "c-1", "content": [], "model": "qwen3", "usage": start}},
+        {"type": "content_block_start", "index": 0, "content_block": thinking},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "hm"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "5f0c"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": delta},
+        {"type": "message_stop"},
+    ]
+    stream = b"".join(
+        b"event: %s\ndata: %s\n\n" % (str(each["type"]).encode(), json.dumps(each).encode()) for each in said
+    )
+    meter = provider.MESSAGES.stream_meter(describe({**HELLO, "stream": True}))
+    for frame in SSEParser().feed(stream):
+        assert meter.observe(frame) is False
+    cached = start.get("cache_read_input_tokens", 0)
+    assert meter.usage == Usage(input_tokens=30, cache_read_input_tokens=cached, output_tokens=7)
+    assert (meter.finish_reason, meter.response_model, meter.is_done) == ("end_turn", "qwen3", True)
 
 
 # Reading requests
