@@ -129,6 +129,8 @@ class UsageRecord(models.Model):
     first_token_ms = models.PositiveIntegerField(default=0)
     kill_switch_id = models.UUIDField(null=True, blank=True)
     tags = models.JSONField(default=dict, blank=True)
+    tag_sources = models.JSONField(default=dict, blank=True, db_default=models.Value({}, models.JSONField()))
+    route = models.JSONField(default=list, blank=True, db_default=models.Value([], models.JSONField()))
     ingested_at = models.DateTimeField(db_default=Now(), editable=False)
     resolved_at = models.DateTimeField(null=True, blank=True)
 

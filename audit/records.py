@@ -45,11 +45,21 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
         )
 
 
+class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A deployment that the route was chosen from: in which place it stands and why, or why it was passed over."""
+
+    deployment: str
+    reason: str = ""
+    is_passed_over: bool = False
+
+
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt (one upstream call), as it ended. Ids are UUID strings, moments are Unix microseconds.
 
     `upstream_id` is what the provider calls what it keeps of the attempt: a response, a file, a batch. In suspense, with
     such an id, it is a job: the provider goes on with it, and can be asked.
+    `route` is what there was to choose from, in the order of trial; empty where there was no choice. `tag_sources` says where
+    tags came from: `project` or `key` (a default), `body`; those of the header, which wins, are not named.
     """
 
     attempt_id: str
@@ -82,6 +92,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     first_token_ms: int = 0
     kill_switch_id: str = ""
     tags: dict[str, str] = {}
+    tag_sources: dict[str, str] = {}
+    route: tuple[Candidate, ...] = ()
 
 
 _encoder = msgspec.json.Encoder()

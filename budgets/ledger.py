@@ -17,7 +17,7 @@ import redis
 from django.db import DataError, IntegrityError, connection, transaction
 
 from audit.models import UsageRecord
-from audit.records import State, Usage, UsageEvent, UsageSource, decode_event
+from audit.records import Candidate, State, Usage, UsageEvent, UsageSource, decode_event
 from budgets import gate, ledger_rows
 from budgets.rollups import Rollups
 
@@ -119,6 +119,8 @@ def event_of(record: UsageRecord) -> UsageEvent:
         first_token_ms=record.first_token_ms,
         kill_switch_id=str(record.kill_switch_id or ""),
         tags=record.tags,
+        tag_sources=record.tag_sources,
+        route=msgspec.convert(record.route, tuple[Candidate, ...]),
     )
 
 

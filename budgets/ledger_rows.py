@@ -57,6 +57,8 @@ _EVENT_COLUMNS = {
     "first_token_ms": "integer",
     "kill_switch_id": "uuid",
     "tags": "jsonb",
+    "tag_sources": "jsonb",
+    "route": "jsonb",
 }
 _HOUR_COLUMNS = {
     "id": "uuid",
