@@ -23,8 +23,7 @@ EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
 
 
 def answers_in_stream(response: http1.UpstreamResponse, attempt: Attempt) -> bool:
-    content_type = dict(response.headers).get(b"content-type", b"")
-    return attempt.prepared.api.answers_in_stream(attempt.described.call, content_type)
+    return attempt.prepared.api.answers_in_stream(attempt.described.call, response.header(b"content-type"))
 
 
 async def relay_whole(
@@ -253,9 +252,9 @@ def _check_lease(admission: Admission) -> None:
 
 
 def _check_is_stream(response: http1.UpstreamResponse, api: Api) -> None:
-    headers = dict(response.headers)
-    content_type = headers.get(b"content-type", api.stream_types[0]).lower()
-    if not content_type.startswith(api.stream_types) or headers.get(b"content-encoding", b"identity") != b"identity":
+    content_type = response.header(b"content-type", api.stream_types[0]).lower()
+    encoding = response.header(b"content-encoding", b"identity")
+    if not content_type.startswith(api.stream_types) or encoding != b"identity":
         raise UpstreamBroken("the provider's answer is not a stream", may_have_been_billed=True)
 
 
@@ -263,13 +262,13 @@ def _stream_type(response: http1.UpstreamResponse, prepared: Prepared, call: Cal
     default = call.dialect.stream_type(call)
     if prepared.is_translated:
         return default
-    return prepared.api.stream_type(call, dict(response.headers).get(b"content-type", default))
+    return prepared.api.stream_type(call, response.header(b"content-type", default))
 
 
 def _content_type(response: http1.UpstreamResponse, prepared: Prepared) -> tuple[bytes, bytes]:
     if prepared.is_translated:
         return JSON
-    return b"content-type", dict(response.headers).get(b"content-type", JSON[1])
+    return b"content-type", response.header(b"content-type", JSON[1])
 
 
 def _headers(response: http1.UpstreamResponse, attempt: Attempt) -> Headers:

@@ -103,8 +103,8 @@ class OpenAIChat(OpenAI):
         if not 1 <= choices <= CHOICES_MAX:
             raise InvalidRequest(f"`n` must be between 1 and {CHOICES_MAX}", param="n")
         seen = beside_text(body, fields, "messages")
-        media = sum(seen.count(mark) for mark in MEDIA_MARKS)
-        is_long = any(mark in seen for mark in LONG_MEDIA_MARKS)
+        media = sum([seen.count(mark) for mark in MEDIA_MARKS])
+        is_long = any([mark in seen for mark in LONG_MEDIA_MARKS])
         # What was predicted and is not said is billed as output, beyond the cap.
         predicted = len(fields.get("prediction", b""))
         return Call(

@@ -256,6 +256,13 @@ class UpstreamResponse:
         self._failure: UpstreamFailure | None = None
         self._waiter: asyncio.Future[None] | None = None
 
+    def header(self, name: bytes, default: bytes = b"") -> bytes:
+        """The first of that lower-case name."""
+        for candidate, value in self.headers:
+            if candidate == name:
+                return value
+        return default
+
     async def next_chunk(self) -> bytes:
         """All the body bytes that are here, or the next to come; `b""` when the body has ended well.
 
