@@ -49,6 +49,7 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     """A deployment that the route was chosen from: in which place it stands and why, or why it was passed over."""
 
     deployment: str
+    pool: str = ""
     reason: str = ""
     is_passed_over: bool = False
 
@@ -57,7 +58,8 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt (one upstream call), as it ended. Ids are UUID strings, moments are Unix microseconds.
 
     `upstream_id` is what the provider calls what it keeps of the attempt: a response, a file, a batch. In suspense, with
-    such an id, it is a job: the provider goes on with it, and can be asked.
+    such an id, it is a job: the provider goes on with it, and can be asked. `pool` is the credential pool. `downgraded_from` is
+    the alias that was asked for, where a budget had a cheaper one take its place.
     `route` is what there was to choose from, in the order of trial; empty where there was no choice. `tag_sources` says where
     tags came from: `project` or `key` (a default), `body`; those of the header, which wins, are not named.
     """
@@ -70,7 +72,9 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     project_id: str
     virtual_key_id: str
     environment: str = ""
+    end_user: str = ""
     alias: str
+    downgraded_from: str = ""
     provider: str
     model: str
     deployment: str

@@ -6,8 +6,10 @@ Every script takes one MessagePack array and answers an array whose first item i
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import msgspec
 
@@ -40,8 +42,9 @@ def kill_acks_key(kill_switch_id: str) -> str:
     return f"tg:kill:acks:{kill_switch_id}"
 
 
-def spend_key(budget_id: str, window_start_s: int) -> str:
-    return f"tg:spend:{budget_id}:{window_start_s}"
+def spend_key(budget_id: str, window_start_s: int, *values: str) -> str:
+    """`values` are those of the dimensions in which the budget has a counter for each (`matching.counter_values`)."""
+    return ":".join((f"tg:spend:{budget_id}:{window_start_s}", *map(_quote, values)))
 
 
 def rate_key(kind: str, scope: str, subject_id: str) -> str:
@@ -51,6 +54,10 @@ def rate_key(kind: str, scope: str, subject_id: str) -> str:
 
 def running_key(scope: str, subject_id: str) -> str:
     return f"tg:running:{scope}:{subject_id}"
+
+
+# So that no value reads like two.
+_quote = partial(quote, safe="")
 
 
 # Scripts
