@@ -45,7 +45,7 @@ from proxy.reasoning_details import read_details
 
 # Parts whose tokens do not show in the bytes of the request: an image by URL, a file by id, audio. Each is bounded apart.
 MEDIA_MARKS = (b'_url"', b'"input_audio"', b'"file"')
-LONG_MEDIA_MARKS = (b'"file_data"', b'"file_id"', b'"video_url"')
+LONG_MEDIA_MARK, FILM_MARK = b'"file_', b'"video_url"'  # `file_data`, `file_id`
 CHOICES_MAX = 128
 # Fields that have the provider search, of those who are shaped like OpenAI; and how often, where nobody says.
 SEARCH_FIELDS = frozenset({"web_search_options", "search_parameters", "search_settings", "plugins"})
@@ -104,7 +104,7 @@ class OpenAIChat(OpenAI):
             raise InvalidRequest(f"`n` must be between 1 and {CHOICES_MAX}", param="n")
         seen = beside_text(body, fields, "messages")
         media = sum([seen.count(mark) for mark in MEDIA_MARKS])
-        is_long = any([mark in seen for mark in LONG_MEDIA_MARKS])
+        is_long = LONG_MEDIA_MARK in seen or FILM_MARK in seen
         # What was predicted and is not said is billed as output, beyond the cap.
         predicted = len(fields.get("prediction", b""))
         return Call(
