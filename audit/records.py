@@ -49,7 +49,6 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
     """A deployment that the route was chosen from: in which place it stands and why, or why it was passed over."""
 
     deployment: str
-    pool: str = ""
     reason: str = ""
     is_passed_over: bool = False
 
@@ -78,6 +77,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     provider: str
     model: str
     deployment: str
+    pool: str = ""
     operation: str = "chat"
     request_model: str
     response_model: str = ""
