@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UV ?= uv
 # More for pytest, as in: make test ARGS="tests/proxy -x"
 ARGS ?=
+# Each process has servers of its own. In one, as the debugger needs it: make test ARGS="--numprocesses 0 --pdb"
+IN_PARALLEL := --numprocesses 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check bench bench-peers chaos fuzz lock clean
@@ -22,7 +24,7 @@ run: $(VENV)/.base  ## Run everything here: admin, gateway, workers, PostgreSQL,
 	@exec $(BIN)/python manage.py up
 
 test: $(VENV)/.dev  ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(ARGS)
 
 check: $(VENV)/.dev  ## Format, lint, types, import contract, tests: what CI runs
 	$(BIN)/ruff format --check .

@@ -20,6 +20,7 @@ import django
 import pytest
 import pytest_django
 import redis
+from django.conf import settings
 from django.db import connection
 
 from controlplane import embedded, processes
@@ -31,6 +32,7 @@ DIRECTORY = Path(tempfile.mkdtemp(prefix="tollgate-test-"))
 POSTGRES = embedded.Postgres(DIRECTORY / "postgres", fsync="off", synchronous_commit="off", full_page_writes="off")
 REDIS = embedded.Redis(DIRECTORY / "redis")
 
+assert not settings.configured, "the tests name servers of their own, too late: unset DJANGO_SETTINGS_MODULE first"
 os.environ.update(
     DJANGO_SETTINGS_MODULE="controlplane.settings",
     DATABASE_URL=POSTGRES.url,
@@ -41,6 +43,12 @@ os.environ.update(
     TOLLGATE_VAULT_KEY=base64.b64encode(b"a master key for the tests: 32 b").decode(),
 )
 django.setup()  # Test modules import models.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """The processes that run the tests inherit our environment, and would load the settings before they come here."""
+    del os.environ["DJANGO_SETTINGS_MODULE"]
 
 
 def pytest_unconfigure() -> None:

@@ -1,4 +1,4 @@
-"""One gateway for all recordings."""
+"""One gateway for all recordings of a file."""
 
 import tempfile
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ import redis
 from tests.recordings.gateway import RecordedGateway
 
 
-@pytest.fixture(scope="package")
+# Tests of other files may be next: its worker, while it runs, writes to the Redis that they share.
+@pytest.fixture(scope="module")
 def gateway(shared_redis: Any) -> Iterator[RecordedGateway]:
     with redis.Redis.from_url(shared_redis.url) as client:
         client.flushall()
