@@ -390,17 +390,16 @@ def test_the_key_is_quoted_back_only_when_asked_for(simulator):
 
 def test_latency_and_pace_are_kept(simulator):
     began = time.monotonic()
-    body = chat("latency_ms=100,first_token_ms=100,tokens_per_second=50,output_tokens=11", stream=True)
+    body = chat("latency_ms=100,first_token_ms=400,tokens_per_second=20,output_tokens=11", stream=True)
     with simulator.client.stream("POST", "/v1/chat/completions", json=body) as response:
         head_s = time.monotonic() - began
         first_s = 0.0
         for _ in response.iter_raw():
             first_s = first_s or time.monotonic() - began
-    assert 0.1 <= head_s < 0.2 <= first_s < 0.35
-    assert 0.4 <= time.monotonic() - began < 0.8
+    assert 0.1 <= head_s < 0.5 <= first_s < 1 <= time.monotonic() - began
     began = time.monotonic()
-    simulator.ask("tokens_per_second=50,output_tokens=11")
-    assert 0.2 <= time.monotonic() - began < 0.5
+    simulator.ask("tokens_per_second=20,output_tokens=11")
+    assert time.monotonic() - began >= 0.5
 
 
 # The journal

@@ -687,7 +687,7 @@ def test_a_killed_worker_is_replaced_and_the_others_answer_meanwhile(make_worker
     os.kill(killed, signal.SIGKILL)
     began = time.monotonic()
     assert gunicorn.get(b"/pid").body == str(other).encode()
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < 2
     wait_until(lambda: len(gunicorn.answering() - {killed, other}) == 1)
 
 
