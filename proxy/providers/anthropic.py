@@ -116,12 +116,26 @@ class AnthropicCountTokens(AnthropicMessages):
         return Measured()
 
 
+class OpenMessages(AnthropicMessages):
+    """As servers of open models offer it, beside a form of their own that says more: it is only passed. What they refuse they
+    tell as OpenAI does, at least in part."""
+
+    is_translatable = False
+    has_own_errors = True
+
+
+class OpenCountTokens(AnthropicCountTokens):
+    has_own_errors = True
+
+
 def authorize(secret: str, provider: snapshot.Provider) -> Authorizer:
     return HeaderAuthorizer(b"x-api-key", secret, secret)
 
 
 MESSAGES = AnthropicMessages()
 COUNT_TOKENS = AnthropicCountTokens()
+OPEN_MESSAGES = OpenMessages()
+OPEN_COUNT_TOKENS = OpenCountTokens()
 
 PROVIDER = Provider(
     name="anthropic",

@@ -1,7 +1,7 @@
 """llama.cpp's server. Pure; no I/O.
 
-Source: github.com/ggml-org/llama.cpp, tools/server/README.md. Efforts reach the model through its chat template. Anthropic's
-messages are only passed, since its own form says more: there it knows no betas and no schema, and leaves out what it cannot read.
+Source: github.com/ggml-org/llama.cpp, tools/server/README.md. Efforts reach the model through its chat template. Of
+Anthropic's messages it knows no betas and no schema, and leaves out what it cannot read.
 """
 
 from typing import Any
@@ -33,8 +33,8 @@ PROVIDER = Provider(
     apis=(
         CHAT,
         OPEN_RESPONSES,
-        anthropic.MESSAGES,
-        anthropic.COUNT_TOKENS,
+        anthropic.OPEN_MESSAGES,
+        anthropic.OPEN_COUNT_TOKENS,
         openai_completions.COMPLETIONS,
         openai_embeddings.EMBEDDINGS,
         RERANK,

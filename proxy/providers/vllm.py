@@ -1,8 +1,8 @@
 """vLLM, and servers that follow it. Pure; no I/O.
 
 Source: docs.vllm.ai/en/latest/serving/openai_compatible_server.html. Whether a template can be told not to think, and how,
-is the model's affair; `enable_thinking` is what most call it. Anthropic's messages (docs.vllm.ai/en/stable/serving/integrations/
-claude_code) are only passed, since its own form says more: there it knows neither betas nor `thinking`, and invents signatures.
+is the model's affair; `enable_thinking` is what most call it. Of Anthropic's messages
+(docs.vllm.ai/en/stable/serving/integrations/claude_code) it knows neither betas nor `thinking`, and it invents signatures.
 """
 
 from typing import Any
@@ -32,8 +32,8 @@ PROVIDER = Provider(
     apis=(
         CHAT,
         OPEN_RESPONSES,
-        anthropic.MESSAGES,
-        anthropic.COUNT_TOKENS,
+        anthropic.OPEN_MESSAGES,
+        anthropic.OPEN_COUNT_TOKENS,
         openai_completions.COMPLETIONS,
         openai_embeddings.EMBEDDINGS,
         RERANK,

@@ -260,7 +260,7 @@ def test_streams_of_servers_of_open_models_are_measured(start: dict[str, int], d
     stream = b"".join(
         b"event: %s\ndata: %s\n\n" % (str(each["type"]).encode(), json.dumps(each).encode()) for each in said
     )
-    meter = provider.MESSAGES.stream_meter(describe({**HELLO, "stream": True}))
+    meter = provider.OPEN_MESSAGES.stream_meter(describe({**HELLO, "stream": True}))
     for frame in SSEParser().feed(stream):
         assert meter.observe(frame) is False
     cached = start.get("cache_read_input_tokens", 0)

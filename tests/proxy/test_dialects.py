@@ -248,6 +248,26 @@ def test_a_count_of_tokens_is_free_and_recorded(every: Stack) -> None:
     assert (event["operation"], event.get("cost_nanos", 0)) == ("count_tokens", 0)
 
 
+@pytest.mark.parametrize("api", ["llamacpp", "vllm"])
+def test_servers_of_open_models_answer_anthropics_clients_themselves(every: Stack, api: str) -> None:
+    for name, path in (("server", "/anthropic/v1"), ("older", "/v1")):
+        every.control.providers[name] = Provider(slug=name, api=api, base_url=every.control.upstream_url + path)
+        every.control.add_deployment(name, provider=name, operations=("chat", "count_tokens"))
+        every.control.add_alias(name, name)
+    every.wait_for_version(every.control.publish())
+    asked = {"max_tokens": 9, "messages": [{"role": "user", "content": PROMPT}], "thinking": {"type": "disabled"}}
+    with every.client(every.control.issue_key()) as client:
+        answer = client.post("/v1/messages", json={"model": "server", **asked})
+        assert (answer.status_code, answer.json()["usage"]["output_tokens"]) == (200, 7)
+        counted = client.post("/v1/messages/count_tokens", json={"model": "server", "messages": asked["messages"]})
+        assert counted.json()["input_tokens"] > 0
+        # Without that path it says so as OpenAI does.
+        refused = client.post("/v1/messages", json={"model": "older", **asked})
+    assert (refused.status_code, refused.json()["type"], refused.json()["error"]["type"]) == (
+        404, "error", "not_found_error",
+    )  # fmt: skip
+
+
 def test_what_passes_through_is_held_and_charged_at_the_fixed_amount(every: Stack) -> None:
     control = every.control
     with every.client(control.issue_key(passthrough=("openai",))) as client:
