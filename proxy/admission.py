@@ -492,6 +492,8 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
         is_stream=described.call.is_stream,
         price_id=deployment.price.price_id if deployment.price else "",
         tags=described.tags,
+        tag_sources=described.tag_sources,
+        route=described.candidates,
     )
 
 

@@ -76,6 +76,7 @@ class CannotCarry(InvalidRequest):
             param=lost[0],
             details={"unsupported": list(lost)},
         )
+        self.lost = tuple(lost)
 
 
 class Unbounded(CannotCarry):

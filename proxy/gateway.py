@@ -41,7 +41,7 @@ from proxy.receive import Receive, Request, Scope, Send, read_body
 from proxy.registry import Registry
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
-from proxy.route import allowed_aliases, choose_route
+from proxy.route import allowed_aliases, choose_route, passed_over
 from proxy.stored import Collecting, OwnList, Stored, place_anywhere
 from proxy.wire.http1 import UpstreamPool, UpstreamResponse
 from proxy.wire.websocket import WebSocket
@@ -171,11 +171,15 @@ class Gateway:
             await responder.whole(200, cached, [JSON])
             return
         exchange.live.is_stream = described.call.is_stream
-        route = choose_route(described, self._control.kills, random.random)
+        described, chosen = choose_route(described, self._control.kills, random.random)
+        route = chosen
         if described.call.follows:
             described, route = await self._stored.follow_on(described, route)
         if described.call.file_ids:
             described, route = await self._stored.with_files(described, route)
+        if len(route) < len(chosen):
+            others = [upstream for upstream in chosen if upstream not in route]
+            described = passed_over(described, others, "does not have what the call refers to")
         failure: GatewayError | None = None
         for attempt_number, upstream in enumerate(route, start=1):
             try:
@@ -183,6 +187,7 @@ class Gateway:
                 await self._attempt(exchange, prepared, remember=self._stored.remember)
             except CannotCarry as error:
                 failure = failure or error  # What a provider that was asked has said tells the client more.
+                described = passed_over(described, [upstream], f"cannot carry {', '.join(error.lost)}")
             except (UpstreamFailed, TrafficHalted) as error:
                 if responder.has_started or not _may_do_better(error):
                     raise

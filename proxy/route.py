@@ -1,7 +1,8 @@
 """Choosing the route: which deployments are tried, in which order, and why. Pure, but for the draw that is passed in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
+from audit.records import Candidate
 from keys.kills import KillFlag
 from proxy.describe import Described
 from proxy.dialects.dialect import Call
@@ -21,12 +22,15 @@ def allowed_aliases(key: KeyRecord, registry: Registry) -> list[Alias]:
     return [alias for name, alias in sorted(registry.snapshot.aliases.items()) if may_use(key, name)]
 
 
-def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Callable[[], float]) -> list[Upstream]:
-    """At least one upstream, best first. Raises when the alias is unknown or not allowed, or no deployment can serve."""
+def choose_route(
+    described: Described, kills: Mapping[str, KillFlag], draw: Callable[[], float]
+) -> tuple[Described, list[Upstream]]:
+    """At least one upstream, best first, and the call with the candidates it was chosen from. Raises when the alias is unknown
+    or not allowed, or no deployment can serve."""
     subject, call = described.subject, described.call
     registry = subject.registry
     if call.capability == "passthrough":
-        return [_passthrough(described, kills)]
+        return described, [_passthrough(described, kills)]
     alias = registry.snapshot.aliases.get(call.alias)
     if alias is None:
         raise AliasUnknown(
@@ -40,8 +44,14 @@ def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Call
 
     candidates = choose(alias.targets, obstacle, draw)
     route = [registry.upstreams[candidate.deployment_id] for candidate in candidates if candidate.is_usable]
+    if route and len(candidates) == 1:
+        return described, route  # Nothing was chosen, so there is nothing to tell of it.
     if route:
-        return route
+        told = [
+            Candidate(registry.upstreams[deployment_id].deployment.name, reason, not is_usable)
+            for deployment_id, is_usable, reason in candidates
+        ]
+        return described._replace(candidates=tuple(told)), route
     # All are passed over. A kill switch is told before anything else: it is somebody's decision.
     for target in alias.targets:
         for field in registry.upstreams[target.deployment_id].kill_fields:
@@ -59,6 +69,18 @@ def choose_route(described: Described, kills: Mapping[str, KillFlag], draw: Call
         f"no deployment of `{call.alias}` can be called: {', '.join(sorted(reasons)) or 'it has none'}",
         retry_after_s=10,
     )
+
+
+def passed_over(described: Described, upstreams: Iterable[Upstream], reason: str) -> Described:
+    """The call, with these of its candidates out of the route after all."""
+    names = {upstream.deployment.name for upstream in upstreams}
+    candidates = [
+        Candidate(candidate.deployment, reason, True)
+        if candidate.deployment in names and not candidate.is_passed_over
+        else candidate
+        for candidate in described.candidates
+    ]
+    return described._replace(candidates=tuple(candidates))
 
 
 def _passthrough(described: Described, kills: Mapping[str, KillFlag]) -> Upstream:

@@ -252,7 +252,8 @@ def place_anywhere(described: Described, headers: Mapping[bytes, bytes], kills: 
 def _upstream_for(described: Described, line: Line, kills: Kills, draw: Draw) -> Upstream:
     """The best that takes the request as it is, and in batches. Raises a `GatewayError`."""
     about, stored = line.call, described.call
-    for upstream in choose_route(described._replace(call=about), kills, draw):
+    _, route = choose_route(described._replace(call=about), kills, draw)
+    for upstream in route:
         api = upstream.api_for(about.dialect, about.capability)
         has_batches = upstream.api_for(stored.dialect, stored.capability) is not None
         if api is not None and api.name == about.dialect.name and has_batches:

@@ -61,6 +61,16 @@ def merge(*sources: Mapping[str, str]) -> dict[str, str]:
     return merged
 
 
+def sources(
+    project: Mapping[str, str], key: Mapping[str, str], body: Mapping[str, str], header: Mapping[str, str]
+) -> dict[str, str]:
+    """Where each merged tag comes from: `project`, `key` or `body`. What the header says, which wins, is left out."""
+    if not (project or key or body):
+        return {}
+    said = {**dict.fromkeys(project, "project"), **dict.fromkeys(key, "key"), **dict.fromkeys(body, "body")}
+    return {name: source for name, source in said.items() if name not in header} if header else said
+
+
 def missing(required: Iterable[str], tags: Mapping[str, str]) -> list[str]:
     return [key for key in required if not tags.get(key)]
 

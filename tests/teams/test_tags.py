@@ -2,7 +2,7 @@
 
 import pytest
 
-from teams.tags import InvalidTags, from_metadata, merge, missing, parse_header
+from teams.tags import InvalidTags, from_metadata, merge, missing, parse_header, sources
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,10 @@ def test_later_sources_win_and_missing_ones_are_named():
     tags = merge({"feature": "default", "team": "x"}, {}, {"feature": "search"})
     assert tags == {"feature": "search", "team": "x"}
     assert missing(["feature", "customer"], {**tags, "customer": ""}) == ["customer"]
+
+
+def test_where_each_tag_came_from_is_told_but_for_those_of_the_header():
+    project, key = {"team": "x", "feature": "default"}, {"feature": "of the key", "tier": "gold"}
+    body, header = {"customer": "acme"}, {"tier": "lead"}
+    assert sources(project, key, body, header) == {"team": "project", "feature": "key", "customer": "body"}
+    assert sources({}, {}, {}, header) == {}
