@@ -38,7 +38,7 @@ from proxy.neutral import (
 )
 from proxy.providers.cohere_errors import is_error, read_error
 from proxy.providers.cohere_usage import ChatUsage, usage_of_chat
-from proxy.providers.provider import Measured, StreamReader, name_of
+from proxy.providers.provider import Measured, StreamReader, name_of, text_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -241,9 +241,9 @@ def _citations(citation: _Citation) -> list[Citation]:
         number = str(source.get("id", "")).removeprefix("doc:")
         read.append(
             Citation(
-                url=_text(fields.get("url")),
-                title=_text(fields.get("title")),
-                cited_text=_text(fields.get("text") or fields.get("snippet")),
+                url=text_of(fields.get("url")),
+                title=text_of(fields.get("title")),
+                cited_text=text_of(fields.get("text") or fields.get("snippet")),
                 start=-1 if citation.start is None else citation.start,
                 end=-1 if citation.end is None else citation.end,
                 document=int(number) if number.isascii() and number.isdigit() and len(number) < 6 else -1,
@@ -251,10 +251,6 @@ def _citations(citation: _Citation) -> list[Citation]:
             )
         )
     return read
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _tokens(item: _Logprob) -> list[TokenLogprob]:

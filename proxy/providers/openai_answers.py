@@ -4,7 +4,7 @@ The shapes differ in where reasoning stands (`reasoning_content`, `reasoning`, `
 tool calls are told apart, and in what comes beside the text. All are read here: no provider says the same thing differently.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -44,7 +44,7 @@ from proxy.neutral import (
 )
 from proxy.providers.openai_errors import error_of, read_error
 from proxy.providers.openai_usage import ChatUsage, read_usage
-from proxy.providers.provider import StreamReader
+from proxy.providers.provider import StreamReader, objects_in, text_of
 from proxy.reasoning_details import read_detail, read_details
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
@@ -141,7 +141,7 @@ _answers = Shape(_Answer)
 def read_answer(body: bytes) -> Answer:
     """Raises `msgspec.DecodeError` when it is not an answer of chat completions."""
     answer = _answers.read(body)
-    answer_id = _text(answer.id)
+    answer_id = text_of(answer.id)
     sources = _sources(answer.search_results, answer.citations)
     choices: list[Choice] = []
     calls = searches = 0
@@ -161,12 +161,12 @@ def read_answer(body: bytes) -> Answer:
         )
     return Answer(
         answer_id=answer_id,
-        model=_text(answer.model),
+        model=text_of(answer.model),
         created_at_s=_seconds(answer.created),
         choices=choices,
         usage=_usage(answer.usage, answer.x_groq, searches),
-        service_tier=_text(answer.service_tier),
-        system_fingerprint=_text(answer.system_fingerprint),
+        service_tier=text_of(answer.service_tier),
+        system_fingerprint=text_of(answer.system_fingerprint),
     )
 
 
@@ -183,12 +183,12 @@ def _parts(message: _Delta, answer_id: str, calls: int, sources: tuple[Citation,
         last = next((part for part in reversed(parts) if type(part) is Text), None)
         if last is not None:
             last.citations = citations
-    if refusal := _text(message.refusal):
+    if refusal := text_of(message.refusal):
         parts.append(Refusal(text=refusal))
     parts += _media(message)
     if message.executed_tools:
         parts.append(Opaque(kind="executed_tools", value=message.executed_tools))
-    found = [_tool_call(value) for value in _dicts(message.tool_calls)]
+    found = [_tool_call(value) for value in objects_in(message.tool_calls)]
     if type(message.function_call) is dict:
         found.append(_function_call(message.function_call))
     for number, call in enumerate(found, calls):
@@ -201,10 +201,10 @@ def _parts(message: _Delta, answer_id: str, calls: int, sources: tuple[Citation,
 
 def _thoughts(message: _Delta) -> list[Thinking]:
     if details := message.reasoning_details:
-        thoughts = read_details(_dicts(details))
+        thoughts = read_details(objects_in(details))
         if thoughts:
             return thoughts
-    text = _text(message.reasoning_content) or _text(message.reasoning)
+    text = text_of(message.reasoning_content) or text_of(message.reasoning)
     return [Thinking(text=text)] if text else []
 
 
@@ -221,26 +221,30 @@ def _content(content: Any) -> list[Part]:
             kind = item.get("type")
             if kind == "thinking":
                 parts.append(
-                    Thinking(text=_thinking_text(item.get("thinking")), signature=_text(item.get("signature")))
+                    Thinking(text=_thinking_text(item.get("thinking")), signature=text_of(item.get("signature")))
                 )
             elif kind == "refusal":
-                parts.append(Refusal(text=_text(item.get("refusal"))))
+                parts.append(Refusal(text=text_of(item.get("refusal"))))
             elif kind == "image_url":
                 parts.append(_image(item))
-            elif text := _text(item.get("text")):
+            elif text := text_of(item.get("text")):
                 parts.append(Text(text=text))
             elif kind != "text":
-                parts.append(Opaque(kind=_text(kind), value=item))
+                parts.append(Opaque(kind=text_of(kind), value=item))
     return parts
 
 
 def _thinking_text(thinking: Any) -> str:
     """Mistral: `[{"type": "text", "text"}]`."""
-    return "".join(_text(item.get("text")) for item in _dicts(thinking)) if type(thinking) is list else _text(thinking)
+    return (
+        "".join(text_of(item.get("text")) for item in objects_in(thinking))
+        if type(thinking) is list
+        else text_of(thinking)
+    )
 
 
 def _media(message: _Delta) -> list[Media]:
-    media = [_image(image) for image in _dicts(message.images)]
+    media = [_image(image) for image in objects_in(message.images)]
     audio = message.audio
     if type(audio) is dict and (audio.get("data") or audio.get("transcript")):
         media.append(_audio(audio))
@@ -249,7 +253,7 @@ def _media(message: _Delta) -> list[Media]:
 
 def _image(image: dict[str, Any]) -> Media:
     value = image.get("image_url")
-    url = _text(value.get("url")) if type(value) is dict else _text(value)
+    url = text_of(value.get("url")) if type(value) is dict else text_of(value)
     if url.startswith("data:"):
         media_type, _, data = url[5:].partition(";base64,")
         return Media(kind="image", media_type=media_type, data=data)
@@ -257,17 +261,17 @@ def _image(image: dict[str, Any]) -> Media:
 
 
 def _audio(audio: dict[str, Any]) -> Media:
-    return Media(kind="audio", data=_text(audio.get("data")), transcript=_text(audio.get("transcript")))
+    return Media(kind="audio", data=text_of(audio.get("data")), transcript=text_of(audio.get("transcript")))
 
 
 def _tool_call(value: dict[str, Any]) -> ToolCall:
-    call_id, signature = _text(value.get("id")), _google_signature(value.get("extra_content"))
+    call_id, signature = text_of(value.get("id")), _google_signature(value.get("extra_content"))
     custom = value.get("custom")
     if type(custom) is dict:
         return ToolCall(
             call_id=call_id,
-            name=_text(custom.get("name")),
-            arguments=_text(custom.get("input")),
+            name=text_of(custom.get("name")),
+            arguments=text_of(custom.get("input")),
             is_custom=True,
             signature=signature,
         )
@@ -279,7 +283,7 @@ def _tool_call(value: dict[str, Any]) -> ToolCall:
 
 def _function_call(function: dict[str, Any]) -> ToolCall:
     return ToolCall(
-        call_id="", name=_text(function.get("name")), arguments=_arguments(function.get("arguments")) or "{}"
+        call_id="", name=text_of(function.get("name")), arguments=_arguments(function.get("arguments")) or "{}"
     )
 
 
@@ -291,7 +295,7 @@ def _arguments(value: Any) -> str:
 
 def _citations(annotations: Any) -> list[Citation]:
     citations = []
-    for annotation in _dicts(annotations):
+    for annotation in objects_in(annotations):
         value = annotation.get("url_citation")
         if type(value) is not dict:
             continue
@@ -299,9 +303,9 @@ def _citations(annotations: Any) -> list[Citation]:
         is_placed = 0 <= start < end
         citations.append(
             Citation(
-                url=_text(value.get("url")),
-                title=_text(value.get("title")),
-                cited_text=_text(value.get("content")),
+                url=text_of(value.get("url")),
+                title=text_of(value.get("title")),
+                cited_text=text_of(value.get("content")),
                 start=start if is_placed else -1,
                 end=end if is_placed else -1,
                 source=annotation,
@@ -312,12 +316,12 @@ def _citations(annotations: Any) -> list[Citation]:
 
 def _sources(search_results: Any, citations: Any) -> tuple[Citation, ...]:
     """Perplexity: what it found, as objects or as mere addresses."""
-    if results := _dicts(search_results):
+    if results := objects_in(search_results):
         return tuple(
             Citation(
-                url=_text(result.get("url")),
-                title=_text(result.get("title")),
-                cited_text=_text(result.get("snippet")),
+                url=text_of(result.get("url")),
+                title=text_of(result.get("title")),
+                cited_text=text_of(result.get("snippet")),
                 source=result,
             )
             for result in results
@@ -328,13 +332,13 @@ def _sources(search_results: Any, citations: Any) -> tuple[Citation, ...]:
 def _searches(message: _Delta) -> int:
     """Runs of built-in tools that show in an answer whose usage does not count them: what Groq ran; a search, if it cites."""
     executed = len(message.executed_tools) if type(message.executed_tools) is list else 0
-    return executed or int(any("url_citation" in annotation for annotation in _dicts(message.annotations)))
+    return executed or int(any("url_citation" in annotation for annotation in objects_in(message.annotations)))
 
 
 def _google_signature(extra_content: Any) -> str:
     """Gemini's endpoint for OpenAI's clients: `{"google": {"thought_signature"}}`."""
     google = extra_content.get("google") if type(extra_content) is dict else None
-    return _text(google.get("thought_signature")) if type(google) is dict else ""
+    return text_of(google.get("thought_signature")) if type(google) is dict else ""
 
 
 def _sign(parts: list[Part], signature: str) -> None:
@@ -357,7 +361,7 @@ def _finish(reason: Any, stop_reason: Any, parts: Sequence[Part]) -> tuple[str, 
 
 def _finish_of(reason: Any, stop_reason: Any, has_calls: bool, has_refusal: bool) -> tuple[str, str, str | None]:
     """(finish, the provider's own word where it is another, the stop sequence that vLLM tells)."""
-    word = _text(reason)
+    word = text_of(reason)
     finish = _FINISHES.get(word, STOP)
     if finish == STOP:
         if has_calls:
@@ -374,23 +378,23 @@ def _logprobs(logprobs: Any) -> list[TokenLogprob] | None:
     if type(logprobs) is not dict:
         return None
     if type(content := logprobs.get("content")) is list:
-        return [_logprob(item) for item in content if type(item) is dict]
+        return [read_logprob(item) for item in content if type(item) is dict]
     tokens, values = logprobs.get("tokens"), logprobs.get("token_logprobs")
     if type(tokens) is list and type(values) is list:  # Together, and OpenAI's older API.
         return [
-            TokenLogprob(token=_text(token), logprob=_number(value))
+            TokenLogprob(token=text_of(token), logprob=_number(value))
             for token, value in zip(tokens, values, strict=False)
         ]
     return None
 
 
-def _logprob(item: dict[str, Any]) -> TokenLogprob:
+def read_logprob(item: dict[str, Any]) -> TokenLogprob:
     raw = item.get("bytes")
     return TokenLogprob(
-        token=_text(item.get("token")),
+        token=text_of(item.get("token")),
         logprob=_number(item.get("logprob")),
         bytes=raw if type(raw) is list and all(type(byte) is int for byte in raw) else None,
-        top=tuple(_logprob(top) for top in _dicts(item.get("top_logprobs"))),
+        top=tuple(read_logprob(top) for top in objects_in(item.get("top_logprobs"))),
     )
 
 
@@ -459,13 +463,13 @@ class ChatReader(StreamReader):
 
     def _begin(self, chunk: _Chunk) -> Began:
         self._has_begun = True
-        self._answer_id = _text(chunk.id)
+        self._answer_id = text_of(chunk.id)
         return Began(
             answer_id=self._answer_id,
-            model=_text(chunk.model),
+            model=text_of(chunk.model),
             created_at_s=_seconds(chunk.created),
-            service_tier=_text(chunk.service_tier),
-            system_fingerprint=_text(chunk.system_fingerprint),
+            service_tier=text_of(chunk.service_tier),
+            system_fingerprint=text_of(chunk.system_fingerprint),
         )
 
     def _read_choice(self, choice: _Choice, chunk: _Chunk, events: list[Event]) -> None:
@@ -488,7 +492,7 @@ class ChatReader(StreamReader):
                 state.has_refusal = True
                 events.append(RefusalDelta(text=delta.refusal, choice=index))
             if delta.tool_calls:
-                for value in _dicts(delta.tool_calls):
+                for value in objects_in(delta.tool_calls):
                     self._read_call(value, state, index, events)
             self._read_rest(delta, state, index, events)
         if choice.error is not None:
@@ -515,7 +519,7 @@ class ChatReader(StreamReader):
         if delta.images or delta.audio:
             events.extend(MediaDone(media=media, choice=index) for media in _media(delta))
         if delta.executed_tools:
-            for tool in _dicts(delta.executed_tools):
+            for tool in objects_in(delta.executed_tools):
                 number = tool.get("index")
                 self._searches = max(self._searches, number + 1 if type(number) is int else 1)
             events.append(
@@ -535,7 +539,7 @@ class ChatReader(StreamReader):
         function = custom if is_custom else value.get("function")
         if type(function) is not dict:
             function = {}
-        name, call_id = _text(function.get("name")), _text(value.get("id"))
+        name, call_id = text_of(function.get("name")), text_of(value.get("id"))
         call = self._find_call(value.get("index"), call_id, name, is_custom, state)
         if not call.has_begun:
             call.name = call.name or name
@@ -584,7 +588,7 @@ class ChatReader(StreamReader):
 
     def _read_usage(self, chunk: _Chunk, events: list[Event]) -> None:
         groq = chunk.x_groq if type(chunk.x_groq) is dict else {}
-        if error := _text(groq.get("error")):
+        if error := text_of(groq.get("error")):
             events.append(Failed(error=error_of({"error": error})))
         raw = chunk.usage if chunk.usage is not None else groq.get("usage")
         if raw is None or raw == self._last_usage:  # Perplexity repeats it with every chunk.
@@ -597,12 +601,12 @@ class ChatReader(StreamReader):
 
 def _read_thoughts(delta: _Delta, choice: int, events: list[Event]) -> None:
     if delta.reasoning_details:
-        found = [read_detail(detail, choice) for detail in _dicts(delta.reasoning_details)]
+        found = [read_detail(detail, choice) for detail in objects_in(delta.reasoning_details)]
         thoughts = [thought for thought in found if thought is not None]
         if thoughts:
             events.extend(thoughts)
             return
-    text = _text(delta.reasoning_content) or _text(delta.reasoning)
+    text = text_of(delta.reasoning_content) or text_of(delta.reasoning)
     if text:
         events.append(ThinkingDelta(text=text, choice=choice))
 
@@ -661,10 +665,6 @@ def _usage(value: Any, x_groq: Any, tool_calls: int) -> Any:
         return None
 
 
-def _text(value: Any) -> str:
-    return value if type(value) is str else ""
-
-
 def _number(value: Any) -> float:
     return float(value) if type(value) in (int, float) else 0.0
 
@@ -675,7 +675,3 @@ def _count(value: Any) -> int:
 
 def _seconds(value: Any) -> int:
     return int(value) if type(value) in (int, float) and 0 <= value < 2**53 else 0
-
-
-def _dicts(value: Any) -> Iterable[dict[str, Any]]:
-    return [item for item in value if type(item) is dict] if type(value) is list else []

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from proxy.neutral import ProviderError
+from proxy.providers.provider import text_of
 
 MESSAGE_CHARACTERS_MAX = 4_000
 
@@ -48,18 +49,18 @@ def read_error(status_code: int, body: bytes) -> ProviderError:
 def error_of(value: dict[str, Any], status_code: int = 0) -> ProviderError:
     """Of a decoded body or chunk: the error it holds, or is itself."""
     inner = _inner(value)
-    message = _text(inner.get("message")) or _text(inner.get("error")) or _detail(inner.get("detail"))
+    message = text_of(inner.get("message")) or text_of(inner.get("error")) or _detail(inner.get("detail"))
     metadata = inner.get("metadata")
-    if type(metadata) is dict and (raw := _text(metadata.get("raw"))) and raw not in message:
+    if type(metadata) is dict and (raw := text_of(metadata.get("raw"))) and raw not in message:
         message = f"{message}: {raw}"  # OpenRouter: what the provider behind it said.
-    kind = _text(inner.get("type")) or _text(inner.get("status"))
+    kind = text_of(inner.get("type")) or text_of(inner.get("status"))
     code = _word(inner.get("code")) or _word(value.get("code"))
     status_code = status_code or _status_code(inner, kind, code)
     return ProviderError(
         message=message[:MESSAGE_CHARACTERS_MAX] or "the provider reported an error",
         kind=kind,
         code=code,
-        param=_text(inner.get("param")),
+        param=text_of(inner.get("param")),
         status_code=status_code,
         retry_after_s=_retry_after_s(message),
     )
@@ -93,13 +94,13 @@ def _detail(detail: Any) -> str:
     if type(detail) is str:
         return detail
     if type(detail) is dict:
-        return _text(detail.get("message")) or _text(detail.get("error"))
+        return text_of(detail.get("message")) or text_of(detail.get("error"))
     messages = []
     for item in detail if type(detail) is list else ():
         if type(item) is dict:
             place = item.get("loc")
             where = ".".join(map(str, place)) if type(place) is list else ""
-            messages.append(f"{where}: {_text(item.get('msg'))}" if where else _text(item.get("msg")))
+            messages.append(f"{where}: {text_of(item.get('msg'))}" if where else text_of(item.get("msg")))
     return "; ".join(messages)
 
 
@@ -120,10 +121,6 @@ def _retry_after_s(message: str) -> int | None:
     hours, minutes, number, unit = found.groups()
     seconds = float(number or 0) / (1000 if unit and unit.lower() == "ms" else 1)
     return -int(-(int(hours or 0) * 3600 + int(minutes or 0) * 60 + seconds) // 1)
-
-
-def _text(value: Any) -> str:
-    return value if type(value) is str else ""
 
 
 def _word(value: Any) -> str:

@@ -42,8 +42,9 @@ from proxy.neutral import (
     ToolCallDelta,
     UsageSeen,
 )
+from proxy.providers.openai_answers import read_logprob
 from proxy.providers.openai_errors import error_of
-from proxy.providers.provider import Kept, Measured, StreamReader, checked_usage, name_of
+from proxy.providers.provider import Kept, Measured, StreamReader, checked_usage, name_of, objects_in, text_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -83,19 +84,19 @@ def read_answer(body: bytes) -> Answer:
         parts.insert(0, Thinking(text=response.reasoning))  # mistral.rs
     finish, detail = response.finish(has_calls=any(isinstance(part, ToolCall) for part in parts))
     return Answer(
-        answer_id=_text(response.id),
-        model=_text(response.model),
+        answer_id=text_of(response.id),
+        model=text_of(response.model),
         created_at_s=_moment(response.created_at),
         choices=[Choice(parts=parts, finish=finish, finish_detail=detail, logprobs=logprobs or None)],
         usage=_usage_of(response, _runs_of(items)),
-        service_tier=_text(response.service_tier),
+        service_tier=text_of(response.service_tier),
     )
 
 
 def answer_id_of(body: bytes) -> str:
     """By which the provider keeps a response; "" where it names none."""
     try:
-        return _text(_responses.read(body).id)
+        return text_of(_responses.read(body).id)
     except msgspec.DecodeError:
         return ""
 
@@ -162,11 +163,11 @@ class _Response(msgspec.Struct):
     tool_usage: msgspec.Raw = _NULL
 
     def items(self) -> list[dict[str, Any]]:
-        return [item for item in self.output or () if type(item) is dict]
+        return objects_in(self.output)
 
     def reason(self) -> str:
         details = self.incomplete_details
-        return _text(details.get("reason")) if type(details) is dict else ""
+        return text_of(details.get("reason")) if type(details) is dict else ""
 
     def has_error(self) -> bool:
         return self.error is not None or self.status == "failed"
@@ -179,8 +180,8 @@ class _Response(msgspec.Struct):
         if self.status == "incomplete":
             return LENGTH, "incomplete"
         if has_calls:
-            return TOOL_CALLS, _text(self.status)
-        return REFUSAL if any(_refuses(item) for item in self.items()) else STOP, _text(self.status)
+            return TOOL_CALLS, text_of(self.status)
+        return REFUSAL if any(_refuses(item) for item in self.items()) else STOP, text_of(self.status)
 
 
 _responses = Shape(_Response)
@@ -190,12 +191,8 @@ _tool_usages = Shape(_ToolUsage)
 
 def _refuses(item: dict[str, Any]) -> bool:
     return item.get("type") == "message" and any(
-        part.get("type") == "refusal" for part in _objects(item.get("content"))
+        part.get("type") == "refusal" for part in objects_in(item.get("content"))
     )
-
-
-def _text(value: Any) -> str:
-    return value if type(value) is str else ""
 
 
 def _moment(value: Any) -> int:
@@ -260,15 +257,15 @@ def _parts_of(items: Iterable[dict[str, Any]]) -> tuple[list[Part], list[TokenLo
     for item in items:
         match item.get("type"):
             case "message":
-                for part in _objects(item.get("content")):
+                for part in objects_in(item.get("content")):
                     if part.get("type") == "refusal":
-                        parts.append(Refusal(text=_text(part.get("refusal"))))
+                        parts.append(Refusal(text=text_of(part.get("refusal"))))
                     elif part.get("type") in ("output_text", "text"):
-                        citations = tuple(map(_citation, _objects(part.get("annotations"))))
-                        parts.append(Text(text=_text(part.get("text")), citations=citations))
+                        citations = tuple(map(_citation, objects_in(part.get("annotations"))))
+                        parts.append(Text(text=text_of(part.get("text")), citations=citations))
                         logprobs += _logprobs(part.get("logprobs"))
                     else:
-                        parts.append(Opaque(kind=_text(part.get("type")), value=part))
+                        parts.append(Opaque(kind=text_of(part.get("type")), value=part))
             case "function_call" | "custom_tool_call":
                 parts.append(_call_of(item, len(parts)))
             case "reasoning":
@@ -276,23 +273,16 @@ def _parts_of(items: Iterable[dict[str, Any]]) -> tuple[list[Part], list[TokenLo
                 if thinking is not None:
                     parts.append(thinking)
             case kind:
-                parts.append(Opaque(kind=_text(kind), value=item))
+                parts.append(Opaque(kind=text_of(kind), value=item))
     return parts, logprobs
-
-
-def _objects(value: Any) -> Iterator[dict[str, Any]]:
-    if type(value) is list:
-        for each in value:
-            if type(each) is dict:
-                yield each
 
 
 def _call_of(item: dict[str, Any], index: int) -> ToolCall:
     is_custom = item.get("type") == "custom_tool_call"
-    arguments = _text(item.get("input")) if is_custom else _text(item.get("arguments")) or "{}"
+    arguments = text_of(item.get("input")) if is_custom else text_of(item.get("arguments")) or "{}"
     return ToolCall(
-        call_id=_text(item.get("call_id")) or _text(item.get("id")) or f"call_{index}",
-        name=_text(item.get("name")),
+        call_id=text_of(item.get("call_id")) or text_of(item.get("id")) or f"call_{index}",
+        name=text_of(item.get("name")),
         arguments=arguments,
         is_custom=is_custom,
     )
@@ -300,39 +290,28 @@ def _call_of(item: dict[str, Any], index: int) -> ToolCall:
 
 def _thinking_of(item: dict[str, Any]) -> Thinking | None:
     """None for an item that says nothing: hidden reasoning, which only its provider knows."""
-    texts = [_text(part.get("text")) for name in ("summary", "content") for part in _objects(item.get(name))]
-    text, encrypted = _PARAGRAPH.join(filter(None, texts)), _text(item.get("encrypted_content"))
+    texts = [text_of(part.get("text")) for name in ("summary", "content") for part in objects_in(item.get(name))]
+    text, encrypted = _PARAGRAPH.join(filter(None, texts)), text_of(item.get("encrypted_content"))
     if not text and not encrypted:
         return None
     origin = "openai" if encrypted else ""
-    return Thinking(text=text, signature=encrypted, origin=origin, thinking_id=_text(item.get("id")))
+    return Thinking(text=text, signature=encrypted, origin=origin, thinking_id=text_of(item.get("id")))
 
 
 def _citation(note: dict[str, Any]) -> Citation:
     start, end = note.get("start_index"), note.get("end_index")
     return Citation(
-        url=_text(note.get("url")),
-        title=_text(note.get("title")) or _text(note.get("filename")),
+        url=text_of(note.get("url")),
+        title=text_of(note.get("title")) or text_of(note.get("filename")),
         start=start if type(start) is int else -1,
         end=end if type(end) is int else -1,
-        file_id=_text(note.get("file_id")),
+        file_id=text_of(note.get("file_id")),
         source=note,
     )
 
 
 def _logprobs(value: Any) -> list[TokenLogprob]:
-    return [_logprob(each, tuple(map(_logprob, _objects(each.get("top_logprobs"))))) for each in _objects(value)]
-
-
-def _logprob(value: dict[str, Any], top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
-    number, written = value.get("logprob"), value.get("bytes")
-    is_bytes = type(written) is list and all(type(byte) is int for byte in written)
-    return TokenLogprob(
-        token=_text(value.get("token")),
-        logprob=number if type(number) is float or type(number) is int else 0.0,
-        bytes=written if is_bytes else None,
-        top=top,
-    )
+    return [read_logprob(each) for each in objects_in(value)]
 
 
 # Stream of events
@@ -381,7 +360,7 @@ class ResponsesReader(StreamReader):
         event = _events.find(data)
         if event is None:
             return (OpaqueDone(kind="malformed", size=len(data)),)
-        kind = _text(event.type) or frame.event.decode("latin-1")
+        kind = text_of(event.type) or frame.event.decode("latin-1")
         handle = _HANDLERS.get(kind)
         if handle is not None:
             return handle(self, event)
@@ -389,7 +368,7 @@ class ResponsesReader(StreamReader):
             return self._error(event)
         if kind.endswith(".delta"):
             # Output of a tool's or a kind that we do not know: it counts as long as it is.
-            return (OpaqueDone(kind=kind, size=len(_text(event.delta))),)
+            return (OpaqueDone(kind=kind, size=len(text_of(event.delta))),)
         return ()  # How far something is, or what came in pieces once more as a whole.
 
     def _text(self, event: _Event) -> Sequence[Event]:
@@ -399,17 +378,17 @@ class ResponsesReader(StreamReader):
         begins_part = self._text_at not in (None, at)
         self._text_at = at
         logprobs = _logprobs(event.logprobs) if event.logprobs else None
-        return (TextDelta(text=_text(event.delta), begins_part=begins_part, logprobs=logprobs),)
+        return (TextDelta(text=text_of(event.delta), begins_part=begins_part, logprobs=logprobs),)
 
     def _thought(self, event: _Event) -> Sequence[Event]:
         place = _place(event)
         self._heard.add(place)
         at = (place, event.type, _key(event.summary_index), _key(event.content_index))
-        text = _text(event.delta)
+        text = text_of(event.delta)
         if self._thought_at is not None and self._thought_at != at and self._thought_at[0] == place:
             text = _PARAGRAPH + text
         self._thought_at = at
-        return (ThinkingDelta(text=text, thinking_id=_text(event.item_id)),)
+        return (ThinkingDelta(text=text, thinking_id=text_of(event.item_id)),)
 
     def _added(self, event: _Event) -> Sequence[Event]:
         item = event.item
@@ -425,7 +404,7 @@ class ResponsesReader(StreamReader):
 
     def _refusal(self, event: _Event) -> Sequence[Event]:
         self._heard.add(_place(event))
-        return (RefusalDelta(text=_text(event.delta)),)
+        return (RefusalDelta(text=text_of(event.delta)),)
 
     def _cited(self, event: _Event) -> Sequence[Event]:
         return (Cited(citation=_citation(event.annotation)),) if type(event.annotation) is dict else ()
@@ -436,7 +415,7 @@ class ResponsesReader(StreamReader):
         if index is None:
             return ()
         self._heard.add(place)
-        return (ToolCallDelta(index=index, arguments=_text(event.delta)),)
+        return (ToolCallDelta(index=index, arguments=text_of(event.delta)),)
 
     def _done(self, event: _Event) -> Sequence[Event]:
         item = event.item
@@ -470,7 +449,7 @@ class ResponsesReader(StreamReader):
             if not is_heard:
                 events += self._whole_message(item)
         else:
-            events.append(OpaqueDone(kind=_text(kind), size=len(_encode(item)), value=item))
+            events.append(OpaqueDone(kind=text_of(kind), size=len(_encode(item)), value=item))
         return events
 
     def _whole_message(self, item: dict[str, Any]) -> Iterator[Event]:
@@ -487,10 +466,10 @@ class ResponsesReader(StreamReader):
     def _created(self, event: _Event) -> Sequence[Event]:
         response = event.response or _Response()
         began = Began(
-            answer_id=_text(response.id),
-            model=_text(response.model),
+            answer_id=text_of(response.id),
+            model=text_of(response.model),
             created_at_s=_moment(response.created_at),
-            service_tier=_text(response.service_tier),
+            service_tier=text_of(response.service_tier),
         )
         return (began,)
 

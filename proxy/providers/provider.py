@@ -385,6 +385,16 @@ def renamed(call: Call, deployment: snapshot.Deployment) -> dict[str, msgspec.Ra
     return {**call.fields, "model": msgspec.Raw(_encode(deployment.upstream_model))}
 
 
+def text_of(value: object) -> str:
+    """Empty for anything that is no text."""
+    return value if isinstance(value, str) else ""
+
+
+def objects_in(value: object) -> list[dict[str, Any]]:
+    """Those of a list; none for anything else."""
+    return [each for each in value if type(each) is dict] if type(value) is list else []
+
+
 def name_of(text: object) -> str:
     """A provider's own word, as much of it as the ledger keeps; "" for anything that is no text."""
     return text[:NAME_CHARACTERS_MAX] if isinstance(text, str) else ""
