@@ -124,10 +124,21 @@ class UsageRecord(models.Model):
     output_image_tokens = models.BigIntegerField(default=0, db_default=0)
     tool_calls = models.BigIntegerField(default=0, db_default=0)
     units = models.BigIntegerField(default=0, db_default=0)
+    searches = models.BigIntegerField(default=0, db_default=0)
+    batch_requests = models.BigIntegerField(default=0, db_default=0)
+    service_tier = models.CharField(blank=True, default="", db_default="")
+    inference_geo = models.CharField(blank=True, default="", db_default="")
     usage_source = models.CharField(default="none")
     cost_usd = models.DecimalField(max_digits=20, decimal_places=9, default=0)
     held_usd = models.DecimalField(max_digits=20, decimal_places=9, default=0)
     price_id = models.UUIDField(null=True, blank=True)
+    terms = models.JSONField(
+        "terms of the price", default=dict, blank=True, db_default=models.Value({}, models.JSONField())
+    )
+    currency_cost = models.DecimalField(
+        "cost in the provider's currency", max_digits=20, decimal_places=9, null=True, blank=True
+    )
+    adjusts = models.UUIDField("corrects the cost of", null=True, blank=True)
     latency_ms = models.PositiveIntegerField(default=0)
     first_token_ms = models.PositiveIntegerField(default=0)
     kill_switch_id = models.UUIDField(null=True, blank=True)
@@ -149,6 +160,7 @@ class UsageRecord(models.Model):
             models.Index(fields=["virtual_key_id", "-admitted_at"], name="audit_usage_key"),
             models.Index(fields=["request_id"], name="audit_usage_request"),
             models.Index(fields=["admitted_at"], name="audit_usage_suspense", condition=models.Q(state="suspense")),
+            models.Index(fields=["adjusts"], name="audit_usage_adjusts", condition=models.Q(adjusts__isnull=False)),
             GinIndex(fields=["tags"], name="audit_usage_tags", opclasses=["jsonb_path_ops"]),
         ]
 

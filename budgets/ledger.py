@@ -17,7 +17,7 @@ import redis
 from django.db import DataError, IntegrityError, connection, transaction
 
 from audit.models import UsageRecord
-from audit.records import Candidate, State, Usage, UsageEvent, UsageSource, decode_event
+from audit.records import Candidate, PriceTerms, State, Usage, UsageEvent, UsageSource, decode_event
 from budgets import gate, ledger_rows
 from budgets.rollups import Rollups
 
@@ -113,11 +113,18 @@ def event_of(record: UsageRecord) -> UsageEvent:
             output_image_tokens=record.output_image_tokens,
             tool_calls=record.tool_calls,
             units=record.units,
+            searches=record.searches,
+            batch_requests=record.batch_requests,
+            service_tier=record.service_tier,
+            inference_geo=record.inference_geo,
         ),
         usage_source=cast(UsageSource, record.usage_source),
         cost_nanos=_nanos(record.cost_usd),
         held_nanos=_nanos(record.held_usd),
         price_id=str(record.price_id or ""),
+        terms=msgspec.convert(record.terms, PriceTerms),
+        currency_cost_nanos=None if record.currency_cost is None else _nanos(record.currency_cost),
+        adjusts=str(record.adjusts or ""),
         latency_ms=record.latency_ms,
         first_token_ms=record.first_token_ms,
         kill_switch_id=str(record.kill_switch_id or ""),

@@ -13,6 +13,7 @@ from django.db import connection
 
 from audit.ids import uuid7
 from audit.records import UsageEvent
+from budgets.pricing import NANOS_PER_UNIT
 from budgets.rollups import HourKey, HourSum, TagKey, TagSum
 
 _EVENT_COLUMNS = {
@@ -52,10 +53,17 @@ _EVENT_COLUMNS = {
     "output_image_tokens": "bigint",
     "tool_calls": "bigint",
     "units": "bigint",
+    "searches": "bigint",
+    "batch_requests": "bigint",
+    "service_tier": "text",
+    "inference_geo": "text",
     "usage_source": "text",
     "cost_usd": "bigint",
     "held_usd": "bigint",
     "price_id": "uuid",
+    "terms": "jsonb",
+    "currency_cost": "bigint",
+    "adjusts": "uuid",
     "latency_ms": "integer",
     "first_token_ms": "integer",
     "kill_switch_id": "uuid",
@@ -92,6 +100,7 @@ _TAG_COLUMNS = {
     "tokens": "bigint",
     "cost_usd": "bigint",
 }
+_MONEY_COLUMNS = ("cost_usd", "held_usd", "currency_cost")
 # An attempt's identity, and whose it is, stay as they were when it went into suspense.
 _RESOLVED_COLUMNS = (
     "alias",
@@ -118,9 +127,15 @@ _RESOLVED_COLUMNS = (
     "output_image_tokens",
     "tool_calls",
     "units",
+    "searches",
+    "batch_requests",
+    "service_tier",
+    "inference_geo",
     "usage_source",
     "cost_usd",
     "price_id",
+    "terms",
+    "currency_cost",
     "latency_ms",
     "first_token_ms",
     "kill_switch_id",
@@ -131,7 +146,7 @@ def _value(column: str) -> str:
     """SQL of one column's value out of the JSON."""
     if column in ("admitted_at", "hour"):
         return f"timestamptz 'epoch' + new.{column} * interval '1 microsecond'"
-    return f"new.{column} * 0.000000001" if column in ("cost_usd", "held_usd") else f"new.{column}"
+    return f"new.{column} * 0.000000001" if column in _MONEY_COLUMNS else f"new.{column}"
 
 
 def _insert_sql(table: str, columns: Mapping[str, str]) -> str:
@@ -238,7 +253,16 @@ def _row(event: UsageEvent) -> dict[str, Any]:
     row["admitted_at"] = row.pop("admitted_at_us")
     row["cost_usd"], row["held_usd"] = row.pop("cost_nanos"), row.pop("held_nanos")
     row["price_id"], row["kill_switch_id"] = event.price_id or None, event.kill_switch_id or None
+    row["terms"], row["adjusts"] = event.terms, event.adjusts or None
+    row["currency_cost"] = in_currency(row.pop("currency_cost_nanos"), event)
     return row
+
+
+def in_currency(nanos: int | None, event: UsageEvent) -> int | None:
+    """In the provider's currency, also where only the USD are known: of what is held, and of what a dead worker left."""
+    if event.terms.currency == "USD":
+        return None
+    return event.cost_nanos * NANOS_PER_UNIT // event.terms.usd_per_unit_nanos if nanos is None else nanos
 
 
 def _json(value: Any) -> str:

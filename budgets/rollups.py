@@ -86,7 +86,9 @@ class Rollups:
         total = self.hours.get(key)
         if total is None:
             total = self.hours[key] = HourSum()
-        total.requests += sign
+        # A correction changes what was spent, and is no request.
+        requests = 0 if event.adjusts else sign
+        total.requests += requests
         total.errors += sign if event.error_type or event.status_code >= 400 else 0
         total.input_tokens += sign * usage.input_tokens
         total.output_tokens += sign * usage.output_tokens
@@ -99,7 +101,7 @@ class Rollups:
             _count_in(total.first_token_histogram, event.first_token_ms, sign)
         for tag_key, tag_value in event.tags.items():
             tag = self.tags.setdefault(TagKey(hour_us, event.team_id, event.project_id, tag_key, tag_value), TagSum())
-            tag.requests += sign
+            tag.requests += requests
             tag.tokens += sign * (usage.input_tokens + usage.output_tokens)
             tag.cost_nanos += sign * event.cost_nanos
 

@@ -276,8 +276,7 @@ class _Sum:
         usage = self._measuring.measure(body).usage
         if usage is None:
             usage, self.source = Usage(output_tokens=len(body) // BYTES_PER_TOKEN), "estimated"
-        pairs = zip(msgspec.structs.astuple(self.usage), msgspec.structs.astuple(usage), strict=True)
-        self.usage = Usage(*(before + more for before, more in pairs))
+        self.usage += usage
 
 
 def _measuring_api(upstream: Upstream, job: Job, progress: Progress) -> Api:

@@ -293,8 +293,7 @@ class RealtimeMeter(SessionMeter):
         )
 
     def _add(self, usage: Usage) -> None:
-        counts = zip(msgspec.structs.astuple(self.usage), msgspec.structs.astuple(usage), strict=True)
-        self.usage = Usage(*(one + other for one, other in counts))
+        self.usage += usage
 
 
 class _Tokens(msgspec.Struct):

@@ -3,7 +3,7 @@
 import msgspec
 
 from audit.records import Usage
-from proxy.providers.provider import TOKENS_MAX
+from proxy.providers.provider import checked_usage
 
 
 class _PromptDetails(msgspec.Struct):
@@ -95,8 +95,7 @@ def read_usage(usage: ChatUsage | None, tool_calls: int = 0) -> Usage | None:
         output_image_tokens=completion_details.image_tokens or 0,
         tool_calls=max(tool_calls, _tool_calls(usage)),
     )
-    counts = msgspec.structs.astuple(read)
-    return read if min(counts) >= 0 and max(counts) <= TOKENS_MAX else None
+    return checked_usage(read)
 
 
 def _tool_calls(usage: ChatUsage) -> int:

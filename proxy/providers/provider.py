@@ -402,5 +402,4 @@ def name_of(text: object) -> str:
 
 def checked_usage(usage: Usage) -> Usage | None:
     """None for counts that no provider can mean."""
-    counts = msgspec.structs.astuple(usage)
-    return usage if all(0 <= count <= TOKENS_MAX for count in counts) else None
+    return usage if all(0 <= count <= TOKENS_MAX for count in usage.counts) else None

@@ -12,7 +12,7 @@ import redis
 from django.db import OperationalError, connection
 
 from audit.models import UsageRecord
-from audit.records import Usage, UsageEvent, encode_event
+from audit.records import PriceTerms, Usage, UsageEvent, encode_event
 from budgets import gate, ledger, reap
 from budgets.models import IngestWatermark, UsageHour, UsageTagHour
 from budgets.rollups import HISTOGRAM_BOUNDS_MS, percentile_ms
@@ -136,7 +136,17 @@ def test_every_field_of_an_event_is_in_its_row(client):
         price_id=str(uuid.uuid4()),
         kill_switch_id=str(uuid.uuid4()),
         operation="count_tokens",
-        usage=Usage(**{name: number for number, name in enumerate(Usage.__struct_fields__, start=1)}),
+        usage=Usage(*range(1, len(Usage().counts) + 1), service_tier="priority", inference_geo="us"),
+        terms=PriceTerms(
+            currency="EUR",
+            usd_per_unit_nanos=1_100_000_000,
+            uplift_basis_points=1_000,
+            discount_basis_points=1_250,
+            contract_id=str(uuid.uuid4()),
+            has_free_tokens=True,
+        ),
+        currency_cost_nanos=1_122_334_455_667,
+        adjusts=str(uuid.uuid4()),
     )
     Worker(client).settle(event)
     assert ledger.ingest(client) == 1
