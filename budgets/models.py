@@ -1,5 +1,7 @@
 """What may be spent and how fast, and what was spent by the hour. The rules are in the pure modules beside this one."""
 
+from typing import Self
+
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.core.validators import MinValueValidator
@@ -275,3 +277,127 @@ class IngestWatermark(models.Model):
 
     def __str__(self) -> str:
         return f"{self.worker} {self.seq}"
+
+
+class TouchedHour(models.Model):
+    """An hour (UTC) whose records have changed since the verifier last compared it with its roll-ups."""
+
+    hour = models.DateTimeField(primary_key=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.hour:%Y-%m-%d %H:00}"
+
+
+class Verification(models.Model):
+    """One run of the verifier, and what it looked at. Those of the last month are kept."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    at = models.DateTimeField(default=timezone.now, db_index=True)
+    took_ms = models.PositiveIntegerField()
+    hours = models.PositiveIntegerField(help_text="Hours whose records were compared with their roll-ups.")
+    counters = models.PositiveIntegerField(
+        null=True, help_text="Counters compared with the ledger; null: Redis was away."
+    )
+    drifts = models.PositiveIntegerField(help_text="How many differ, after it.")
+    # Where the slow sweep over all hours goes on.
+    swept_until = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-at"]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.at:%Y-%m-%d %H:%M:%S}: {self.drifts} differ"
+
+
+class Drift(models.Model):
+    """Two copies of the same money that do not agree, from when it was first seen until they agreed again."""
+
+    class Kind(models.TextChoices):
+        HOURS = "hours", "roll-up by hour"
+        TAG_HOURS = "tag_hours", "roll-up of tags by hour"
+        DAYS = "days", "roll-up by day"
+        TAG_DAYS = "tag_days", "roll-up of tags by day"
+        COUNTERS = "counters", "budget counter"
+        SUSPENSE = "suspense", "suspense"
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    kind = models.CharField(max_length=16, choices=Kind)
+    what = models.CharField(help_text="The row or the counter, by its key.")
+    unit = models.CharField(max_length=16, help_text="usd (amounts in nano-USD), tokens, requests, errors.")
+    expected = models.BigIntegerField(help_text="What follows from the ledger; of a day, from its hours.")
+    found = models.BigIntegerField()
+    opened_at = models.DateTimeField(default=timezone.now)
+    seen_at = models.DateTimeField(default=timezone.now)
+    closed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-opened_at"]
+        default_permissions = ("view",)
+        constraints = [
+            models.UniqueConstraint(
+                fields=["kind", "what"], condition=models.Q(closed_at__isnull=True), name="budgets_drift_one_open"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.what}"
+
+    @property
+    def difference(self) -> int:
+        return self.found - self.expected
+
+
+class SuspenseResolutionQuerySet(TeamQuerySet["SuspenseResolution"]):
+    def wanted(self) -> Self:
+        """Approved, and not in the ledger yet."""
+        return self.filter(is_approved=True, applied_at__isnull=True)
+
+
+class SuspenseResolution(models.Model):
+    """What an attempt in suspense has cost, as the provider's bill says: one person proposes it, another approves."""
+
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    attempt_id = models.UUIDField()
+    team_id = models.UUIDField()
+    cost_usd = models.DecimalField("cost (USD)", max_digits=20, decimal_places=9, validators=[MinValueValidator(0)])
+    reason = models.TextField()
+    proposed_by_id = models.CharField(max_length=64)
+    proposed_by = models.CharField(max_length=200)
+    proposed_at = models.DateTimeField(default=timezone.now)
+    is_approved = models.BooleanField(null=True)
+    decided_by_id = models.CharField(max_length=64, blank=True)
+    decided_by = models.CharField(max_length=200, blank=True)
+    decided_at = models.DateTimeField(null=True)
+    note = models.TextField(blank=True)
+    applied_at = models.DateTimeField(null=True)
+
+    objects = SuspenseResolutionQuerySet.as_manager()
+
+    class Meta:
+        ordering = ["-id"]
+        # To add is to propose, to change is to decide.
+        default_permissions = ("view", "add", "change")
+        constraints = [
+            models.UniqueConstraint(
+                fields=["attempt_id"],
+                condition=models.Q(is_approved__isnull=True) | models.Q(is_approved=True),
+                name="budgets_suspenseresolution_one",
+                violation_error_message="There is a proposal for it already.",
+            ),
+            models.CheckConstraint(condition=models.Q(cost_usd__gte=0), name="budgets_suspenseresolution_cost"),
+            models.CheckConstraint(condition=~models.Q(reason=""), name="budgets_suspenseresolution_reason"),
+            models.CheckConstraint(
+                condition=models.Q(is_approved__isnull=True)
+                | models.Q(is_approved=False)
+                | ~models.Q(decided_by_id=models.F("proposed_by_id")),
+                name="budgets_suspenseresolution_second_person",
+                violation_error_message="Whoever proposed it does not approve it.",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.attempt_id}: {self.cost_usd.normalize():f} USD"
