@@ -180,7 +180,7 @@ def gateway(shared_redis, tmp_path_factory) -> Iterator[Gateway]:
     control.open()
     proxy = Proxy(directory, shared_redis.url, free_port(), workers=1)
     proxy.wait_ready()
-    nothing = Budget(budget_id="nothing", name="nothing", window="month", amount=1)
+    nothing = Budget(budget_id="nothing", name="nothing", subject={"key": "*"}, window="month", amount=1)
     yield Gateway(
         Stack(simulator, control, proxy),
         {
