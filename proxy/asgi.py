@@ -19,6 +19,7 @@ from proxy.control import Control
 from proxy.errors import Unavailable
 from proxy.follow import Follower
 from proxy.gateway import Gateway
+from proxy.idempotency import Idempotency
 from proxy.journal import Journal
 from proxy.live import LiveRequests
 from proxy.logs import configure
@@ -69,10 +70,17 @@ class Worker:
             clock=self.clock,
             counts=self.counts,
         )
+        self.idempotency = Idempotency(
+            redis=self.redis,
+            worker=name,
+            master_keys=master_keys,
+            answer_bytes_max=config.idempotency_bytes_max,
+        )
         self.gateway = Gateway(
             control=self.control,
             admission=self.admission,
             stored=Stored(self.redis),
+            idempotency=self.idempotency,
             follower=self.follower,
             keys=self.keys,
             pool=self.pool,
@@ -104,6 +112,7 @@ class Worker:
         self.gateway.is_draining = True
         await self.follower.stop()
         await asyncio.sleep(0)  # The settles of this turn go out.
+        await self.idempotency.stop()
         with contextlib.suppress(Unavailable):
             await self.control.beat()
         await self.control.stop()

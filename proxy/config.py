@@ -27,6 +27,7 @@ class Config:
     bind: str = "127.0.0.1:8080"
     workers: int = 2
     body_bytes_max: int = 32 * MIB
+    idempotency_bytes_max: int = MIB
     grace_s: float = 25.0
     lease_s: float = 30.0
     redis_timeout_s: float = 0.2
@@ -42,6 +43,9 @@ class Config:
             bind=environ.get("TOLLGATE_PROXY_BIND") or f"127.0.0.1:{port}",
             workers=_number(environ, "TOLLGATE_PROXY_WORKERS", cls.workers, low=1, high=256),
             body_bytes_max=_number(environ, "TOLLGATE_BODY_BYTES_MAX", cls.body_bytes_max, low=1024, high=1024 * MIB),
+            idempotency_bytes_max=_number(
+                environ, "TOLLGATE_IDEMPOTENCY_BYTES_MAX", cls.idempotency_bytes_max, low=0, high=64 * MIB
+            ),
             grace_s=_number(environ, "TOLLGATE_GRACE_S", cls.grace_s, low=0, high=3600),
             lease_s=_number(environ, "TOLLGATE_LEASE_S", cls.lease_s, low=1, high=600),
             redis_timeout_s=_number(environ, "TOLLGATE_REDIS_TIMEOUT_S", cls.redis_timeout_s, low=0.01, high=60),

@@ -11,6 +11,11 @@
     ├── AliasUnknown              404
     ├── RouteUnknown              404  (405 for a wrong method)
     │   └── StoredUnknown         404  a file, a batch, a response: not there, or another project's
+    ├── IdempotencyConflict       409  the `Idempotency-Key` was used before …
+    │   ├── IdempotencyKeyInUse   409  and the answer is still to come
+    │   ├── IdempotencyKeyReused  422  for another request
+    │   ├── OutcomeUnknown        409  by a worker that died in the middle of the call
+    │   └── AnswerNotKept         410  for an answer that is not there any more
     ├── BudgetExceeded            429
     ├── LimitExceeded             429
     ├── UnpricedModel             403  no price, so no bound, so no call
@@ -152,6 +157,50 @@ class MethodNotAllowed(RouteUnknown):
     def __init__(self, message: str, *, allowed: str) -> None:
         super().__init__(message)
         self.allowed = allowed
+
+
+class IdempotencyConflict(GatewayError):
+    """`request_id` is that of the first request under the key; its receipt says what became of it."""
+
+    status_code = 409
+    error_type = "idempotency_conflict"
+    reason = "the `Idempotency-Key` of this request was used before"
+
+    def __init__(self, request_id: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(
+            f"{self.reason} (request {request_id})",
+            retry_after_s=retry_after_s,
+            should_retry=retry_after_s is not None,
+            details={"first_request_id": request_id},
+        )
+
+
+class IdempotencyKeyInUse(IdempotencyConflict):
+    error_type = "idempotency_key_in_use"
+    reason = "the first request under this `Idempotency-Key` is still being answered: ask again for its answer"
+
+
+class IdempotencyKeyReused(IdempotencyConflict):
+    status_code = 422
+    error_type = "idempotency_key_reused"
+    reason = "this `Idempotency-Key` was used for another request: a new request needs a new key"
+
+
+class OutcomeUnknown(IdempotencyConflict):
+    error_type = "idempotency_outcome_unknown"
+    reason = (
+        "the worker that served the first request under this `Idempotency-Key` died before it had the whole answer; the provider "
+        "may have charged for it, so it is not repeated: its receipt says what it cost, and a new key asks anew"
+    )
+
+
+class AnswerNotKept(IdempotencyConflict):
+    status_code = 410
+    error_type = "idempotency_answer_not_kept"
+    reason = (
+        "the first request under this `Idempotency-Key` was carried out, but its answer was too large to be kept, or never "
+        "complete; it is not repeated: its receipt says what it cost, and a new key asks anew"
+    )
 
 
 class BudgetExceeded(GatewayError):

@@ -32,16 +32,18 @@ from proxy.errors import (
 )
 from proxy.follow import Follower
 from proxy.guard import guard
+from proxy.idempotency import HEADER as IDEMPOTENCY_KEY
+from proxy.idempotency import Answer, Idempotency
 from proxy.live import LiveRequest, LiveRequests
 from proxy.metrics import Counts
 from proxy.prepare import Prepared, prepare
 from proxy.providers.provider import Kept
 from proxy.realtime import converse
-from proxy.receive import Receive, Request, Scope, Send, read_body
+from proxy.receive import Receive, Request, Scope, Send, body_at_hand, read_body
 from proxy.registry import Registry
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
-from proxy.route import allowed_aliases, choose_route, passed_over
+from proxy.route import allowed_aliases, choose_route, halted, passed_over
 from proxy.stored import Collecting, OwnList, Stored, place_anywhere
 from proxy.wire.http1 import UpstreamPool, UpstreamResponse
 from proxy.wire.websocket import WebSocket
@@ -79,6 +81,7 @@ class Gateway:
         control: Control,
         admission: Admission,
         stored: Stored,
+        idempotency: Idempotency,
         follower: Follower,
         keys: KeyCache,
         pool: UpstreamPool,
@@ -91,6 +94,7 @@ class Gateway:
         self._control = control
         self._admission = admission
         self._stored = stored
+        self._idempotency = idempotency
         self._follower = follower
         self._keys = keys
         self._pool = pool
@@ -126,7 +130,11 @@ class Gateway:
         self._live.add(live)
         try:
             handler = self._handler(request, match)
-            await handler(Exchange(request, receive, responder, live, dialect, match.parameters))
+            exchange = Exchange(request, receive, responder, live, dialect, match.parameters)
+            if IDEMPOTENCY_KEY in request.headers and request.method == "POST":
+                await self._once(handler, exchange)
+            else:
+                await handler(exchange)
         except GatewayError as error:
             await self._last_words(responder, error)
         except asyncio.CancelledError:
@@ -197,6 +205,24 @@ class Gateway:
         assert failure is not None, "a route has at least one upstream"
         raise failure
 
+    async def _once(self, handler: Handler, exchange: Exchange) -> None:
+        """A request with an `Idempotency-Key`: the first is served, and whoever repeats it gets its answer."""
+        request, live = exchange.request, exchange.live
+        subject = await self._authenticate(request)
+        request.body = await read_body(exchange.receive, self._body_bytes_max)
+        for field in subject.kill_fields:
+            if field in self._control.kills:
+                raise halted(self._control.kills[field])
+        claim = await self._idempotency.claim(subject.key.key_id, request, live, exchange.dialect.request_headers)
+        if isinstance(claim, Answer):
+            await exchange.responder.replay(*claim)
+            return
+        # It goes on without its client, and its claim ends with it, last words and all.
+        request.scope["tollgate.client_gone"] = claim.client_gone
+        request.scope["tollgate.task"].add_done_callback(claim.end)
+        exchange.responder.tap(claim.recording)
+        await handler(exchange._replace(receive=body_at_hand(request.body)))
+
     async def _converse(self, exchange: Exchange) -> None:
         if "tollgate.upgrade" not in exchange.request.scope:
             raise InvalidRequest(f"{exchange.request.path} is spoken on a WebSocket", code="websocket_required")
@@ -244,6 +270,7 @@ class Gateway:
         finally:
             if response is not None:
                 response.close()
+            live.may_have_been_billed |= attempt.is_dispatched and outcome.may_have_been_billed
             self._settle(attempt, outcome)
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:

@@ -9,13 +9,15 @@ from proxy.errors import ClientGone, GatewayError, TrafficHalted
 class LiveRequest:
     """One client request while it is served. Cutting it cancels its task, which then settles and tells the client why."""
 
-    __slots__ = ("_task", "cut_by", "is_stream", "kill_fields")
+    __slots__ = ("_task", "cut_by", "is_stream", "kill_fields", "may_have_been_billed")
 
     def __init__(self, task: "asyncio.Task[None]") -> None:
         self._task = task
         self.cut_by: GatewayError | None = None
         self.kill_fields: tuple[str, ...] = ()
         self.is_stream = False
+        # By any of its attempts, once that has ended.
+        self.may_have_been_billed = False
 
     def cut(self, error: GatewayError) -> None:
         """The first reason counts."""

@@ -49,6 +49,15 @@ async def read_body(receive: Receive, body_bytes_max: int) -> bytes:
             return b"".join(parts)
 
 
+def body_at_hand(body: bytes) -> Receive:
+    """For whoever reads a body that was read before."""
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    return receive
+
+
 def _check_size(size: int, body_bytes_max: int) -> None:
     if size > body_bytes_max:
         raise RequestTooLarge(f"the body is larger than {body_bytes_max} bytes")

@@ -5,10 +5,11 @@ from http import HTTPStatus
 
 from websockets.frames import CloseCode
 
-from proxy.authenticate import SUBPROTOCOLS, Subject
+from proxy.authenticate import SUBPROTOCOLS
 from proxy.dialects.dialect import Dialect
 from proxy.errors import ClientGone, GatewayError, MethodNotAllowed, UpstreamRefused
 from proxy.receive import Request, Send
+from proxy.rules import Rules
 from proxy.wire.json_gate import is_object
 from proxy.wire.websocket import WebSocket
 
@@ -31,6 +32,18 @@ class Responder:
         self.has_started = False
         self.has_ended = False
         self.status_code = 0
+
+    def tap(self, tapping: Callable[[Send], Send]) -> None:
+        """Whatever is sent from here on goes through the `Send` that `tapping` makes of this one."""
+        self._send = tapping(self._send)
+
+    async def replay(self, status_code: int, headers: Headers, body: bytes) -> None:
+        """An answer that was given before, the id of its request included."""
+        self.has_started = self.has_ended = True
+        self.status_code = status_code
+        headers.append((b"x-tollgate-replayed", b"true"))
+        await self._send({"type": "http.response.start", "status": status_code, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
 
     async def whole(self, status_code: int, body: bytes, headers: Headers) -> None:
         headers.append((b"content-length", b"%d" % len(body)))
@@ -106,13 +119,13 @@ def _error_headers(error: GatewayError) -> Headers:
     return headers
 
 
-def rate_limit_headers(subject: Subject, remaining: Sequence[int], reset_ms: Sequence[int]) -> Headers:
-    """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind; by position in the subject's limits."""
+def rate_limit_headers(rules: Rules, free: Sequence[int], reset_ms: Sequence[int]) -> Headers:
+    """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind; by position among the rules' limits."""
     headers: Headers = []
-    for names, positions in subject.rate_headers:
-        if positions:
-            at = min(positions, key=remaining.__getitem__)
-            headers.append((names.limit, b"%d" % subject.limits[at].per_minute))
-            headers.append((names.remaining, b"%d" % max(remaining[at], 0)))
+    for names in rules.rate_headers:
+        if names.positions:
+            remaining, at = min((rules.checks[at].units_in(free[at]), at) for at in names.positions)
+            headers.append((names.limit, b"%d" % rules.checks[at].amount))
+            headers.append((names.remaining, b"%d" % remaining))
             headers.append((names.reset, b"%dms" % reset_ms[at]))
     return headers

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keys.vault import MasterKey, Secret, VaultError, open_sealed, parse_master_keys, rewrap, seal
+from keys.vault import (
+    MasterKey,
+    Secret,
+    VaultError,
+    open_bytes,
+    open_sealed,
+    parse_master_keys,
+    rewrap,
+    seal,
+    seal_bytes,
+)
 
 OLD, NEW = MasterKey(b"o" * 32), MasterKey(b"n" * 32)
 SECRET = "sk-live-0123456789"
@@ -84,3 +94,25 @@ def test_a_secret_never_prints_itself():
     assert secret == Secret(SECRET) and secret != Secret("another")
     with pytest.raises(TypeError):
         pickle.dumps(secret)
+
+
+# Bytes
+
+
+@given(st.binary(max_size=300))
+def test_bytes_that_are_sealed_open_for_their_row_alone(clear):
+    sealed = seal_bytes(clear, "row", [NEW])
+    assert open_bytes(sealed, "row", [OLD, NEW]) == clear
+    for row, keys in (("another row", [NEW]), ("row", [OLD])):
+        with pytest.raises(VaultError):
+            open_bytes(sealed, row, keys)
+
+
+def test_no_altered_bytes_open():
+    sealed = seal_bytes(b"an answer", "row", [NEW])
+    for position in range(len(sealed)):
+        altered = sealed[:position] + bytes([sealed[position] ^ 1]) + sealed[position + 1 :]
+        with pytest.raises(VaultError):
+            open_bytes(altered, "row", [NEW])
+        with pytest.raises(VaultError):
+            open_bytes(sealed[:position], "row", [NEW])
