@@ -40,7 +40,7 @@ bench-peers: $(VENV)/.dev  ## Measure other gateways beside it (installs them)
 	$(BIN)/python -m bench --peers $(ARGS)
 
 chaos: $(VENV)/.dev  ## Kill processes under load and reconcile the books
-	$(BIN)/python -m pytest tests/chaos $(ARGS)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: $(VENV)/.dev  ## Fuzz a parser until it breaks or is stopped: make fuzz ARGS=sse
 	PYTHONPATH=. $(BIN)/python tests/fuzz/framing.py $(ARGS)

@@ -1,0 +1,102 @@
+"""`make chaos`: kill, pause and cut processes under load, and reconcile the books. Prints a scorecard, writes
+`docs/reliability.md`.
+
+python -m tests.chaos [--short] [--only NAME] [--first-seed N] [--seeds N] [--kills N] [--calls N] [--hours H] [--mutants]
+
+Answers 0 when every promise that was run is held, 1 when one is not, 2 when one could not be run.
+"""
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+from tests.chaos import mutants, scorecard
+from tests.chaos.promises import PROMISES
+from tests.chaos.rig import CannotRun, Options, Promise, Rig
+
+HELD, NOT_HELD, BROKEN = 0, 1, 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _arguments(argv)
+    wanted = [promise for promise in PROMISES if not arguments.only or promise.name in arguments.only]
+    if arguments.mutants:
+        return _hunt(wanted)
+    options = Options(
+        is_short=arguments.short,
+        first_seed=arguments.first_seed,
+        seeds=arguments.seeds,
+        kills=arguments.kills,
+        calls=arguments.calls,
+    )
+    deadline_s = time.monotonic() + arguments.hours * 3600
+    worst = HELD
+    for promise in wanted:
+        if time.monotonic() > deadline_s:
+            _say(f"the time is over: {promise.name} and what follows keep their dates")
+            break
+        worst = max(worst, _measure(promise, options, keeps=not arguments.dry))
+    return worst
+
+
+def _measure(promise: Promise, options: Options, *, keeps: bool) -> int:
+    _say(f"\n{promise.name}: {promise.text} ({promise.wanted})")
+    began_at_s = time.monotonic()
+    try:
+        with Rig(lambda text: _say(f"  {text}")) as rig:
+            measured = promise.run(rig, options)
+    except CannotRun as reason:
+        _say(f"  not run: {reason}")
+        result = scorecard.not_run(str(reason))
+        status = HELD
+    except Exception:
+        traceback.print_exc()
+        _say("  the experiment itself failed")
+        return BROKEN
+    else:
+        result = scorecard.result_of(measured, seed=options.first_seed, elapsed_s=time.monotonic() - began_at_s)
+        status = HELD if measured.is_held else NOT_HELD
+        _say(f"  {'held' if measured.is_held else 'NOT HELD'}: {measured.figure} ({measured.counts})")
+        if measured.detail:
+            _say(f"  {measured.detail}")
+    if keeps:
+        scorecard.keep(promise.name, result, PROMISES)
+    return status
+
+
+def _hunt(wanted: Sequence[Promise]) -> int:
+    """Each mutant must be found out by the check that it is meant for."""
+    worst = HELD
+    for promise in wanted:
+        for mutant in mutants.of(promise.name):
+            _say(f"\n{promise.name}, broken on purpose: {mutant.name}")
+            was_found = mutants.is_found(mutant)
+            _say("  found" if was_found else "  NOT FOUND")
+            scorecard.keep_mutant(promise.name, mutant.name, was_found=was_found, known=PROMISES)
+            worst = worst if was_found else NOT_HELD
+    return worst
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.splitlines()[0])
+    names = [promise.name for promise in PROMISES]
+    parser.add_argument("--short", action="store_true", help="small numbers: what every change is tried with")
+    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
+    parser.add_argument("--first-seed", type=int, default=1, metavar="N")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds, where a promise is tried with several")
+    parser.add_argument("--kills", type=int, metavar="N", help="how many kills of each process")
+    parser.add_argument("--calls", type=int, metavar="N", help="how many calls, where calls are counted")
+    parser.add_argument("--hours", type=float, default=24.0, metavar="H", help="start no further promise after so long")
+    parser.add_argument("--mutants", action="store_true", help="break the code on purpose: every check must see it")
+    parser.add_argument("--dry", action="store_true", help="write no scorecard")
+    return parser.parse_args(argv)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

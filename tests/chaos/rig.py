@@ -1,0 +1,232 @@
+"""What an experiment takes: real processes in directories of their own, and everything gone at its end."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import redis
+
+from budgets import gate
+from controlplane import embedded
+from proxy.metrics import decode_status
+from tests.chaos.books import Books
+from tests.chaos.faults import FaultProxy
+from tests.e2e.conftest import Tollgate
+from tests.stack import ControlPlane, Process, Proxy, Simulator, Stack, free_port, wait_until
+
+LEASE_S = 3
+QUIET_TIMEOUT_S = 40.0
+# A figure measured while somebody else has the machine says nothing.
+BUSY_MARK = Path("/tmp/quiet")
+
+
+class CannotRun(Exception):
+    """This machine does not permit the experiment. The message says what is missing."""
+
+
+class Measured(NamedTuple):
+    """What an experiment found. `counts` says how much was run, `detail` what went wrong, for whoever looks into it."""
+
+    is_held: bool
+    figure: str
+    counts: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much is run: `is_short` for each change, else the figures that are promised. What is set goes before either."""
+
+    is_short: bool = False
+    first_seed: int = 1
+    seeds: int | None = None
+    kills: int | None = None
+    calls: int | None = None
+
+    def seeds_of(self, *, short: int, full: int) -> range:
+        count = self.seeds or (short if self.is_short else full)
+        return range(self.first_seed, self.first_seed + count)
+
+    def kills_of(self, *, short: int, full: int) -> int:
+        return self.kills or (short if self.is_short else full)
+
+    def calls_of(self, *, short: int, full: int) -> int:
+        return self.calls or (short if self.is_short else full)
+
+
+class Promise(NamedTuple):
+    """One line of the scorecard. `name` is what `--only` takes."""
+
+    name: str
+    text: str
+    wanted: str
+    run: "Callable[[Rig, Options], Measured]"
+
+
+class Server:
+    """An embedded server that an experiment kills, pauses and starts again on the same data. Its files are in `directory`."""
+
+    def __init__(self, server: embedded.Redis | embedded.Postgres, *arguments: str) -> None:
+        self.url = server.url
+        self.directory = server.directory
+        self.server = server
+        self._arguments = arguments
+        self.process: Process | None = None
+
+    def start(self) -> None:
+        if self.process is not None:
+            self.process.stop()
+        self.server.prepare()
+        argv = [*self.server.argv, *self._arguments]
+        self.process = Process(argv, dict(os.environ), self.directory.with_suffix(".log"))
+        wait_until(self.server.is_ready, self.server.name, self.process.log)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        assert self.process is not None
+        self.process.process.wait()
+
+    def pause(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.process.poll() is None:
+            self.resume()
+            self.process.process.send_signal(self.server.stop_signal)
+            self.process.stop()
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        os.killpg(self.process.process.pid, number)
+
+
+class Rig:
+    """Makes what is asked for; on leaving the `with`, the last made goes first."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self._leaving = contextlib.ExitStack()
+        self._simulator: Simulator | None = None
+
+    def __enter__(self) -> "Rig":
+        while BUSY_MARK.exists():
+            time.sleep(1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leaving.close()
+
+    def directory(self) -> Path:
+        """Of a short name: the path of a Unix socket has room in it. Others may pass through it."""
+        directory = Path(tempfile.mkdtemp(prefix="tg-"))
+        directory.chmod(0o711)
+        self._leaving.callback(shutil.rmtree, directory, ignore_errors=True)
+        return directory
+
+    def small_disk(self, path: Path, megabytes: int) -> Path:
+        """A file system of its own at `path`. Raises `CannotRun` where nothing may be mounted."""
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0711", "tmpfs", str(path)]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+            raise CannotRun("a small tmpfs cannot be mounted here")
+        self._leaving.callback(subprocess.run, ["umount", "--lazy", str(path)], check=False)
+        return path
+
+    def fault_proxy(self, target: str | int) -> FaultProxy:
+        proxy = FaultProxy(target)
+        self._leaving.callback(proxy.close)
+        return proxy
+
+    def redis(self, directory: Path | None = None, *arguments: str) -> Server:
+        return self._started(Server(embedded.Redis((directory or self.directory()) / "redis"), *arguments))
+
+    def postgres(self, directory: Path | None = None) -> Server:
+        return self._started(Server(embedded.Postgres((directory or self.directory()) / "postgres")))
+
+    def _started(self, server: Server) -> Server:
+        self._leaving.callback(server.stop)
+        server.start()
+        return server
+
+    @property
+    def simulator(self) -> Simulator:
+        if self._simulator is None:
+            self._simulator = Simulator(self.directory(), free_port())
+            self._leaving.callback(self._simulator.process.stop)
+        return self._simulator
+
+    def stack(self, workers: int = 1, *, redis_url: str = "", control_url: str = "", **environ: str) -> Stack:
+        """The data path alone, its configuration written by hand. `redis_url` is what the proxy uses, perhaps by way of a
+        fault proxy; `control_url` leads to the same server."""
+        redis_url = redis_url or self.redis().url
+        control = ControlPlane(control_url or redis_url, self.simulator.url)
+        self._leaving.callback(control.redis.close)
+        # Whatever is in the counters' history is read from the append-only file.
+        control.redis.config_set("auto-aof-rewrite-percentage", "0")
+        control.publish()
+        control.open()
+        settings = {"TOLLGATE_LEASE_S": str(LEASE_S), **environ}
+        proxy = Proxy(self.directory(), redis_url, free_port(), workers, **settings)
+        self._leaving.callback(proxy.process.stop)
+        proxy.wait_ready()
+        return Stack(self.simulator, control, proxy)
+
+    def tollgate(self, data_dir: Path | None = None, **environ: str) -> Tollgate:
+        """All of it, as `manage.py up` starts it."""
+        directory = data_dir or self.directory() / "var"
+        settings = {"TOLLGATE_LEASE_S": str(LEASE_S), "TOLLGATE_PROXY_WORKERS": "2", **environ}
+        tollgate = Tollgate(directory, **settings)
+        self._leaving.callback(_stop, tollgate)
+        tollgate.start()
+        return tollgate
+
+    def books(self, tollgate: Tollgate) -> Books:
+        books = Books(tollgate.data_dir)
+        self._leaving.callback(books.close)
+        return books
+
+
+def _stop(tollgate: Tollgate) -> None:
+    with contextlib.suppress(AssertionError):  # It was not started.
+        tollgate.stop()
+
+
+def proxy_port(tollgate: Tollgate) -> int:
+    return int(tollgate.environ["TOLLGATE_PROXY_PORT"])
+
+
+def secret_of(tollgate: Tollgate) -> str:
+    return tollgate.facts["virtual_key"]
+
+
+def worker_pids(client: redis.Redis) -> dict[str, int]:
+    """The workers that have a lease: name to process id."""
+    statuses = [decode_status(body) for body in client.hvals(gate.WORKERS)]
+    return {status.worker: status.pid for status in statuses if client.exists(gate.lease_key(status.worker))}
+
+
+def kill_process(pid: int) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).kill()
+
+
+def waited(condition: Callable[[], bool], timeout_s: float) -> float | None:
+    """Seconds until `condition` held; None when it did not in time."""
+    began_at_s = time.monotonic()
+    while not condition():
+        if time.monotonic() - began_at_s > timeout_s:
+            return None
+        time.sleep(0.02)
+    return time.monotonic() - began_at_s

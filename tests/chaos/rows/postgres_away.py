@@ -1,0 +1,108 @@
+"""PostgreSQL is down, paused, slow or full: applications do not notice it, and the ledger has everything afterwards."""
+
+import asyncio
+import os
+import signal
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+from tests.chaos.faults import Fault
+from tests.chaos.load import Answer, Load, ask, chat
+from tests.chaos.rig import QUIET_TIMEOUT_S, Measured, Options, Promise, Rig, proxy_port, secret_of
+from tests.e2e.conftest import Tollgate
+from tests.stack import wait_until
+
+AWAY_S = 3.0
+ANSWER_S = 0.25
+ASKED = 40
+DISK_MB = 256
+
+
+def run(rig: Rig, options: Options, *, kind: str) -> Measured:
+    rounds = options.kills_of(short=1, full=10)
+    data_dir = rig.directory() / "var"
+    environ = {}
+    if kind == "full":
+        rig.small_disk(data_dir / "postgres", DISK_MB)
+    if kind == "slow":
+        postgres = rig.postgres()
+        front = rig.fault_proxy(str(postgres.directory / ".s.PGSQL.5432"))
+        environ["DATABASE_URL"] = f"postgresql://tollgate@127.0.0.1:{front.port}/tollgate?sslmode=disable"
+    tollgate = rig.tollgate(data_dir, **environ)
+    books = rig.books(tollgate)
+    port, secret = proxy_port(tollgate), secret_of(tollgate)
+    slowest_s, refused = 0.0, 0
+    for _ in range(rounds):
+        with Load(port, secret) as load:
+            wait_until(lambda: load.answered > 10, "answers")
+            if kind == "slow":
+                front.set(Fault(latency_s=1.0))
+                answers = asyncio.run(_ask_often(port, secret))
+                front.clear()
+            else:
+                answers = _while_away(kind, tollgate, port, secret)
+        refused += sum(answer.status != 200 for answer in answers)
+        slowest_s = max([slowest_s, *(answer.elapsed_s for answer in answers)])
+        wait_until(books.is_quiet, "a ledger that has everything", timeout_s=QUIET_TIMEOUT_S + 30)
+    missing, faults = books.missing(books.witness.look().calls), books.faults()
+    return Measured(
+        is_held=not refused and slowest_s < ANSWER_S and not missing and not faults,
+        figure=f"{refused} of {rounds * ASKED} refused, answered in {slowest_s * 1000:.0f} ms; {len(missing)} missing afterwards",
+        counts=f"{rounds} times {AWAY_S:.0f} s",
+        detail="; ".join(faults[:5]),
+    )
+
+
+def _while_away(kind: str, tollgate: Tollgate, port: int, secret: str) -> list[Answer]:
+    process = tollgate.program("postgres")
+    if kind == "down":
+        # Its supervisor brings it back at once; so again, for as long as it is to be away.
+        process.kill()
+        answers = asyncio.run(_ask_often(port, secret))
+        with suppress(StopIteration):
+            tollgate.program("postgres").kill()
+        return answers
+    if kind == "paused":
+        group = os.getpgid(process.pid)
+        os.killpg(group, signal.SIGSTOP)
+        answers = asyncio.run(_ask_often(port, secret))
+        os.killpg(group, signal.SIGCONT)
+        return answers
+    ballast = tollgate.data_dir / "postgres" / "ballast"
+    _fill(ballast)
+    answers = asyncio.run(_ask_often(port, secret))
+    ballast.unlink()
+    return answers
+
+
+def _fill(ballast: Path) -> None:
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 65536)
+
+
+async def _ask_often(port: int, secret: str) -> list[Answer]:
+    answers, until_s = [], time.monotonic() + AWAY_S
+    for _ in range(ASKED):
+        answers.append(await ask(port, secret, chat(max_tokens=8)))
+        await asyncio.sleep(max(0.0, (until_s - time.monotonic()) / ASKED))
+    return answers
+
+
+KINDS = {
+    "down": "is killed",
+    "paused": "is paused",
+    "slow": "takes a second longer for each answer",
+    "full": "has a full disk",
+}
+PROMISES = tuple(
+    Promise(
+        f"postgres_{kind}",
+        f"PostgreSQL {text}: applications do not notice",
+        "0 refused, answered in < 250 ms; 0 missing afterwards",
+        partial(run, kind=kind),
+    )
+    for kind, text in KINDS.items()
+)

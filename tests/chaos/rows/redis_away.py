@@ -1,0 +1,140 @@
+"""Redis is down, paused, slow, out of reach or full: the declared answer comes at once, and no call goes out without a hold."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import redis
+
+from controlplane import embedded
+from proxy.snapshot import Budget
+from tests.chaos.faults import Fault, FaultProxy
+from tests.chaos.load import Answer, Load, ask, chat
+from tests.chaos.rig import CannotRun, Measured, Options, Promise, Rig, Server, waited
+from tests.chaos.witness import Witness
+from tests.stack import Stack, wait_until
+
+ANSWER_S = 0.25
+RECOVERY_S = 15.0
+ASKED_AT_ONCE = 10
+DISK_MB = 24
+
+
+class Trouble(NamedTuple):
+    """`mend` leaves nothing to be done by hand but what caused it."""
+
+    cause: Callable[[], object]
+    mend: Callable[[], object]
+
+
+def run(rig: Rig, options: Options, *, kind: str) -> Measured:
+    rounds = options.kills_of(short=1, full=10)
+    directory = rig.directory()
+    if kind == "full":
+        rig.small_disk(directory / "redis", DISK_MB)
+    server = rig.redis(directory)
+    assert isinstance(server.server, embedded.Redis)
+    front = rig.fault_proxy(str(server.server.socket_path))
+    stack = rig.stack(2, redis_url=f"redis://127.0.0.1:{front.port}", control_url=server.url)
+    stack.wait_for_version(
+        stack.control.publish(budgets=(Budget(budget_id="all", name="all", window="total", amount=10**15),))
+    )
+    trouble = _trouble(kind, server, front)
+    secret = stack.control.issue_key()
+    slowest_s, wrong, unheld, slowest_recovery_s = 0.0, 0, 0, 0.0
+    for _ in range(rounds):
+        with Load(stack.proxy.port, secret) as load:
+            wait_until(lambda: load.answered > 10, "answers")
+            trouble.cause()
+            answers = asyncio.run(_ask_often(stack.proxy.port, secret))
+            trouble.mend()
+            took_s = waited(lambda: _is_served(stack, secret), RECOVERY_S)
+        assert took_s is not None, f"nothing is answered {RECOVERY_S} s after Redis was {kind}"
+        slowest_recovery_s = max(slowest_recovery_s, took_s)
+        wrong += sum(not _is_declared(answer) for answer in answers)
+        slowest_s = max([slowest_s, *(answer.elapsed_s for answer in answers)])
+        wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
+    unheld = _without_hold(stack)
+    return Measured(
+        is_held=slowest_s < ANSWER_S and not wrong and not unheld,
+        figure=f"answered in {slowest_s * 1000:.0f} ms, {wrong} otherwise than declared; {unheld} calls without a hold; "
+        f"served again after {slowest_recovery_s:.1f} s",
+        counts=f"{rounds} times, {rounds * ASKED_AT_ONCE * 3} calls meanwhile",
+    )
+
+
+def _trouble(kind: str, server: Server, front: FaultProxy) -> Trouble:
+    match kind:
+        case "down":
+            return Trouble(server.kill, server.start)
+        case "paused":
+            return Trouble(server.pause, server.resume)
+        case "slow":
+            return Trouble(partial(front.set, Fault(latency_s=1.0)), front.clear)
+        case "unreachable":
+            return Trouble(partial(front.set, Fault(is_black_hole=True)), front.clear)
+        case "full":
+            ballast = server.directory / "ballast"
+            return Trouble(partial(_fill, ballast, server), ballast.unlink)
+        case _:
+            raise CannotRun(f"there is no trouble called {kind}")
+
+
+def _fill(ballast: Path, server: Server) -> None:
+    """To the last byte; then Redis finds out with its next write."""
+    with suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    with redis.Redis.from_url(server.url) as client:
+        wait_until(lambda: _refuses_writes(client), "a Redis that is full")
+
+
+def _refuses_writes(client: redis.Redis) -> bool:
+    try:
+        client.set("ballast", b"\0" * 4096)
+    except redis.ResponseError:
+        return True
+    return False
+
+
+async def _ask_often(port: int, secret: str) -> list[Answer]:
+    answers: list[Answer] = []
+    for _ in range(3):
+        answers += await asyncio.gather(*(ask(port, secret, chat(max_tokens=8)) for _ in range(ASKED_AT_ONCE)))
+        await asyncio.sleep(0.3)
+    return answers
+
+
+def _is_declared(answer: Answer) -> bool:
+    return answer.status == 503 and "retry-after" in answer.headers
+
+
+def _is_served(stack: Stack, secret: str) -> bool:
+    return asyncio.run(ask(stack.proxy.port, secret, chat(max_tokens=8))).status == 200
+
+
+def _without_hold(stack: Stack) -> int:
+    """Calls that the provider got and no event tells of, or tells that nothing was held."""
+    held = {event["attempt_id"] for event in stack.control.events() if event.get("held_nanos", 0) > 0}
+    return len(Witness(stack.simulator.journal).look().calls.keys() - held)
+
+
+KINDS = {
+    "down": "is killed and comes back",
+    "paused": "is paused",
+    "slow": "takes a second for each answer",
+    "unreachable": "swallows everything",
+    "full": "has a full disk",
+}
+PROMISES = tuple(
+    Promise(
+        f"redis_{kind}",
+        f"Redis {text}: the declared answer, and no call without a hold",
+        "503 with Retry-After in < 250 ms; 0 without a hold; recovers by itself",
+        partial(run, kind=kind),
+    )
+    for kind, text in KINDS.items()
+)

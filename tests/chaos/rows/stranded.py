@@ -1,0 +1,58 @@
+"""No hold is stranded: whichever workers are killed, the money that they held is free or in suspense soon after."""
+
+import random
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import redis
+
+from budgets import gate
+from proxy.snapshot import Budget
+from tests.chaos.load import Load
+from tests.chaos.rig import LEASE_S, Measured, Options, Promise, Rig, kill_process, waited, worker_pids
+from tests.stack import wait_until
+
+WORKERS = 3
+BOUND_S = LEASE_S + 5.0
+
+
+def run(rig: Rig, options: Options) -> Measured:
+    kills = options.kills_of(short=4, full=200)
+    draw = random.Random(options.first_seed)
+    stack = rig.stack(WORKERS)
+    budget = Budget(budget_id="all", name="all", window="total", amount=10**15)
+    stack.wait_for_version(stack.control.publish(budgets=(budget,)))
+    client, slowest_s, stranded, held = stack.control.redis, 0.0, 0, 0
+    with Load(stack.proxy.port, stack.control.issue_key(), seed=options.first_seed) as load:
+        killed = 0
+        while killed < kills:
+            wait_until(lambda: len(worker_pids(client)) >= WORKERS, "the workers")
+            time.sleep(draw.uniform(0.2, 0.8))
+            # Now and then all at once: nobody is left who could clear up before the next start.
+            names = worker_pids(client)
+            victims = list(names) if draw.random() < 0.1 else draw.sample(sorted(names), 1)
+            for name in victims:
+                kill_process(names[name])
+                killed += 1
+            held += sum(client.hlen(gate.holds_key(name)) for name in victims)
+            took_s = waited(partial(_hold_nothing, client, victims), BOUND_S)
+            stranded += took_s is None
+            slowest_s = max(slowest_s, took_s or BOUND_S)
+    assert load.answered and held, f"nothing was held when workers died: {load.statuses}"
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=BOUND_S)
+    recorded = sum(int(event.get("cost_nanos", 0)) for event in stack.control.events() if event.get("state") != "voided")
+    counted = stack.control.spent_nanos("all")
+    return Measured(
+        is_held=not stranded and counted == recorded,
+        figure=f"{stranded} after {BOUND_S:.0f} s; the slowest was free after {slowest_s:.1f} s",
+        counts=f"{killed} kills with {held} holds",
+        detail="" if counted == recorded else f"counted {counted:,}, recorded {recorded:,} nano-USD",
+    )
+
+
+def _hold_nothing(client: redis.Redis, workers: Sequence[str]) -> bool:
+    return not client.exists(*map(gate.holds_key, workers))
+
+
+PROMISE = Promise("stranded", "No hold is stranded by `kill -9` of workers", "0 after the lease + 5 s", run)
