@@ -186,6 +186,16 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
     def perform_remove(self, obj: Any, actor: Actor, reason: str) -> None:
         services.remove(obj, actor=actor, reason=reason)
 
+    def perform_row_create(self, row: Any, actor: Actor, reason: str) -> None:
+        """Of an inline; so the next two."""
+        services.create(row, actor=actor, reason=reason)
+
+    def perform_row_change(self, row: Any, values: dict[str, Any], actor: Actor, reason: str) -> None:
+        services.change(row, actor=actor, reason=reason, values=values)
+
+    def perform_row_remove(self, row: Any, actor: Actor, reason: str) -> None:
+        services.remove(row, actor=actor, reason=reason)
+
     def changeform_view(
         self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
@@ -221,12 +231,11 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
     def _save_rows(self, formset: Any, actor: Actor, reason: str) -> None:
         formset.save(commit=False)
         for row in formset.deleted_objects:
-            services.remove(row, actor=actor, reason=reason)
+            self.perform_row_remove(row, actor, reason)
         for row, changed in formset.changed_objects:
-            values = {name: getattr(row, name) for name in changed}
-            services.change(row, actor=actor, reason=reason, values=values)
+            self.perform_row_change(row, {name: getattr(row, name) for name in changed}, actor, reason)
         for row in formset.new_objects:
-            services.create(row, actor=actor, reason=reason)
+            self.perform_row_create(row, actor, reason)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         fieldsets = super().get_fieldsets(request, obj)

@@ -140,13 +140,15 @@ class ReasonSerializer(StrictSerializer):
 class OwnRows(serializers.PrimaryKeyRelatedField[Any]):
     """A related row, out of those the caller may write to."""
 
+    roles: ClassVar[tuple[str, ...]] = WRITERS
+
     def run_validation(self, data: Any = empty) -> Any:
         if data == "":  # Which would be taken for null, and null is every team.
             self.fail("incorrect_type", data_type="str")
         return super().run_validation(data)
 
     def get_queryset(self) -> Any:
-        return super().get_queryset().for_user(self.context["request"].user, WRITERS)  # type: ignore[union-attr]
+        return super().get_queryset().for_user(self.context["request"].user, self.roles)  # type: ignore[union-attr]
 
 
 class ApiSerializer(StrictSerializer, serializers.ModelSerializer[Any]):

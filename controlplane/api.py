@@ -46,6 +46,7 @@ for prefix, view in (
     ("model-aliases", routing.ModelAliasView),
     ("budgets", budgets.BudgetView),
     ("limits", budgets.LimitView),
+    ("increases", budgets.IncreaseView),
     ("usage", budgets.UsageView),
     ("usage-records", audit.UsageRecordView),
     ("audit-entries", audit.AuditEntryView),

@@ -11,9 +11,11 @@ from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any
 from uuid import UUID
 
+from django.db.models import QuerySet
+from django.utils import timezone
+
 from budgets import models as budgets
 from budgets.pricing import Price
-from budgets.spend import with_time_zone
 from keys.models import UpstreamCredential, VirtualKey
 from proxy import snapshot
 from routing import engine
@@ -29,10 +31,6 @@ KEYS_PER_BATCH = 5_000
 
 # Exact for the product of the largest price and the largest exchange rate that the models allow.
 _exact = Context(prec=64)
-
-# A constraint of the table gives every rule exactly one of them.
-SUBJECT_FIELDS = ("team_id", "project_id", "virtual_key_id")
-DIMENSIONS = ("team", "project", "key")
 
 Rules = tuple[list[snapshot.Budget], list[snapshot.Limit]]
 
@@ -137,32 +135,93 @@ def _rules_of_keys(**virtual_keys: Any) -> dict[str, Rules]:
     return by_key
 
 
-def _subject(ids: Iterable[UUID | None]) -> dict[str, str]:
-    """From the values of `SUBJECT_FIELDS`."""
-    return {name: str(pk) for name, pk in zip(DIMENSIONS, ids, strict=True) if pk is not None}
+_BUDGET_FIELDS = (
+    "pk",
+    "name",
+    *budgets.SUBJECT_COLUMNS,
+    "window",
+    "starts_at",
+    "ends_at",
+    "zone",
+    "fiscal_month",
+    "unit",
+    "amount",
+    "mode",
+    "rollover",
+)
 
 
 def _budgets(**subjects: Any) -> Iterator[snapshot.Budget]:
     """Active budgets, in the order they were made in."""
-    rows = with_time_zone(budgets.Budget.objects.filter(**subjects, is_active=True)).order_by("pk")
-    fields = ("pk", "name", "window", "amount_usd", "is_hard", "time_zone")
-    for *ids, pk, name, window, amount_usd, is_hard, time_zone in rows.values_list(*SUBJECT_FIELDS, *fields):
+    chosen = budgets.Budget.objects.filter(**subjects, is_active=True)
+    thresholds, increases = _thresholds(chosen), _increases(chosen)
+    rows = chosen.with_subject().with_zone().order_by("pk")
+    for row in rows.values_list(*_BUDGET_FIELDS, named=True):
         yield snapshot.Budget(
-            budget_id=str(pk),
-            name=name,
-            subject=_subject(ids),
-            window=window,
-            amount=nanos(amount_usd),
-            mode="hard" if is_hard else "soft",
-            time_zone=time_zone,
+            budget_id=str(row.pk),
+            name=row.name,
+            subject=budgets.subject_of(row),
+            window=row.window,
+            amount=_amount(row.amount, row.unit),
+            unit=row.unit,
+            mode=row.mode,
+            time_zone=row.zone,
+            fiscal_month=row.fiscal_month,
+            starts_at_s=row.starts_at.timestamp() if row.starts_at else None,
+            ends_at_s=row.ends_at.timestamp() if row.ends_at else None,
+            rollover=_amount(row.rollover, row.unit),
+            increases=tuple(increases.get(row.pk, ())),
+            thresholds=tuple(thresholds.get(row.pk, ())),
         )
+
+
+def _thresholds(chosen: QuerySet[budgets.Budget]) -> Mapping[UUID, list[snapshot.Threshold]]:
+    """By their budget; without those that only tell somebody."""
+    by_budget: defaultdict[UUID, list[snapshot.Threshold]] = defaultdict(list)
+    rows = budgets.Threshold.objects.filter(budget__in=chosen).exclude(action=budgets.Threshold.Action.ALERT)
+    fields = ("budget_id", "percent", "action", "per_minute", "alias__name")
+    for budget_id, percent, action, per_minute, alias in rows.order_by("percent", "pk").values_list(*fields):
+        by_budget[budget_id].append(
+            snapshot.Threshold(percent=percent, action=action, per_minute=per_minute or 0, alias=alias or "")
+        )
+    return by_budget
+
+
+def _increases(chosen: QuerySet[budgets.Budget]) -> Mapping[UUID, list[snapshot.Increase]]:
+    """By their budget; those that were approved and are not over."""
+    by_budget: defaultdict[UUID, list[snapshot.Increase]] = defaultdict(list)
+    rows = budgets.Increase.objects.in_force(timezone.now()).filter(budget__in=chosen)
+    fields = ("budget_id", "budget__unit", "amount", "starts_at", "ends_at")
+    for budget_id, unit, amount, starts_at, ends_at in rows.order_by("starts_at", "pk").values_list(*fields):
+        by_budget[budget_id].append(
+            snapshot.Increase(amount=_amount(amount, unit), from_s=starts_at.timestamp(), until_s=ends_at.timestamp())
+        )
+    return by_budget
+
+
+_LIMIT_FIELDS = ("pk", "name", *budgets.SUBJECT_COLUMNS, "metric", "amount", "window_s", "burst", "is_observed")
 
 
 def _limits(**subjects: Any) -> Iterator[snapshot.Limit]:
     """Active limits, in the order they were made in."""
-    rows = budgets.Limit.objects.filter(**subjects, is_active=True).order_by("pk")
-    for *ids, pk, metric, amount in rows.values_list(*SUBJECT_FIELDS, "pk", "metric", "amount"):
-        yield snapshot.Limit(limit_id=str(pk), subject=_subject(ids), metric=metric, amount=amount)
+    rows = budgets.Limit.objects.filter(**subjects, is_active=True).with_subject().order_by("pk")
+    for row in rows.values_list(*_LIMIT_FIELDS, named=True):
+        unit = "usd" if row.metric == budgets.Limit.Metric.SPEND else row.metric
+        yield snapshot.Limit(
+            limit_id=str(row.pk),
+            name=row.name,
+            subject=budgets.subject_of(row),
+            metric=row.metric,
+            amount=_amount(row.amount, unit),
+            window_s=row.window_s,
+            burst=None if row.burst is None else _amount(row.burst, unit),
+            is_observed=row.is_observed,
+        )
+
+
+def _amount(amount: Decimal, unit: str) -> int:
+    """As the data path counts it: nano-USD, or whole tokens and requests."""
+    return nanos(amount) if unit == budgets.Budget.Unit.USD else int(amount)
 
 
 def _provider(provider: routing.Provider) -> snapshot.Provider:

@@ -202,7 +202,7 @@ def _create_organisation(simulator_url: str) -> None:
     service = teams.create_team("Acme Customer Service", "acme-customer-service", actor=ACTOR, reason=REASON)
     support = _create_project(service, "Support", "support", "prod", "C-200", required_tag_keys=["customer"])
 
-    for subject, window, amount_usd in (
+    for subject, window, amount in (
         (research, Budget.Window.MONTH, "1000"),
         (research, Budget.Window.DAY, "200"),
         (search, Budget.Window.DAY, "100"),
@@ -211,7 +211,7 @@ def _create_organisation(simulator_url: str) -> None:
         (support, Budget.Window.DAY, "50"),
     ):
         name = f"{subject.name} by the {window}"
-        budgets.create_budget(subject, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
+        budgets.create_budget(subject, name, window, Decimal(amount), actor=ACTOR, reason=REASON)
     budgets.create_limit(research, Limit.Metric.CONCURRENCY, 2_000, actor=ACTOR, reason=REASON)
     budgets.create_limit(support, Limit.Metric.REQUESTS, 600, actor=ACTOR, reason=REASON)
     # Their secrets are shown to nobody: these keys are those of the past usage.
@@ -377,9 +377,9 @@ def _give_access() -> dict[str, str]:
     projects = Project.objects.order_by("id")
     project = projects.filter(team__slug=TEAM, slug=PROJECT).first() or projects[0]
     issued = keys.issue_virtual_key(project, VIRTUAL_KEY, actor=ACTOR, aliases=["*"], reason=REASON)
-    for window, amount_usd in ((Budget.Window.DAY, "50"), (Budget.Window.HOUR, "10")):
+    for window, amount in ((Budget.Window.DAY, "50"), (Budget.Window.HOUR, "10")):
         name = f"{VIRTUAL_KEY} key by the {window}"
-        budgets.create_budget(issued.virtual_key, name, window, Decimal(amount_usd), actor=ACTOR, reason=REASON)
+        budgets.create_budget(issued.virtual_key, name, window, Decimal(amount), actor=ACTOR, reason=REASON)
     budgets.create_limit(issued.virtual_key, Limit.Metric.REQUESTS, 60_000, actor=ACTOR, reason=REASON)
     return {
         "username": user.username,

@@ -10,7 +10,7 @@ from audit.models import UsageRecord
 from audit.records import encode_event
 from budgets import gate, ledger
 from budgets.pricing import Price, batch_price
-from budgets.spend import counters_of
+from budgets.spend import counters_of, dimensions_of
 from controlplane import compiler
 from proxy.jobs import EXPIRES_OTHERWISE_S, Job, StoredObject, encode_stored, expires_s, kind_of, stored_key
 from routing import models as routing
@@ -35,7 +35,7 @@ def hold_of(record: UsageRecord) -> bytes:
     if job is None:
         return b"%d|" % event.cost_nanos + gate.hold_value((), (), body)
     at_s = record.admitted_at.timestamp()
-    counters = counters_of(record.team_id, record.project_id, record.virtual_key_id, at_s)
+    counters = counters_of(dimensions_of(record), at_s)
     return b"%d|" % event.cost_nanos + gate.hold_value(counters, (), body, job=job)
 
 

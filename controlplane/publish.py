@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from audit.models import AuditEntry
 from budgets import gate
-from budgets.models import Budget, Limit
+from budgets.models import Budget, Increase, Limit, Threshold
 from budgets.spend import spent
 from controlplane import compiler
 from controlplane.models import Unpublished
@@ -166,8 +166,8 @@ def _count_spent(client: redis.Redis, budget_ids: Collection[UUID]) -> None:
     """
     if not budget_ids:
         return
-    for counter in spent(client.time()[0], Budget.objects.filter(pk__in=budget_ids)):
-        client.eval(_RAISE, 1, counter.key, str(counter.nanos), str(counter.expire_at_s))
+    for counter in spent(client.time()[0], Budget.objects.filter(pk__in=budget_ids, is_active=True)):
+        client.eval(_RAISE, 1, counter.key, str(counter.amount), str(counter.expire_at_s))
 
 
 def _catch_up(client: redis.Redis) -> None:
@@ -187,14 +187,20 @@ def _notes(entry: AuditEntry, obj: models.Model | None) -> Iterator[Unpublished]
         # A rotated key has two: the new one comes, the old one goes.
         yield from _digests({state["digest"] for state in states if "digest" in state})
     elif isinstance(obj, Budget | Limit):
-        digest = obj.virtual_key.digest if obj.virtual_key is not None else ""
-        yield Unpublished(digest=digest, budget_id=obj.pk if isinstance(obj, Budget) else None)
+        yield Unpublished(digest=_digest_of(obj), budget_id=obj.pk if isinstance(obj, Budget) else None)
+    elif isinstance(obj, Threshold | Increase):
+        yield Unpublished(digest=_digest_of(obj.budget))
     elif isinstance(obj, IN_SNAPSHOT):
         yield Unpublished()
         if isinstance(obj, Price | ExchangeRate) and obj.effective_from > timezone.now():
             yield Unpublished(due_at=obj.effective_from)
         if isinstance(obj, Team) and _changed(entry, "time_zone"):
             yield from _notes_of_windows(obj)
+
+
+def _digest_of(rule: Budget | Limit) -> str:
+    """Of the virtual key that the rule travels with; "" for the snapshot."""
+    return rule.virtual_key.digest if rule.virtual_key is not None else ""
 
 
 def _notes_of_windows(team: Team) -> Iterator[Unpublished]:

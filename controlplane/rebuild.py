@@ -152,8 +152,8 @@ def _write_counters(client: redis.Redis) -> int:
     with _still_without_epoch(client) as pipeline:
         for name in client.scan_iter(match=COUNTERS, count=FIELDS_PER_CALL):
             pipeline.delete(name)
-        for key, nanos, expire_at_s in counters:
-            pipeline.set(key, nanos, exat=expire_at_s)
+        for counter in counters:
+            pipeline.set(counter.key, counter.amount, exat=counter.expire_at_s)
         for (key, window_end_s), nanos in held.items():
             pipeline.incrby(key, nanos)
             pipeline.expireat(key, window_end_s + COUNTER_GRACE_S)

@@ -11,7 +11,7 @@ from factory.django import DjangoModelFactory
 
 from audit.actors import Actor
 from audit.models import UsageRecord
-from budgets.models import Budget, Limit
+from budgets.models import Budget, Increase, Limit, Threshold
 from keys.kills import KillFlag
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import digest, hint
@@ -204,7 +204,29 @@ class BudgetFactory(DjangoModelFactory):
     team = factory.Maybe(
         factory.LazyAttribute(lambda rule: rule.scope == "team"), factory.SubFactory(TeamFactory), None
     )
-    amount_usd = Decimal("100")
+    amount = Decimal("100")
+
+
+class ThresholdFactory(DjangoModelFactory):
+    class Meta:
+        model = Threshold
+
+    budget = factory.SubFactory(BudgetFactory)
+    percent = 80
+
+
+class IncreaseFactory(DjangoModelFactory):
+    """Asked for by somebody, and not decided."""
+
+    class Meta:
+        model = Increase
+
+    budget = factory.SubFactory(BudgetFactory)
+    amount = Decimal("10")
+    ends_at = factory.LazyFunction(lambda: timezone.now() + datetime.timedelta(days=7))
+    reason = "the launch"
+    requested_by = "user:somebody"
+    requested_by_name = "somebody"
 
 
 class LimitFactory(DjangoModelFactory):

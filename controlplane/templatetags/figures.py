@@ -29,6 +29,12 @@ def usd(amount: Decimal | None) -> str:
 
 
 @register.filter
+def in_unit(amount: Decimal | None, unit: str) -> str:
+    """Of a budget: dollars as money, tokens and requests as counts."""
+    return usd(amount) if unit == "usd" or amount is None else f"{short(float(amount))}{NBSP}{unit}"
+
+
+@register.filter
 def short(number: float | None) -> str:
     """12,300,000 as 12.3M."""
     if number is None:

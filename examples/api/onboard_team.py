@@ -14,7 +14,7 @@ def main(name: str) -> None:
     ) as api:
         team = made(api, "teams", name=name, slug=slug)
         project = made(api, "projects", team=team["id"], name="Chatbot", slug="chatbot", required_tag_keys=["feature"])
-        made(api, "budgets", team=team["id"], name="Monthly cap", window="month", amount_usd="100", is_hard=True)
+        made(api, "budgets", team=team["id"], name="Monthly cap", window="month", amount="100")
         key = made(api, "virtual-keys", project=project["id"], name=f"{slug} chatbot", aliases=["*"])
     print(key["secret"])
 

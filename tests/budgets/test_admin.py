@@ -27,7 +27,10 @@ def url(name, *args):
 
 
 def budget_form(**fields):
-    return {"name": "cap", "window": "month", "amount_usd": "100", "is_hard": "on", "is_active": "on", **fields}
+    about = next((name for name in ("team", "project", "virtual_key") if name in fields), "everybody")
+    form = {"about": about, "name": "cap", "window": "month", "amount": "100", "unit": "usd", "mode": "hard"}
+    form |= {"fiscal_month": "1", "rollover": "0", "is_active": "on"}
+    return form | {"thresholds-TOTAL_FORMS": "0", "thresholds-INITIAL_FORMS": "0"} | fields
 
 
 def test_the_scope_follows_from_the_subject(client, boss):
@@ -35,7 +38,7 @@ def test_the_scope_follows_from_the_subject(client, boss):
     for field, subject in [("team", key.project.team), ("project", key.project), ("virtual_key", key)]:
         page = client.post(url("budgets_budget_add"), budget_form(**{field: str(subject.pk)}))
         assert page.status_code == 302, page.context["adminform"].form.errors
-    assert [(budget.scope, budget.subject) for budget in Budget.objects.order_by("id")] == [
+    assert [(budget.scope, budget.owner) for budget in Budget.objects.order_by("id")] == [
         ("team", key.project.team),
         ("project", key.project),
         ("key", key),
@@ -43,20 +46,20 @@ def test_the_scope_follows_from_the_subject(client, boss):
     assert VirtualKey.objects.get().version == 2
 
 
-def test_a_budget_of_nobody_or_of_two_is_refused(client, boss):
+def test_a_budget_of_two_owners_is_refused(client, boss):
     key = factories.VirtualKeyFactory()
-    for subjects in ({}, {"team": str(key.project.team.pk), "project": str(key.project.pk)}):
-        page = client.post(url("budgets_budget_add"), budget_form(**subjects))
-        assert page.status_code == 200 and "exactly one" in page.content.decode()
+    both = {"team": str(key.project.team.pk), "project": str(key.project.pk), "about": "anything"}
+    page = client.post(url("budgets_budget_add"), budget_form(**both))
+    assert page.status_code == 200 and "at most one" in page.content.decode()
     assert not Budget.objects.exists()
 
 
 def test_raising_a_cap_is_recorded(client, boss):
-    budget = factories.BudgetFactory(name="cap", amount_usd=100)
-    page = client.post(url("budgets_budget_change", budget.pk), budget_form(amount_usd="200", reason="launch"))
+    budget = factories.BudgetFactory(name="cap", amount=100)
+    page = client.post(url("budgets_budget_change", budget.pk), budget_form(amount="200", reason="launch"))
     assert page.status_code == 302, page.context["adminform"].form.errors
     entry = AuditEntry.objects.get()
-    assert (entry.before["amount_usd"], entry.after["amount_usd"]) == ("100.000000000", "200")
+    assert (entry.before["amount"], entry.after["amount"]) == ("100.000000000", "200")
     assert entry.reason == "launch"
 
 
@@ -71,7 +74,14 @@ def test_a_member_budgets_no_other_team(client):
 
 def test_a_limit_is_set(client, boss):
     team = factories.TeamFactory()
-    form = {"team": str(team.pk), "metric": "requests", "amount": "60", "is_active": "on"}
+    form = {
+        "about": "team",
+        "team": str(team.pk),
+        "metric": "requests",
+        "amount": "60",
+        "window_s": "60",
+        "is_active": "on",
+    }
     client.post(url("budgets_limit_add"), form)
     assert Limit.objects.get().amount == 60
     assert "such a limit already" in client.post(url("budgets_limit_add"), form).content.decode()

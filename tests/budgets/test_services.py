@@ -20,7 +20,7 @@ def test_a_budget_is_for_a_team_a_project_or_a_key():
     key = factories.VirtualKeyFactory()
     for subject in (key.project.team, key.project, key):
         budget = services.create_budget(subject, "cap", "month", Decimal("12.5"), actor=ACTOR)
-        assert budget.subject == subject and budget.is_hard
+        assert budget.owner == subject and budget.mode == "hard"
     assert list(Budget.objects.order_by("id").values_list("scope", flat=True)) == ["team", "project", "key"]
     assert AuditEntry.objects.filter(object_type="budgets.budget").count() == 3
 
@@ -45,7 +45,7 @@ def test_a_rule_has_one_subject_the_database_says_so():
         {"scope": "planet", "team": key.project.team},
     ]
     for fields in wrong:
-        for rule in (Budget(name="x", amount_usd=1, **fields), Limit(metric="requests", amount=1, **fields)):
+        for rule in (Budget(name="x", amount=1, **fields), Limit(metric="requests", amount=1, **fields)):
             with pytest.raises(ValidationError):
                 rule.full_clean()
             with pytest.raises(IntegrityError), transaction.atomic():

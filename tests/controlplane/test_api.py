@@ -47,6 +47,7 @@ OF_A_TEAM = {
     "virtual-keys": lambda team: factories.VirtualKeyFactory(project__team=team),
     "budgets": lambda team: factories.BudgetFactory(team=team),
     "limits": lambda team: factories.LimitFactory(team=team),
+    "increases": lambda team: factories.IncreaseFactory(budget__team=team),
     "usage-records": lambda team: factories.UsageRecordFactory(team_id=team.pk),
     "kill-switches": lambda team: factories.KillSwitchFactory(scope="team", target=str(team.pk)),
 }
@@ -168,7 +169,7 @@ def test_charlie_adds_nothing_to_another_team(charlie):
         "service-accounts": {"name": "x", "team": team.pk},
         "api-tokens": {"service_account": account.pk},
         "virtual-keys": {"project": project.pk, "name": "x"},
-        "budgets": {"name": "x", "virtual_key": key.pk, "amount_usd": "1"},
+        "budgets": {"name": "x", "virtual_key": key.pk, "amount": "1"},
         "limits": {"project": project.pk, "metric": "requests", "amount": 1},
     }
     for prefix, body in bodies.items():

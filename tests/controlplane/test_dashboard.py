@@ -351,28 +351,28 @@ def test_a_name_that_is_a_formula_is_made_inert(client, boss):
 
 def test_a_budget_burns_down(boss):
     key = factories.VirtualKeyFactory(project__team__time_zone="UTC")
-    budget = factories.BudgetFactory(team=key.project.team, amount_usd=Decimal(100), window="month")
+    budget = factories.BudgetFactory(team=key.project.team, amount=Decimal(100), window="month")
     used(key, 1, cost_usd=Decimal(39))
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         start_s = int(datetime.datetime(2026, 3, 1, tzinfo=datetime.UTC).timestamp())
         client.set(gate.EPOCH, "epoch")
         client.set(gate.spend_key(str(budget.pk), start_s), 40 * 10**9)
         (burn,) = burning(boss, Question.parse({}, NOW.date()), client, NOW)
-    assert (burn.spent_usd, burn.held_usd, burn.left_usd) == (39, 1, 60)
-    assert round(burn.projected_usd, 2) == Decimal("61.93")
+    assert (burn.counter.spent, burn.counter.held, burn.counter.left) == (39, 1, 60)
+    assert round(burn.projected, 2) == Decimal("61.93")
     assert (burn.level, burn.runs_out_at) == ("fine", None)
 
 
 def test_a_budget_that_will_not_last_says_when_it_runs_out(boss):
     key = factories.VirtualKeyFactory(project__team__time_zone="UTC")
-    factories.BudgetFactory(team=key.project.team, amount_usd=Decimal(50), window="month")
+    factories.BudgetFactory(team=key.project.team, amount=Decimal(50), window="month")
     used(key, 1, cost_usd=Decimal(39))
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         (burn,) = burning(boss, Question.parse({}, NOW.date()), client, NOW)
     assert burn.level == "tight"
     assert burn.runs_out_at.date() == datetime.date(2026, 3, 26)
     # Nothing is known of what is held: Redis has not been rebuilt.
-    assert burn.held_usd is None
+    assert burn.counter.held is None
 
 
 def test_budgets_are_shown_while_redis_is_away(boss, redis_server):
@@ -380,7 +380,7 @@ def test_budgets_are_shown_while_redis_is_away(boss, redis_server):
     redis_server.stop()
     with redis.Redis.from_url(redis_server.url) as client:
         (burn,) = burning(boss, Question.parse({}, NOW.date()), client, NOW)
-    assert burn.held_usd is None
+    assert burn.counter.held is None
 
 
 def test_the_budgets_are_those_of_the_filters(boss):

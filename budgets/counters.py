@@ -1,0 +1,203 @@
+"""The gate's counters as people read them: spent, held, rolled over and left, by budget and value. Reads only.
+
+What is spent comes from the ledger; what is held besides, from the gate. Where Redis does not answer, or has not been rebuilt,
+what is held is not known.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, time
+from decimal import Decimal
+from itertools import pairwise
+from typing import cast
+from uuid import UUID
+
+import redis
+from django.db.models import Min, Sum
+
+from budgets import gate
+from budgets.matching import EACH
+from budgets.models import Budget, BudgetQuerySet, Increase, UsageDay
+from budgets.spend import DAY_S, NANO_DIGITS, rows_of, spent, spent_by_value
+from budgets.windows import FOREVER_S
+
+COUNTERS_MAX = 1_000
+PARTS_MAX = 31
+PARTS_S = (120, 3_600, DAY_S, 7 * DAY_S)
+OBSERVED = "tg:observed"
+
+
+@dataclass(frozen=True)
+class Counter:
+    """One counter of a budget in one window, in the budget's unit. `held` and `would_have_refused` are None where unknown."""
+
+    budget: Budget
+    starts_at: datetime
+    ends_at: datetime | None
+    spent: Decimal
+    held: Decimal | None = None
+    rolled_over: Decimal = Decimal(0)
+    increased_by: Decimal = Decimal(0)
+    would_have_refused: int | None = None
+    each: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def cap(self) -> Decimal:
+        return self.budget.amount + self.extra
+
+    @property
+    def extra(self) -> Decimal:
+        return self.rolled_over + self.increased_by
+
+    @property
+    def each_text(self) -> str:
+        return ", ".join(self.each.values())
+
+    @property
+    def left(self) -> Decimal:
+        return max(Decimal(0), self.cap - self.spent - (self.held or 0))
+
+    @property
+    def spent_share(self) -> float:
+        return self._share(self.spent)
+
+    @property
+    def held_share(self) -> float:
+        return self._share(self.held or Decimal(0))
+
+    def _share(self, amount: Decimal) -> float:
+        return float(amount / self.cap) if self.cap else float(bool(amount))
+
+
+@dataclass(frozen=True)
+class WindowSpend:
+    """The counters of one budget in one window, the fullest first."""
+
+    budget: Budget
+    starts_at: datetime
+    ends_at: datetime | None
+    increased_by: Decimal
+    counters: Sequence[Counter]
+
+    @property
+    def unit(self) -> str:
+        return self.budget.unit
+
+    @property
+    def shown(self) -> Sequence[Counter]:
+        return self.counters[:COUNTERS_MAX]
+
+    @property
+    def is_cut(self) -> bool:
+        return len(self.counters) > COUNTERS_MAX
+
+
+def spend_of(budget: Budget, at: datetime, client: redis.Redis) -> WindowSpend:
+    """Of the window that `at` falls in."""
+    return spends(Budget.objects.filter(pk=budget.pk), at, client)[0]
+
+
+def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[WindowSpend]:
+    """Of each of these budgets the window that `at` falls in."""
+    of_ledger: defaultdict[UUID, dict[tuple[str, ...], int]] = defaultdict(dict)
+    for item in spent(at.timestamp(), budgets):
+        of_ledger[item.budget_id][item.each] = item.amount
+    rows = list(rows_of(budgets))
+    for row in rows:
+        if EACH not in row.subject.values():
+            of_ledger[row.pk].setdefault((), 0)
+    bounds = {row.pk: row.bounds(at.timestamp()) for row in rows}
+    keys = {
+        (row.pk, each): gate.spend_key(str(row.pk), bounds[row.pk][0], *each)
+        for row in rows
+        for each in of_ledger[row.pk]
+    }
+    of_gate, refused = read(client, list(keys.values()))
+    known, increased = {budget.pk: budget for budget in budgets}, _increases(budgets, at)
+    answers = []
+    for row in rows:
+        budget, (start_s, end_s) = known[row.pk], bounds[row.pk]
+        starts_at, ends_at = _moment(start_s), None if end_s >= FOREVER_S else _moment(end_s)
+        more = increased.get(row.pk, Decimal(0))
+        dimensions = [name for name in sorted(row.subject) if row.subject[name] == EACH]
+        counters = []
+        for each, amount in of_ledger[row.pk].items():
+            key = keys[row.pk, each]
+            counters.append(
+                Counter(
+                    budget=budget,
+                    starts_at=starts_at,
+                    ends_at=ends_at,
+                    spent=_in_unit(amount, budget),
+                    held=None if of_gate is None else _in_unit(max(0, of_gate.get(key, 0) - amount), budget),
+                    increased_by=more,
+                    would_have_refused=None if refused is None else refused.get(key, 0),
+                    each=dict(zip(dimensions, each, strict=True)),
+                )
+            )
+        counters.sort(key=lambda counter: (-counter.spent_share - counter.held_share, *counter.each.values()))
+        answers.append(WindowSpend(budget, starts_at, ends_at, more, counters))
+    return answers
+
+
+def spent_in_parts(budget: Budget, window: WindowSpend, now: datetime) -> list[tuple[datetime, Decimal]]:
+    """When each part of the window begins, and what was spent in it; up to now."""
+    (row,) = rows_of(Budget.objects.filter(pk=budget.pk))
+    edges = _edges(window, now)
+    return [
+        (_moment(start_s), _in_unit(sum(spent_by_value(row, start_s, end_s).values()), budget))
+        for start_s, end_s in pairwise(edges)
+    ]
+
+
+def _edges(window: WindowSpend, now: datetime) -> list[int]:
+    """Parts of an hour or of days, so that they are bars that can be told apart."""
+    first_s = int(window.starts_at.timestamp())
+    if window.ends_at is None:
+        first = UsageDay.objects.aggregate(first=Min("day"))["first"]
+        first_s = int(datetime.combine(first or now.date(), time.min, UTC).timestamp())
+    last_s = int(min(window.ends_at or now, now).timestamp())
+    length_s = max(int(window.ends_at.timestamp()) if window.ends_at else last_s, last_s) - first_s
+    part_s = next(
+        (part for part in PARTS_S if length_s <= part * PARTS_MAX), -(-length_s // PARTS_MAX // DAY_S) * DAY_S
+    )
+    return [*range(first_s, last_s, part_s), last_s] if last_s > first_s else []
+
+
+def read(client: redis.Redis, keys: Sequence[str]) -> tuple[dict[str, int] | None, dict[str, int] | None]:
+    """By counter: what the gate has counted (spent and held), and how many requests an observed rule would have refused.
+
+    None where Redis does not answer or has not been rebuilt.
+    """
+    if not keys:
+        return {}, {}
+    try:
+        with client.pipeline(transaction=False) as pipeline:
+            pipeline.exists(gate.EPOCH)
+            pipeline.mget(keys)
+            pipeline.hmget(OBSERVED, list(keys))
+            is_built, values, refused = cast("tuple[int, list[bytes | None], list[bytes | None]]", pipeline.execute())
+    except redis.RedisError:
+        return None, None
+    if not is_built:
+        return None, None
+    return _by_key(keys, values), _by_key(keys, refused)
+
+
+def _by_key(keys: Sequence[str], values: Sequence[bytes | None]) -> dict[str, int]:
+    return {key: int(value) for key, value in zip(keys, values, strict=True) if value}
+
+
+def _increases(budgets: BudgetQuerySet, at: datetime) -> dict[UUID, Decimal]:
+    """By budget, what is added to its amount at that moment."""
+    rows = Increase.objects.in_force(at).filter(budget__in=budgets, starts_at__lte=at)
+    return dict(rows.values_list("budget_id").annotate(Sum("amount")).order_by())
+
+
+def _in_unit(amount: int, budget: Budget) -> Decimal:
+    return Decimal(amount).scaleb(-NANO_DIGITS) if budget.unit == Budget.Unit.USD else Decimal(amount)
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
