@@ -11,11 +11,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from audit.records import Usage, UsageEvent, encode_event
+from audit.records import LIST_TERMS, Usage, UsageEvent, encode_event
 from budgets import gate
 from budgets.limits import NEVER_FITS
 from budgets.matching import scope_of
-from budgets.pricing import Price, cost_nanos, hold_nanos
+from budgets.pricing import Price, Rates, ceiling, cost_nanos, currency_cost_nanos, hold_nanos
 from keys.kills import decode_flag
 from proxy.ask import ask, call, send
 from proxy.authenticate import Subject
@@ -32,7 +32,7 @@ from proxy.errors import (
     UnpricedModel,
 )
 from proxy.ids import new_id
-from proxy.jobs import Job, price_of, price_of_all
+from proxy.jobs import Job, price_of, rates_of_all
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
 from proxy.prepare import Prepared
 from proxy.providers.provider import Kept
@@ -160,7 +160,7 @@ class Admission:
         now_s = self.clock.now_s()
         attempt = Attempt(prepared, _event(prepared, now_s), self.clock.monotonic_s())
         attempt.counters = described.subject.counters(now_s)
-        attempt.full_nanos, tranche_nanos = _hold_sizes(described, upstream)
+        attempt.full_nanos, tranche_nanos = _hold_sizes(prepared)
         attempt.costs = _limit_costs(described, deployment)
         hold = gate.hold_value(attempt.counters, described.subject.running_keys, encode_event(attempt.event))
         attempt.admit_argument = gate.encode_admit(
@@ -192,7 +192,8 @@ class Admission:
         """Grow the hold so that it covers `output_tokens` more. Raises a GatewayError when the cap has no room."""
         price = attempt.upstream.deployment.price
         assert price is not None, "an attempt is only admitted with a price"
-        await self.extend_by(attempt, hold_nanos(price, 0, output_tokens))
+        input_tokens = input_tokens_max(attempt.described.call, attempt.upstream.deployment)
+        await self.extend_by(attempt, hold_nanos(_ceiling(price, attempt.prepared, input_tokens), 0, output_tokens))
 
     async def extend_by(self, attempt: Attempt, add_nanos: int) -> None:
         """Grow the hold. Raises a GatewayError when the cap has no room."""
@@ -223,7 +224,12 @@ class Admission:
         if goes_on:
             # Whatever it costs is not known yet: it stays in suspense at what is held.
             event = attempt.event = msgspec.structs.replace(
-                event, state="suspense", usage=Usage(), usage_source="none", cost_nanos=attempt.held_nanos
+                event,
+                state="suspense",
+                usage=Usage(),
+                usage_source="none",
+                cost_nanos=attempt.held_nanos,
+                currency_cost_nanos=None,
             )
             job = _job(attempt, self.worker, self.journal.seq + 1)
             kept_hold = gate.hold_value(attempt.counters, (), encode_event(event), job=job)
@@ -285,6 +291,7 @@ class Admission:
             usage=usage,
             usage_source=source,
             cost_nanos=cost_nanos(usage, price) if is_billable else 0,
+            currency_cost_nanos=currency_cost_nanos(usage, price) if is_billable else None,
             held_nanos=attempt.held_nanos,
             latency_ms=round((now_s - attempt.started_at_s) * 1000),
             first_token_ms=round((attempt.first_token_at_s - attempt.started_at_s) * 1000)
@@ -491,35 +498,43 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
         request_model=deployment.upstream_model,
         is_stream=described.call.is_stream,
         price_id=deployment.price.price_id if deployment.price else "",
+        terms=deployment.price.terms if deployment.price else LIST_TERMS,
         tags=described.tags,
         tag_sources=described.tag_sources,
         route=described.candidates,
     )
 
 
-def _hold_sizes(described: Described, upstream: Upstream) -> tuple[int, int]:
+def _hold_sizes(prepared: Prepared) -> tuple[int, int]:
     """(the whole worst case, the first tranche) in nano-USD; equal where output can hide, or nothing streams."""
-    call, deployment = described.call, upstream.deployment
+    described, deployment = prepared.described, prepared.upstream.deployment
+    call = described.call
     assert deployment.price is not None
     input_tokens = input_tokens_max(call, deployment)
-    output_tokens = output_tokens_max(described, upstream)
+    output_tokens = output_tokens_max(described, prepared.upstream)
     if call.is_free:
         return 0, 0
     if call.batch_requests:
-        price = price_of_all(price_of(call, deployment.price), call.batch_requests)
-        full = _hold(price, call, call.input_tokens_max, output_tokens)
+        rates = _ceiling(price_of(call, deployment.price), prepared, call.input_tokens_max)
+        full = _hold(rates_of_all(rates, call.batch_requests), call, call.input_tokens_max, output_tokens)
         return full, full
-    full = _hold(deployment.price, call, input_tokens, output_tokens)
+    rates = _ceiling(deployment.price, prepared, input_tokens)
+    full = _hold(rates, call, input_tokens, output_tokens)
     # What is made in the background goes on, also where a tranche is refused; a session asks by the answer.
     if not (call.is_stream and deployment.output_is_visible) or call.is_background or call.is_session:
         return full, full
     tranche_tokens = min(output_tokens, TRANCHE_TOKENS * call.choices)
-    return full, _hold(deployment.price, call, input_tokens, tranche_tokens)
+    return full, _hold(rates, call, input_tokens, tranche_tokens)
 
 
-def _hold(price: Price, call: Call, input_tokens: int, output_tokens: int) -> int:
+def _ceiling(price: Price, prepared: Prepared, input_tokens: int) -> Rates:
+    """The dearest rates that this attempt may be billed at."""
+    return ceiling(price, input_tokens, service_tiers=prepared.service_tiers, may_be_in_geo=prepared.may_be_in_geo)
+
+
+def _hold(rates: Rates, call: Call, input_tokens: int, output_tokens: int) -> int:
     return hold_nanos(
-        price,
+        rates,
         input_tokens,
         output_tokens,
         units_max=call.units_max,
@@ -569,7 +584,13 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
         return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
     call = attempt.described.call
     asked = input_tokens_max(call, attempt.upstream.deployment)
-    return Usage(input_tokens=asked // BYTES_PER_TOKEN, output_tokens=output, units=call.units_max)
+    tiers = attempt.prepared.service_tiers
+    return Usage(
+        input_tokens=asked // BYTES_PER_TOKEN,
+        output_tokens=output,
+        units=call.units_max,
+        service_tier=tiers[0] if tiers else "",
+    )
 
 
 _KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "running": "requests at once"}

@@ -11,6 +11,7 @@ import structlog
 
 from audit.records import Usage, UsageEvent, UsageSource, decode_event
 from budgets import gate
+from budgets.pricing import currency_cost_nanos
 from proxy.admission import Admission
 from proxy.ask import call
 from proxy.call import fetch
@@ -222,6 +223,9 @@ class Follower:
         return Ended(progress=progress, usage=sum_up.usage, requests=sum_up.requests, source=sum_up.source)
 
     def _settle(self, event: UsageEvent, job: Job, hold: gate.KeptHold, ended: Ended) -> None:
+        usage = ended.usage
+        if job.kind in (BATCH, MESSAGE_BATCH):
+            usage = msgspec.structs.replace(usage, batch_requests=ended.requests)
         settled = msgspec.structs.replace(
             event,
             state="posted",
@@ -229,9 +233,10 @@ class Follower:
             error_type="",
             finish_reason=ended.progress.status,
             response_model=ended.progress.response_model or event.response_model,
-            usage=ended.usage,
+            usage=usage,
             usage_source=ended.source,
-            cost_nanos=cost_of(ended.usage, job.price, ended.requests),
+            cost_nanos=cost_of(usage, job.price, ended.requests),
+            currency_cost_nanos=currency_cost_nanos(usage, job.price) if ended.requests else None,
         )
         self._admission.settle_late(settled, hold.budgets)
         self._counts.attempt_settled(settled.usage.input_tokens, settled.usage.output_tokens, settled.cost_nanos)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from audit.records import Usage
-from budgets.pricing import Price, batch_price, cost_nanos
+from budgets.pricing import Price, Rates, batch_price, cost_nanos
 from proxy.dialects.dialect import BATCH, FILE, MESSAGE_BATCH, RESPONSE, Call
 from proxy.dialects.stored import Bounds
 
@@ -68,11 +68,11 @@ def price_of(call: Call, price: Price) -> Price:
     return batch_price(price) if call.batch_requests else price
 
 
-def price_of_all(price: Price, requests: int) -> Price:
-    """What so many requests cost together: what is paid for each one, so many times."""
-    return msgspec.structs.replace(price, request_nanos=price.request_nanos * requests)
+def rates_of_all(rates: Rates, requests: int) -> Rates:
+    """What so many requests cost together at most: what is paid for each one, so many times."""
+    return msgspec.structs.replace(rates, request_nanos=rates.request_nanos * requests)
 
 
 def cost_of(usage: Usage, price: Price, requests: int) -> int:
     """Of `requests` that were answered, with this usage together, in nano-USD. A batch of which none was costs nothing."""
-    return cost_nanos(usage, price_of_all(price, requests)) if requests else 0
+    return cost_nanos(usage, price) if requests else 0

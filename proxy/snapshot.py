@@ -113,6 +113,8 @@ class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):
     output_is_visible: bool = False
     operations: tuple[str, ...] = ("chat",)
     is_active: bool = True
+    # What the provider serves a request at that names no service tier; "" is standard.
+    auto_tier: str = ""
 
 
 class Alias(Struct, frozen=True, kw_only=True, omit_defaults=True):

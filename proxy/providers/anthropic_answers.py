@@ -42,6 +42,7 @@ from proxy.neutral import (
 from proxy.providers.anthropic_requests import ORIGIN
 from proxy.providers.openai_errors import read_error
 from proxy.providers.provider import Measured, OpenToolCalls, StreamReader, checked_usage, name_of
+from proxy.service_tiers import geo_of, tier_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -86,6 +87,8 @@ class _Usage(_Counts):
     output_tokens_details: _OutputDetails | None = None
     iterations: list[_Counts] | None = None
     service_tier: str | None = None
+    speed: str | None = None
+    inference_geo: str | None = None
 
 
 class _Block(msgspec.Struct):
@@ -247,6 +250,7 @@ def usage_of(usage: _Usage | None) -> Usage | None:
     written = sum(run.cache_creation_input_tokens or 0 for run in runs)
     for_an_hour = sum(run.cache_creation.ephemeral_1h_input_tokens or 0 for run in runs if run.cache_creation)
     details = usage.output_tokens_details
+    searches = (usage.server_tool_use.web_search_requests or 0) if usage.server_tool_use else 0
     return checked_usage(
         Usage(
             input_tokens=sum(run.input_tokens or 0 for run in runs) + cached + written,
@@ -255,7 +259,10 @@ def usage_of(usage: _Usage | None) -> Usage | None:
             cache_write_1h_input_tokens=for_an_hour,
             output_tokens=sum(run.output_tokens or 0 for run in runs),
             reasoning_tokens=(details.thinking_tokens or 0) if details else 0,
-            tool_calls=(usage.server_tool_use.web_search_requests or 0) if usage.server_tool_use else 0,
+            tool_calls=searches,
+            searches=searches,
+            service_tier=tier_of(usage.speed) or tier_of(usage.service_tier),
+            inference_geo=geo_of(usage.inference_geo),
         )
     )
 

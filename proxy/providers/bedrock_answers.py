@@ -41,6 +41,7 @@ from proxy.neutral import (
     UsageSeen,
 )
 from proxy.providers.provider import OpenToolCalls, StreamReader, checked_usage, name_of
+from proxy.service_tiers import tier_of
 from proxy.wire.event_stream import EXCEPTION
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
@@ -239,6 +240,7 @@ class _Frame(_Shape):
     stop_reason: str | None = None
     additional_model_response_fields: Any = None
     usage: _Usage | None = None
+    service_tier: _Tier | None = None
 
 
 class _Error(_Shape):
@@ -274,7 +276,7 @@ def read_answer(body: bytes) -> Answer:
                 stop_sequence=_stop_sequence(response.additional_model_response_fields),
             )
         ],
-        usage=_usage_of(response.usage),
+        usage=_usage_of(response.usage, response.service_tier),
         service_tier=_tier(response.service_tier),
     )
 
@@ -328,7 +330,7 @@ def _read_image(word: str | None, data: str) -> Media:
     return Media(kind="image", media_type=_MEDIA_TYPES.get(word or "", "image/png"), data=data)
 
 
-def _usage_of(usage: _Usage | None) -> Usage | None:
+def _usage_of(usage: _Usage | None, tier: _Tier | None) -> Usage | None:
     if usage is None or usage.input_tokens is None:
         return None
     cached, written = usage.cache_read_input_tokens or 0, usage.cache_write_input_tokens or 0
@@ -342,6 +344,8 @@ def _usage_of(usage: _Usage | None) -> Usage | None:
             cache_write_1h_input_tokens=for_an_hour,
             output_tokens=usage.output_tokens or 0,
             tool_calls=sum(runs),
+            searches=sum(runs),
+            service_tier=tier_of(_tier(tier)),
         )
     )
 
@@ -398,7 +402,7 @@ class ConverseReader(StreamReader):
                     ),
                 )
             case b"metadata":
-                usage = _usage_of(found.usage)
+                usage = _usage_of(found.usage, found.service_tier)
                 return (Done(),) if usage is None else (UsageSeen(usage=usage), Done())
             case _:
                 return (_opaque_done(frame),)

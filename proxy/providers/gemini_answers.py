@@ -39,6 +39,7 @@ from proxy.neutral import (
 )
 from proxy.providers import provider as base
 from proxy.providers.provider import Measured, StreamReader, checked_usage
+from proxy.service_tiers import tier_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -464,6 +465,8 @@ def usage_of(usage: _Usage | None, searches: int = 0) -> Usage | None:
             output_audio_tokens=_tokens_of("AUDIO", made),
             output_image_tokens=_tokens_of("IMAGE", made),
             tool_calls=searches,
+            searches=searches,
+            service_tier=tier_of(usage.service_tier) or tier_of(usage.traffic_type),
         )
     )
 

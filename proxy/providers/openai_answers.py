@@ -164,7 +164,7 @@ def read_answer(body: bytes) -> Answer:
         model=text_of(answer.model),
         created_at_s=_seconds(answer.created),
         choices=choices,
-        usage=_usage(answer.usage, answer.x_groq, searches),
+        usage=_usage(answer.usage, answer.x_groq, searches, answer.service_tier),
         service_tier=text_of(answer.service_tier),
         system_fingerprint=text_of(answer.system_fingerprint),
     )
@@ -431,6 +431,7 @@ class ChatReader(StreamReader):
 
     def __init__(self) -> None:
         self._has_begun = False
+        self._service_tier: Any = None
         self._answer_id = ""
         self._call_count = 0
         self._searches = 0
@@ -463,6 +464,7 @@ class ChatReader(StreamReader):
 
     def _begin(self, chunk: _Chunk) -> Began:
         self._has_begun = True
+        self._service_tier = chunk.service_tier
         self._answer_id = text_of(chunk.id)
         return Began(
             answer_id=self._answer_id,
@@ -594,7 +596,7 @@ class ChatReader(StreamReader):
         if raw is None or raw == self._last_usage:  # Perplexity repeats it with every chunk.
             return
         self._last_usage = raw
-        usage = _usage(raw, None, self._searches)
+        usage = _usage(raw, None, self._searches, chunk.service_tier or self._service_tier)
         if usage is not None:
             events.append(UsageSeen(usage=usage))
 
@@ -654,13 +656,13 @@ def _unreadable(data: bytes) -> Event:
 # Values
 
 
-def _usage(value: Any, x_groq: Any, tool_calls: int) -> Any:
+def _usage(value: Any, x_groq: Any, tool_calls: int, service_tier: Any) -> Any:
     if value is None and type(x_groq) is dict:
         value = x_groq.get("usage")
     if value is None:
         return None
     try:
-        return read_usage(msgspec.convert(value, ChatUsage, strict=False), tool_calls)
+        return read_usage(msgspec.convert(value, ChatUsage, strict=False), tool_calls, service_tier)
     except msgspec.ValidationError:
         return None
 

@@ -500,6 +500,7 @@ class _Chunk(msgspec.Struct):
     x_groq: _Groq | None = None
     error: msgspec.Raw = _NULL
     object: str | None = None
+    service_tier: Any = None
 
     @property
     def has_error(self) -> bool:
@@ -528,7 +529,7 @@ def measure(body: bytes) -> Measured:
     if usage is None and chunk.x_groq is not None:
         usage = chunk.x_groq.usage
     return Measured(
-        usage=read_usage(usage, searches),
+        usage=read_usage(usage, searches, chunk.service_tier),
         response_model=name_of(chunk.model),
         finish_reason=name_of(finish_reason),
         has_error=chunk.has_error,
@@ -542,6 +543,7 @@ class ChatMeter(StreamMeter):
         super().__init__()
         self._wants_usage_chunk = wants_usage_chunk
         self._searches = 0
+        self._service_tier: Any = None
 
     def observe(self, frame: Frame) -> bool:
         data = frame.data
@@ -563,9 +565,10 @@ class ChatMeter(StreamMeter):
             self._count(chunk.choices)
         if chunk.has_error or frame.event == b"error":
             self.has_error = True
+        self._service_tier = chunk.service_tier or self._service_tier
         usage = chunk.usage or (chunk.x_groq.usage if chunk.x_groq else None)
         if usage is not None:
-            self.usage_so_far = read_usage(usage, self._searches) or self.usage_so_far
+            self.usage_so_far = read_usage(usage, self._searches, self._service_tier) or self.usage_so_far
         if chunk.model:
             self.response_model = name_of(chunk.model)
         return not chunk.choices and chunk.usage is not None and not self._wants_usage_chunk

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from audit.records import Usage
-from budgets.pricing import Price, cost_nanos, hold_nanos
+from budgets.pricing import Price, ceiling, cost_nanos, hold_nanos
 from proxy.dialects.dialect import TEMPLATE_TOKENS, Call
 from proxy.neutral import ProviderError
 from proxy.providers.openai_errors import read_error
@@ -264,11 +264,13 @@ class RealtimeMeter(SessionMeter):
         if answers:
             output_tokens = max(self._output_tokens_max, self._asked_output_tokens_max)
             window = self._deployment.context_window
-            needed += answers * hold_nanos(price, window, output_tokens, has_audio=True, has_images=True)
+            needed += answers * hold_nanos(
+                ceiling(price, window), window, output_tokens, has_audio=True, has_images=True
+            )
         to_transcribe = math.ceil(self._to_transcribe_tokens) - self._transcribed_tokens
         if to_transcribe > 0:
             # A spoken word takes more tokens than a written one.
-            needed += hold_nanos(price, to_transcribe, to_transcribe, has_audio=True)
+            needed += hold_nanos(ceiling(price, to_transcribe), to_transcribe, to_transcribe, has_audio=True)
         return needed
 
     def finish(self) -> None:

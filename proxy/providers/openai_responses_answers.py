@@ -45,6 +45,7 @@ from proxy.neutral import (
 from proxy.providers.openai_answers import read_logprob
 from proxy.providers.openai_errors import error_of
 from proxy.providers.provider import Kept, Measured, StreamReader, checked_usage, name_of, objects_in, text_of
+from proxy.service_tiers import tier_of
 from proxy.wire.frame import Frame
 from proxy.wire.json_shape import Shape
 
@@ -220,6 +221,7 @@ def _usage_of(response: _Response, runs: list[str]) -> Usage | None:
     writes = details.cache_write_tokens_details or _WriteDetails()
     thoughts = usage.output_tokens_details or _OutputDetails()
     images = tools.image_gen or _ImageUsage()
+    billed = _billed_runs(usage, tools, runs)
     seen, drawn = images.input_tokens_details or _ImageDetails(), images.output_tokens_details
     return checked_usage(
         Usage(
@@ -233,7 +235,9 @@ def _usage_of(response: _Response, runs: list[str]) -> Usage | None:
             reasoning_tokens=thoughts.reasoning_tokens or 0,
             input_image_tokens=seen.image_tokens or 0,
             output_image_tokens=(images.output_tokens if drawn is None else drawn.image_tokens) or 0,
-            tool_calls=_billed_runs(usage, tools, runs),
+            tool_calls=billed,
+            searches=min(_searches(usage, tools, runs), billed),
+            service_tier=tier_of(response.service_tier),
         )
     )
 
@@ -249,6 +253,16 @@ def _billed_runs(usage: _Usage, tools: _ToolUsage, runs: list[str]) -> int:
     if tools.image_gen is not None and tools.image_gen.output_tokens:
         billed -= runs.count("image_generation_call")
     return billed
+
+
+def _searches(usage: _Usage, tools: _ToolUsage, runs: list[str]) -> int:
+    """Those of the billed runs that looked something up on the web."""
+    counted = usage.server_side_tool_usage_details
+    if counted:
+        return sum(counted.get(kind) or 0 for kind in ("web_search_calls", "x_search_calls"))
+    if tools.web_search is not None and tools.web_search.num_requests is not None:
+        return tools.web_search.num_requests
+    return runs.count("web_search_call")
 
 
 def _parts_of(items: Iterable[dict[str, Any]]) -> tuple[list[Part], list[TokenLogprob]]:

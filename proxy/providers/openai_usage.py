@@ -4,6 +4,7 @@ import msgspec
 
 from audit.records import Usage
 from proxy.providers.provider import checked_usage
+from proxy.service_tiers import tier_of
 
 
 class _PromptDetails(msgspec.Struct):
@@ -53,8 +54,9 @@ _NO_PROMPT_DETAILS = _PromptDetails()
 _NO_COMPLETION_DETAILS = _CompletionDetails()
 
 
-def read_usage(usage: ChatUsage | None, tool_calls: int = 0) -> Usage | None:
-    """None where it does not say, or says what no provider can mean. `tool_calls` is how many runs of built-in tools the answer itself shows."""
+def read_usage(usage: ChatUsage | None, tool_calls: int = 0, service_tier: object = None) -> Usage | None:
+    """None where it does not say, or says what no provider can mean. `tool_calls` is how many runs of built-in tools the answer itself
+    shows: the dearest of them are searches, and most are. `service_tier` stands beside the usage."""
     if usage is None or usage.prompt_tokens is None:
         return None
     details = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
@@ -82,6 +84,7 @@ def read_usage(usage: ChatUsage | None, tool_calls: int = 0) -> Usage | None:
     if cached + written > prompt:
         prompt += cached + written  # They stand beside, as with Anthropic.
     hour = usage.cache_creation.ephemeral_1h_input_tokens or 0 if usage.cache_creation is not None else 0
+    calls = max(tool_calls, _tool_calls(usage))
     read = Usage(
         input_tokens=prompt,
         cache_read_input_tokens=cached,
@@ -93,7 +96,9 @@ def read_usage(usage: ChatUsage | None, tool_calls: int = 0) -> Usage | None:
         input_image_tokens=details.image_tokens or 0,
         output_audio_tokens=completion_details.audio_tokens or 0,
         output_image_tokens=completion_details.image_tokens or 0,
-        tool_calls=max(tool_calls, _tool_calls(usage)),
+        tool_calls=calls,
+        searches=calls,
+        service_tier=tier_of(service_tier),
     )
     return checked_usage(read)
 

@@ -166,7 +166,7 @@ def test_what_is_paid_by_the_request_is_paid_for_each_that_was_answered():
     price = batch_price(
         Price(**{**{f: getattr(PRICE, f) for f in PRICE.__struct_fields__}, "request_nanos": 100, "batch_percent": 50})
     )
-    assert cost_of(Usage(input_tokens=1000, output_tokens=10), price, 3) == 500_000 + 10_000 + 150
+    assert cost_of(Usage(input_tokens=1000, output_tokens=10, batch_requests=3), price, 3) == 500_000 + 10_000 + 150
     assert cost_of(Usage(), price, 0) == 0
 
 

@@ -240,11 +240,11 @@ def test_reasoning_that_stands_beside_the_output_is_counted():
         ),
         (
             '"prompt_tokens":9,"completion_tokens":1,"num_search_queries":3',
-            Usage(input_tokens=9, output_tokens=1, tool_calls=3),
+            Usage(input_tokens=9, output_tokens=1, tool_calls=3, searches=3),
         ),
         (
             '"prompt_tokens":9,"completion_tokens":1,"server_tool_use_details":{"web_search_requests":1}',
-            Usage(input_tokens=9, output_tokens=1, tool_calls=1),
+            Usage(input_tokens=9, output_tokens=1, tool_calls=1, searches=1),
         ),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_citation_of_the_web_tells_of_a_search():
         b'{"choices":[{"message":{"annotations":[{"type":"url_citation","url_citation":{"url":"https://x"}}]}}],'
         b'"usage":{"prompt_tokens":3,"completion_tokens":4}}'
     )
-    assert measure(answer).usage == Usage(input_tokens=3, output_tokens=4, tool_calls=1)
+    assert measure(answer).usage == Usage(input_tokens=3, output_tokens=4, tool_calls=1, searches=1)
 
 
 @pytest.mark.parametrize(

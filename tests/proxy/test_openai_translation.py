@@ -844,7 +844,9 @@ def _said(events: list[Any]) -> tuple[Any, ...]:
 
     calls = [(e.call_id, e.name) for e in events if isinstance(e, ToolCallBegan)]
     usages = [e.usage for e in events if isinstance(e, UsageSeen)]
-    usage = msgspec.structs.replace(usages[-1], tool_calls=0, cache_write_1h_input_tokens=0) if usages else None
+    usage = (
+        msgspec.structs.replace(usages[-1], tool_calls=0, searches=0, cache_write_1h_input_tokens=0) if usages else None
+    )
     finishes = [e.finish for e in events if isinstance(e, Finished)]
     return (
         joined(TextDelta, "text"),

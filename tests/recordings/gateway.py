@@ -9,6 +9,7 @@ import httpx
 from msgspec import structs
 
 from budgets import gate
+from budgets.pricing import scaled
 from keys.vault import parse_master_keys, seal
 from proxy.snapshot import Alias, Credential
 from routing.engine import AliasTarget
@@ -19,7 +20,13 @@ from tests.stack import PRICE, UPSTREAM_SECRET, VAULT_KEY, ControlPlane, Proxy, 
 CREDENTIAL = Credential(
     credential_id="the same for all", sealed=seal(UPSTREAM_SECRET, "the same for all", parse_master_keys(VAULT_KEY))
 )
-EVERY_RATE = structs.replace(PRICE, request_nanos=0, tool_call_nanos=10_000_000, unit_nanos=1_000_000)
+EVERY_RATE = structs.replace(
+    PRICE,
+    request_nanos=0,
+    tool_call_nanos=10_000_000,
+    unit_nanos=1_000_000,
+    tiers={"priority": scaled(PRICE, 200), "fast": scaled(PRICE, 600)},
+)
 # Some clients say which dialect is theirs where two share a path.
 VERSION_HEADERS = {"anthropic.messages": {"anthropic-version": "2023-06-01"}}
 EVENT_TIMEOUT_S = 10.0

@@ -88,6 +88,8 @@ def as_told(meaning: Meaning, limits: Limits) -> Meaning:
     usage = meaning.usage if meaning.usage is not None or not limits.needs_usage else Usage()
     if usage is not None:
         usage = msgspec.structs.replace(usage, **dict.fromkeys(limits.uncounted, 0))
+        # Which runs were searches no dialect tells; where an answer was served, its tier does, if any.
+        usage = msgspec.structs.replace(usage, searches=0, service_tier="", inference_geo="")
     return Meaning([_told(said, limits) for said in choices], usage, meaning.error)
 
 
