@@ -25,7 +25,7 @@ from budgets import gate
 
 DEPTH = 64
 END_S = int(time.time()) + 3600
-RUNNING = gate.running_key("project", "c4e7b1de-5c7f-4e5b-9d7b-1f2f3a4b5c6d")
+RUNNING = gate.running_key("c4e7b1de-5c7f-4e5b-9d7b-1f2f3a4b5c6d")
 KILL_FIELDS = ("global", "team:t", "project:p", "key:k", "model:gpt-5", "provider:openai")
 EVENT = encode_event(
     UsageEvent(
@@ -52,12 +52,14 @@ def counters(count: int) -> gate.BudgetCounters:
     )
 
 
-def limits() -> list[gate.LimitCheck]:
-    return [
-        gate.LimitCheck("rpm", gate.rate_key("rpm", "project", "p"), 60_000_000, 1),
-        gate.LimitCheck("tpm", gate.rate_key("tpm", "project", "p"), 100_000_000, 1),
-        gate.LimitCheck("running", RUNNING, 1_000_000, 1),
+MINUTE_NS = 60_000_000_000
+LIMITS = gate.LimitChecks(
+    [
+        gate.LimitCheck(gate.rate_key("requests"), 60_000_000, MINUTE_NS, MINUTE_NS),
+        gate.LimitCheck(gate.rate_key("tokens"), 100_000_000, MINUTE_NS, MINUTE_NS),
+        gate.LimitCheck(RUNNING, 1_000_000, 0, 1_000_000),
     ]
+)
 
 
 def admit(worker: str, attempt_id: str, budgets: gate.BudgetCounters, hold: bytes) -> bytes:
@@ -65,7 +67,8 @@ def admit(worker: str, attempt_id: str, budgets: gate.BudgetCounters, hold: byte
         worker=worker,
         attempt_id=attempt_id,
         kill_fields=KILL_FIELDS,
-        limits=limits(),
+        checks=LIMITS,
+        costs_ns=(1_000, 1_000),
         budgets=budgets,
         full_nanos=2_000,
         tranche_nanos=1_000,
@@ -80,7 +83,7 @@ def settle(worker: str, seq: int, attempt_id: str, budgets: gate.BudgetCounters)
         attempt_id=attempt_id,
         cost_nanos=700,
         budgets=budgets,
-        tpm=[(gate.rate_key("tpm", "project", "p"), 100_000_000, 5)],
+        corrections=[(gate.rate_key("tokens"), 3_000)],
         running_keys=(RUNNING,),
         event=EVENT,
     )
@@ -147,11 +150,10 @@ def measure_server(path: str, budget_count: int, clients: int, seconds: float) -
 def measure_client(budget_count: int) -> None:
     budgets, rounds = counters(budget_count), 20_000
     hold = gate.hold_value(budgets, (RUNNING,), EVENT)
-    reply = [b"ok", 2_000, [59, 999, 7], [1_000, 60, 0]]
+    reply = [b"ok", 2_000, [59, 999, 7], [1_000, 60, 0], 0]
     steps = {
         "hold_value": lambda: gate.hold_value(budgets, (RUNNING,), EVENT),
         "encode_admit": lambda: admit("worker-0", "018f3f5e-7b1a-7c3e-9a51-2f6d8d1b7a10", budgets, hold),
-        "  of it, building the limits": limits,
         "decode_admit": lambda: gate.decode_admit(reply),
         "encode_settle": lambda: settle("worker-0", 1, "018f3f5e-7b1a-7c3e-9a51-2f6d8d1b7a10", budgets),
         "decode_settle": lambda: gate.decode_settle([b"ok", 2_000]),

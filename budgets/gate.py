@@ -1,17 +1,19 @@
 """The gate's language: names of keys, texts of the scripts, encoders of their argument, decoders of their answer. No I/O.
 
 Every script takes one MessagePack array and answers an array whose first item is a word. What each one does is said in
-`docs/architecture.md`. All amounts are integers of nano-USD.
+`docs/architecture.md`. Amounts are integers: of nano-USD, and where a budget counts them, of tokens and requests.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
+
+from budgets import limits
 
 # Keys
 
@@ -28,6 +30,7 @@ JOBS = "tg:jobs"
 APPLIED = "tg:applied"
 USAGE = "tg:usage"
 INGESTED = "tg:ingested"
+OBSERVED = "tg:observed"
 
 
 def lease_key(worker: str) -> str:
@@ -47,13 +50,17 @@ def spend_key(budget_id: str, window_start_s: int, *values: str) -> str:
     return ":".join((f"tg:spend:{budget_id}:{window_start_s}", *map(_quote, values)))
 
 
-def rate_key(kind: str, scope: str, subject_id: str) -> str:
-    """`kind` is rpm or tpm."""
-    return f"tg:limit:{kind}:{scope}:{subject_id}"
+def rate_key(limit_id: str, *values: str) -> str:
+    return ":".join((f"tg:limit:{limit_id}", *map(_quote, values)))
 
 
-def running_key(scope: str, subject_id: str) -> str:
-    return f"tg:running:{scope}:{subject_id}"
+def running_key(limit_id: str, *values: str) -> str:
+    return ":".join((f"tg:running:{limit_id}", *map(_quote, values)))
+
+
+def throttle_key(counter_key: str) -> str:
+    """The rate at which a counter's budget lets pass what comes after its threshold."""
+    return counter_key.replace("tg:spend:", "tg:limit:", 1)
 
 
 # So that no value reads like two.
@@ -88,25 +95,68 @@ SCRIPTS = (HEARTBEAT, ADMIT, EXTEND, SETTLE, RESTORE, REAP)
 
 # The largest amount that one script call moves: Lua counts exactly up to here. Nine million dollars for one attempt is no price,
 # it is a client that asks for 10^18 tokens.
-AMOUNT_MAX_NANOS = 2**53
+AMOUNT_MAX = 2**53
+
+USD, TOKENS, REQUESTS = 1, 2, 3
+UNITS = {"usd": USD, "tokens": TOKENS, "requests": REQUESTS}
+
+
+class Carry(NamedTuple):
+    """What the window before leaves to this one: at most `most` of what its counter is below its cap. Where that counter is gone,
+    nothing was spent if it `is_empty_when_absent`, else nothing is known and nothing taken."""
+
+    from_key: str
+    from_cap: int
+    most: int
+    is_empty_when_absent: bool
+
+
+class Throttle(NamedTuple):
+    """From `at` on, requests pass at a rate: one costs `cost_ns`, and so much may be taken at once."""
+
+    at: int
+    key: str
+    cost_ns: int
+    capacity_ns: int
+
+
+class Downgrade(NamedTuple):
+    """From `at` on, `alias` takes the place of what was asked for."""
+
+    at: int
+    alias: str
 
 
 class BudgetCounter(NamedTuple):
-    """One budget in one window. `expire_at_s` is the window's end in Unix seconds."""
+    """One budget in one window, amounts in its unit. `expire_at_s` is when the counter may go, in Unix seconds."""
 
     key: str
-    cap_nanos: int
+    cap: int
     is_hard: bool
     expire_at_s: int
+    unit: int = USD
+    is_observed: bool = False
+    carry: Carry | None = None
+    throttles: tuple[Throttle, ...] = ()
+    downgrades: tuple[Downgrade, ...] = ()
 
 
 class LimitCheck(NamedTuple):
-    """`kind` is rpm, tpm or running. `per_minute` units flow back in every minute; of `running` so many run at once."""
+    """`amount` units flow back in every window; `capacity` is how far they may be ahead, in nanoseconds. Without a window it is
+    how many requests may run at once."""
 
-    kind: str
     key: str
-    per_minute: int
-    cost: int
+    amount: int
+    window_ns: int
+    capacity: int
+    is_observed: bool = False
+
+    def cost_ns(self, units: int) -> int:
+        return limits.cost_ns(units, self.amount, self.window_ns)
+
+    def units_in(self, free: int) -> int:
+        """Of what is free, as the gate tells it: units of a rate, or slots."""
+        return limits.units_in(free, self.amount, self.window_ns) if self.window_ns else free
 
 
 # Text goes in as strings: the MessagePack of Redis 6.2 does not know the binary type.
@@ -115,31 +165,67 @@ _unpack = msgspec.msgpack.Decoder().decode
 _json = msgspec.json.Encoder().encode
 
 
-def _columns(rows: Sequence[BudgetCounter] | Sequence[LimitCheck]) -> tuple[tuple[Any, ...], ...]:
-    """The four fields of all rows. The scripts take columns: Redis unpacks few lists faster than many."""
-    return tuple(zip(*rows, strict=True)) or ((), (), (), ())
+def _raw(column: Iterable[Any]) -> msgspec.Raw:
+    return msgspec.Raw(_pack(tuple(column)))
 
 
 class BudgetCounters(tuple[BudgetCounter, ...]):
-    """The budgets that apply to an attempt. Keep it for as long as its windows last: what every call says of them is packed once."""
+    """The budgets that apply to an attempt. Keep it for as long as its windows last: what every call says of them is packed once.
+
+    `units` is empty where all count money. `clauses` are what some of them say besides, `downgrades` those that take another
+    alias: what this means to the attempt is the caller's to know.
+    """
 
     packed: tuple[msgspec.Raw, ...]
     head: bytes
+    units: tuple[int, ...]
+    clauses: list[tuple[Any, ...]]
+    downgrades: list[tuple[int, Downgrade]]
 
     def __init__(self, rows: Iterable[BudgetCounter] = ()) -> None:
-        keys, _, _, ends = columns = _columns(self)
-        self.packed = tuple(msgspec.Raw(_pack(column)) for column in columns)
+        keys, ends = [row.key for row in self], [row.expire_at_s for row in self]
+        self.packed = tuple(
+            _raw(column) for column in (keys, [row.cap for row in self], [row.is_hard for row in self], ends)
+        )
+        self.units = tuple(row.unit for row in self) if any(row.unit != USD for row in self) else ()
+        self.clauses = [clause for i, row in enumerate(self) for clause in _clauses(i, row)]
+        self.downgrades = [(i, downgrade) for i, row in enumerate(self) for downgrade in row.downgrades]
+        units = b',"units":%b' % _json(self.units) if self.units else b""
         # The first bar in a hold ends its head, so the head has none of its own.
-        self.head = b'{"budgets":%b,"ends":%b,"running":' % (_escape(_json(keys)), _json(ends))
+        self.head = b'{"budgets":%b,"ends":%b%b,"running":' % (_escape(_json(keys)), _json(ends), units)
+
+
+def _clauses(index: int, counter: BudgetCounter) -> Iterator[tuple[Any, ...]]:
+    """In the order in which they are looked at."""
+    if counter.carry is not None:
+        yield "carry", index, *counter.carry
+    if counter.is_observed:
+        yield "observe", index
+    for throttle in counter.throttles:
+        yield "throttle", index, *throttle
 
 
 class LimitChecks(tuple[LimitCheck, ...]):
-    """The limits that apply to a subject. Keep it: all but what one attempt takes of each is packed once."""
+    """The limits that apply to an attempt: rates first, then those of concurrency. Keep it: all but what one attempt takes of
+    each is packed once."""
 
-    packed: tuple[msgspec.Raw, ...]
+    packed_rates: tuple[msgspec.Raw, ...]
+    packed_running: tuple[msgspec.Raw, ...]
+    running_keys: list[str]
+    rates: int
+    observed: list[int]
 
     def __init__(self, rows: Iterable[LimitCheck] = ()) -> None:
-        self.packed = tuple(msgspec.Raw(_pack(column)) for column in _columns(self)[:3])
+        rates, running = [row for row in self if row.window_ns], [row for row in self if not row.window_ns]
+        assert list(self) == rates + running, "positions are those of the columns, one after the other"
+        self.packed_rates = _raw(row.key for row in rates), _raw(row.capacity for row in rates)
+        self.running_keys = [row.key for row in running]
+        self.packed_running = _raw(self.running_keys), _raw(row.capacity for row in running)
+        self.rates = len(rates)
+        self.observed = [i for i, row in enumerate(self) if row.is_observed]
+
+
+NO_LIMITS = LimitChecks()
 
 
 def _escape(json: bytes) -> bytes:
@@ -159,25 +245,25 @@ def hold_value(
     return b"%b%b%b}|%b" % (_counters(budgets).head, _escape(_json(running_keys)), told, event_json)
 
 
-def decode_hold(value: bytes) -> tuple[int, list[tuple[str, int]]]:
-    """What a stored hold (`<held_nanos>|<hold_value>`) holds, and in which counters: (nanos, [(key, expire_at_s), ...])."""
-    held_nanos, head, _ = value.split(b"|", 2)
-    fields = msgspec.json.decode(head)
-    return int(held_nanos), list(zip(fields["budgets"], fields["ends"], strict=True))
-
-
 class KeptHold(msgspec.Struct, frozen=True):
     """A hold as it was stored, in parts. `job` is as it was given to `hold_value`."""
 
     held_nanos: int
+    held_tokens: int
     budgets: tuple[BudgetCounter, ...]
     event: bytes
     job: msgspec.Raw
+
+    def amounts(self) -> Iterator[tuple[BudgetCounter, int]]:
+        """What is held in each counter."""
+        held = {USD: self.held_nanos, TOKENS: self.held_tokens, REQUESTS: 1}
+        return ((counter, held[counter.unit]) for counter in self.budgets)
 
 
 class _HoldHead(msgspec.Struct):
     budgets: list[str]
     ends: list[int]
+    units: list[int] = []
     job: msgspec.Raw = msgspec.Raw(b"null")
 
 
@@ -185,12 +271,18 @@ _decode_head = msgspec.json.Decoder(_HoldHead).decode
 
 
 def decode_kept_hold(value: bytes) -> KeptHold:
-    """Raises `ValueError` (a `msgspec.DecodeError` is one) for what is no hold."""
-    held_nanos, head_json, event = value.split(b"|", 2)
+    """A stored hold (`<held_nanos>[,<held_tokens>]|<hold_value>`). Raises `ValueError` (a `msgspec.DecodeError` is one) for what is
+    none."""
+    held, head_json, event = value.split(b"|", 2)
+    held_nanos, _, held_tokens = held.partition(b",")
     head = _decode_head(head_json)
+    units = head.units or [USD] * len(head.budgets)
     # What the budget allows is not asked any more.
-    budgets = tuple(BudgetCounter(key, 0, False, end_s) for key, end_s in zip(head.budgets, head.ends, strict=True))
-    return KeptHold(int(held_nanos), budgets, event, head.job)
+    budgets = tuple(
+        BudgetCounter(key, 0, False, end_s, unit)
+        for key, end_s, unit in zip(head.budgets, head.ends, units, strict=True)
+    )
+    return KeptHold(int(held_nanos), int(held_tokens or 0), budgets, event, head.job)
 
 
 def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
@@ -202,27 +294,50 @@ def encode_admit(
     worker: str,
     attempt_id: str,
     kill_fields: Sequence[str],
-    limits: Sequence[LimitCheck],
-    costs: Sequence[int] | None = None,
+    checks: LimitChecks = NO_LIMITS,
+    costs_ns: Sequence[int] = (),
     budgets: Sequence[BudgetCounter],
+    downgrades: Sequence[tuple[int, Downgrade]] = (),
     full_nanos: int,
     tranche_nanos: int,
+    full_tokens: int = 0,
+    tranche_tokens: int = 0,
     hold: bytes,
 ) -> bytes:
-    """`hold` comes from `hold_value`. `tranche_nanos` equals `full_nanos` where tranches are unsafe. `costs`, where given, is
-    what the attempt takes of each limit, in place of the costs that the limits have."""
-    full_nanos, tranche_nanos = min(full_nanos, AMOUNT_MAX_NANOS), min(tranche_nanos, AMOUNT_MAX_NANOS)
-    checks = limits if isinstance(limits, LimitChecks) else LimitChecks(limits)
-    if costs is None:
-        costs = [check.cost for check in checks]
-    columns = (*checks.packed, costs, *_counters(budgets).packed)
-    return _pack((worker, attempt_id, kill_fields, *columns, full_nanos, tranche_nanos, hold.decode()))
+    """`hold` comes from `hold_value`. A tranche equals the full hold where tranches are unsafe. `costs_ns` is what the attempt
+    takes of each rate, `downgrades` are those of the budgets' that are open to it."""
+    counters = _counters(budgets)
+    head = (
+        worker,
+        attempt_id,
+        kill_fields,
+        *checks.packed_rates,
+        costs_ns,
+        *checks.packed_running,
+        *counters.packed,
+        min(full_nanos, AMOUNT_MAX),
+        min(tranche_nanos, AMOUNT_MAX),
+        hold.decode(),
+    )
+    if not (counters.units or counters.clauses or downgrades or checks.observed):
+        return _pack(head)
+    clauses = [*counters.clauses, *(("downgrade", i, *downgrade) for i, downgrade in downgrades)]
+    tokens = min(full_tokens, AMOUNT_MAX), min(tranche_tokens, AMOUNT_MAX)
+    return _pack((*head, counters.units, *tokens, checks.observed, clauses))
 
 
 def encode_extend(
-    *, worker: str, attempt_id: str, add_nanos: int, kill_fields: Sequence[str], budgets: Sequence[BudgetCounter]
+    *,
+    worker: str,
+    attempt_id: str,
+    add_nanos: int,
+    add_tokens: int = 0,
+    kill_fields: Sequence[str],
+    budgets: Sequence[BudgetCounter],
 ) -> bytes:
-    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX_NANOS), kill_fields, *_counters(budgets).packed))
+    counters = _counters(budgets)
+    tail = (counters.units, min(add_tokens, AMOUNT_MAX)) if counters.units else ()
+    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX), kill_fields, *counters.packed, *tail))
 
 
 def encode_settle(
@@ -231,23 +346,34 @@ def encode_settle(
     seq: int,
     attempt_id: str,
     cost_nanos: int,
+    tokens: int = 0,
+    requests: int = 0,
     budgets: Sequence[BudgetCounter],
-    tpm: Sequence[tuple[str, int, int]],
-    running_keys: Sequence[str],
+    corrections: Sequence[tuple[str, int]] = (),
+    running_keys: Sequence[str] = (),
     event: bytes,
     kept_hold: bytes = b"",
     is_late: bool = False,
 ) -> bytes:
-    """`tpm` has (key, tokens per minute, tokens used more than charged) for each token limit of the attempt.
+    """`corrections` has (key, nanoseconds taken more than were charged) for each rate that was charged an estimate.
 
-    `kept_hold` comes from `hold_value`: the provider goes on with it, and until a settle that `is_late` it costs `cost_nanos`.
+    `tokens` and `requests` are what it counts in budgets of those. `kept_hold` comes from `hold_value`: the provider goes on
+    with it, and until a settle that `is_late` it costs `cost_nanos`.
     """
-    cost_nanos = min(cost_nanos, AMOUNT_MAX_NANOS)
-    keys, _, _, ends = _counters(budgets).packed
-    tpm_columns = tuple(zip(*tpm, strict=True)) or ((), (), ())
+    cost_nanos = min(cost_nanos, AMOUNT_MAX)
+    counters = _counters(budgets)
+    keys, _, _, ends = counters.packed
     # Said only where there is something to say: most settles are of the ordinary kind, and journals are full of them.
-    late = (kept_hold.decode(), is_late) if kept_hold or is_late else ()
-    return _pack((worker, seq, attempt_id, cost_nanos, keys, ends, *tpm_columns, running_keys, event.decode(), *late))
+    tail: tuple[Any, ...] = ()
+    if counters.units:
+        tail = (kept_hold.decode(), is_late, counters.units, min(tokens, AMOUNT_MAX), requests)
+    elif kept_hold or is_late:
+        tail = (kept_hold.decode(), is_late)
+    # The second column of limits is of journals of old.
+    rates, deltas_ns = zip(*corrections, strict=True) if corrections else ((), ())
+    return _pack(
+        (worker, seq, attempt_id, cost_nanos, keys, ends, rates, (), deltas_ns, running_keys, event.decode(), *tail)
+    )
 
 
 def encode_restore(
@@ -255,19 +381,23 @@ def encode_restore(
     worker: str,
     attempt_id: str,
     held_nanos: int,
+    held_tokens: int = 0,
     budgets: Sequence[BudgetCounter],
-    running_keys: Sequence[str],
+    running_keys: Sequence[str] = (),
     hold: bytes,
 ) -> bytes:
-    keys, _, _, ends = _counters(budgets).packed
-    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode()))
+    counters = _counters(budgets)
+    keys, _, _, ends = counters.packed
+    tail = (counters.units, held_tokens) if counters.units else ()
+    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode(), *tail))
 
 
-def restore_of_admit(argument: bytes, held_nanos: int) -> bytes:
-    """The argument of RESTORE for an attempt that was admitted with `argument` and holds `held_nanos` by now."""
-    worker, attempt_id, _, kinds, limit_keys, _, _, keys, _, _, ends, _, _, hold = _unpack(argument)
-    running_keys = [key for kind, key in zip(kinds, limit_keys, strict=True) if kind == "running"]
-    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold))
+def restore_of_admit(argument: bytes, held_nanos: int, held_tokens: int) -> bytes:
+    """The argument of RESTORE for an attempt that was admitted with `argument` and holds so much by now."""
+    worker, attempt_id, _, _, _, _, running_keys, _, keys, _, _, ends, _, _, hold, *rest = _unpack(argument)
+    units = rest[0] if rest else ()
+    tail = (units, held_tokens) if units else ()
+    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold, *tail))
 
 
 def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) -> bytes:
@@ -292,15 +422,17 @@ class Beat(msgspec.Struct, frozen=True):
 
 
 class Admitted(msgspec.Struct, frozen=True):
-    """`remaining` and `reset_ms` stand in the order of the limits that were asked for."""
+    """`free` and `reset_ms` stand in the order of the limits that were asked for: nanoseconds of a rate, or slots."""
 
     held_nanos: int
-    remaining: tuple[int, ...]
+    free: tuple[int, ...]
     reset_ms: tuple[int, ...]
+    held_tokens: int = 0
 
 
 class Extended(msgspec.Struct, frozen=True):
     held_nanos: int
+    held_tokens: int = 0
 
 
 class Halted(msgspec.Struct, frozen=True):
@@ -313,15 +445,29 @@ class Limited(msgspec.Struct, frozen=True):
     """`index` is the position in `limits`. `retry_after_ms` is `budgets.limits.NEVER_FITS` when waiting does not help."""
 
     index: int
-    remaining: int
+    free: int
     retry_after_ms: int
 
 
-class OverBudget(msgspec.Struct, frozen=True):
-    """`index` is the position in `budgets`. `left_nanos` is negative when the budget is overdrawn."""
+class Throttled(msgspec.Struct, frozen=True):
+    """`index` is the position in `budgets` of one that has passed a threshold."""
 
     index: int
-    left_nanos: int
+    retry_after_ms: int
+
+
+class Downgraded(msgspec.Struct, frozen=True):
+    """`alias` is to be used instead, says the budget at position `index`."""
+
+    index: int
+    alias: str
+
+
+class OverBudget(msgspec.Struct, frozen=True):
+    """`index` is the position in `budgets`. `left` is negative when the budget is overdrawn."""
+
+    index: int
+    left: int
 
 
 class NotReady(msgspec.Struct, frozen=True):
@@ -377,18 +523,24 @@ def decode_heartbeat(reply: Sequence[Any]) -> Beat:
     return Beat(reply[1] == 1, reply[2].decode(), *reply[3:])
 
 
-def decode_admit(reply: Sequence[Any]) -> Admitted | Halted | Limited | OverBudget | NotReady:
+def decode_admit(
+    reply: Sequence[Any],
+) -> Admitted | Halted | Limited | Throttled | Downgraded | OverBudget | NotReady:
     word = reply[0]
     if word == b"ok":
-        return Admitted(reply[1], tuple(reply[2]), tuple(reply[3]))
+        return Admitted(reply[1], tuple(reply[2]), tuple(reply[3]), reply[4])
     if word == b"limited":
         return Limited(reply[1], reply[2], reply[3])
+    if word == b"throttled":
+        return Throttled(reply[1], reply[2])
+    if word == b"downgrade":
+        return Downgraded(reply[1], reply[2].decode())
     return _decode_refusal(reply)
 
 
 def decode_extend(reply: Sequence[Any]) -> Extended | Halted | OverBudget | NotReady:
     if reply[0] == b"ok":
-        return Extended(reply[1])
+        return Extended(reply[1], reply[2])
     return _decode_refusal(reply)
 
 

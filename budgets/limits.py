@@ -1,57 +1,81 @@
-"""Rate limits: the rule by which requests and tokens per minute are counted (GCRA). Values in, values out; no clock.
+"""Rate limits: the rule by which requests, tokens and money in a window are counted (GCRA). Values in, values out; no clock.
 
-A limit is one number, the *theoretical arrival time*: the moment at which all that was taken so far will have flowed back, at
-`per_minute` units in every minute. A burst may take one minute's worth at once. `lua/admit.lua` applies the same rule.
+What was taken is measured in the time it takes to flow back: a limit of `amount` units in a window gives back one every
+window / amount. Its state is how far what was taken is *ahead* of what has flowed back, in whole nanoseconds, and when that was
+so; a burst is how far it may be ahead. Durations are rounded up, so that what passes is never more than burst + rate x time; at
+a million requests a second that costs a thousandth. `lua/admit.lua` applies the same rule.
 """
 
 import msgspec
 
-MINUTE_US = 60_000_000
 NEVER_FITS = -1
+REQUESTS = "requests"
+CONCURRENCY = "concurrency"
+NANOS_PER_S = 1_000_000_000
+# The longest burst, 52 days: two of it are still counted exactly by Lua.
+CAPACITY_MAX_NS = 2**52
+
+
+class Ahead(msgspec.Struct, frozen=True):
+    """The state of a limit that is not at rest."""
+
+    ahead_ns: int
+    written_at_us: int
 
 
 class Taken(msgspec.Struct, frozen=True):
-    """Allowed. `arrival_us` is to be stored, `remaining` units may be taken at once, all flows back in `reset_ms`."""
+    """Allowed. `ahead` is to be stored, `free_ns` may be taken at once, all flows back in `reset_ms`."""
 
-    arrival_us: int
-    remaining: int
+    ahead: Ahead
+    free_ns: int
     reset_ms: int
 
 
 class Refused(msgspec.Struct, frozen=True):
-    """Nothing changes. `retry_after_ms` is `NEVER_FITS` when the cost is more than a whole minute's worth."""
+    """Nothing changes. `retry_after_ms` is `NEVER_FITS` when the cost is more than a whole burst."""
 
-    remaining: int
+    free_ns: int
     retry_after_ms: int
 
 
-def take(arrival_us: int | None, now_us: int, per_minute: int, cost: int) -> Taken | Refused:
-    """Take `cost` units at `now_us`. `arrival_us` is what the last `take` or `correct` stored; None is a limit at rest."""
-    if per_minute <= 0 or cost > per_minute:
-        return Refused(_remaining(arrival_us, now_us, per_minute), NEVER_FITS)
-    taken_us = max(arrival_us or 0, now_us) + _duration_us(cost, per_minute)
-    excess_us = taken_us - now_us - MINUTE_US
-    if excess_us > 0:
-        return Refused(_remaining(arrival_us, now_us, per_minute), -(-excess_us // 1000))
-    return Taken(taken_us, _remaining(taken_us, now_us, per_minute), -(-(taken_us - now_us) // 1000))
+def cost_ns(units: int, amount: int, window_ns: int) -> int:
+    """How long so many units take to flow back. Where nothing may flow, more than there ever is."""
+    return min(-(-units * window_ns // amount), CAPACITY_MAX_NS + 1) if amount > 0 else 1
 
 
-def correct(arrival_us: int | None, now_us: int, per_minute: int, delta: int) -> int | None:
-    """Take `delta` units more, or give back when it is negative, whatever the limit: they are used already.
+def capacity_ns(metric: str, burst: int, amount: int, window_ns: int) -> int:
+    """How far the limit may be ahead. Requests come one by one: each of a burst of them is rounded up."""
+    if amount <= 0:
+        return 0
+    whole_ns = burst * cost_ns(1, amount, window_ns) if metric == REQUESTS else cost_ns(burst, amount, window_ns)
+    return min(whole_ns, CAPACITY_MAX_NS)
 
-    Returns the arrival time to store, or None for a limit at rest. What was used above the limit delays the next requests.
+
+def units_in(free_ns: int, amount: int, window_ns: int) -> int:
+    """How many units may be taken at once."""
+    return free_ns * amount // window_ns
+
+
+def take(ahead: Ahead | None, now_us: int, capacity_ns: int, cost_ns: int) -> Taken | Refused:
+    """Take what costs so much at `now_us`. `ahead` is what the last `take` or `correct` stored; None is a limit at rest."""
+    before_ns = _ahead_now(ahead, now_us)
+    after_ns = before_ns + cost_ns
+    if after_ns > capacity_ns:
+        retry_after_ms = -((capacity_ns - after_ns) // 1_000_000) if cost_ns <= capacity_ns else NEVER_FITS
+        return Refused(max(capacity_ns - before_ns, 0), retry_after_ms)
+    return Taken(Ahead(after_ns, now_us), capacity_ns - after_ns, -(-after_ns // 1_000_000))
+
+
+def correct(ahead: Ahead | None, now_us: int, delta_ns: int) -> Ahead | None:
+    """Take so much more, or give back when it is negative, whatever the limit: it is used already.
+
+    Returns the state to store, or None for a limit at rest. What was used above the limit delays the next requests.
     """
-    if per_minute <= 0:
-        return arrival_us
-    corrected_us = max(arrival_us or 0, now_us) + _duration_us(delta, per_minute)
-    return corrected_us if corrected_us > now_us else None
+    corrected_ns = _ahead_now(ahead, now_us) + delta_ns
+    return Ahead(corrected_ns, now_us) if corrected_ns > 0 else None
 
 
-def _duration_us(units: int, per_minute: int) -> int:
-    """Rounded down: rounded up, a limit of 7 would refuse the seventh request of a burst for 3 microseconds."""
-    return units * MINUTE_US // per_minute
-
-
-def _remaining(arrival_us: int | None, now_us: int, per_minute: int) -> int:
-    free_us = now_us + MINUTE_US - max(arrival_us or 0, now_us)
-    return max(free_us * per_minute // MINUTE_US, 0)
+def _ahead_now(ahead: Ahead | None, now_us: int) -> int:
+    if ahead is None:
+        return 0
+    return max(ahead.ahead_ns - max(now_us - ahead.written_at_us, 0) * 1000, 0)

@@ -165,9 +165,8 @@ def _held(client: redis.Redis) -> dict[tuple[str, int], int]:
     held: defaultdict[tuple[str, int], int] = defaultdict(int)
     for name in client.scan_iter(match=gate.holds_key("*"), count=FIELDS_PER_CALL):
         for value in cast("list[bytes]", client.hvals(name)):
-            nanos, counters = gate.decode_hold(value)
-            for counter in counters:
-                held[counter] += nanos
+            for counter, amount in gate.decode_kept_hold(value).amounts():
+                held[counter.key, counter.expire_at_s] += amount
     return held
 
 

@@ -6,6 +6,7 @@ replayed from the journal in order, which is idempotent because a worker's settl
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -13,8 +14,6 @@ import structlog
 
 from audit.records import LIST_TERMS, Usage, UsageEvent, encode_event
 from budgets import gate
-from budgets.limits import NEVER_FITS
-from budgets.matching import scope_of
 from budgets.pricing import Price, Rates, ceiling, cost_nanos, currency_cost_nanos, hold_nanos
 from keys.kills import decode_flag
 from proxy.ask import ask, call, send
@@ -23,10 +22,8 @@ from proxy.clock import Clock
 from proxy.describe import Described
 from proxy.dialects.dialect import Call
 from proxy.errors import (
-    BudgetExceeded,
     GatewayError,
     LeaseLost,
-    LimitExceeded,
     TrafficHalted,
     Unavailable,
     UnpricedModel,
@@ -36,7 +33,10 @@ from proxy.jobs import Job, price_of, rates_of_all
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
 from proxy.prepare import Prepared
 from proxy.providers.provider import Kept
+from proxy.refusals import budget_exceeded, limit_exceeded, throttled
 from proxy.registry import Upstream
+from proxy.route import may_use
+from proxy.rules import Rules
 from proxy.snapshot import Deployment
 from proxy.wire.redis import RedisError, RedisPipeline
 
@@ -49,6 +49,15 @@ BYTES_PER_TOKEN = 4
 # What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
 ASSUMED_OUTPUT_TOKENS = 256
 REPLAY_BATCH = 500
+NO_COUNTERS = gate.BudgetCounters()
+
+
+class Downgrade(Exception):
+    """A budget asks for a cheaper alias instead. Nothing is held."""
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(alias)
+        self.alias = alias
 
 
 class Attempt:
@@ -57,20 +66,22 @@ class Attempt:
     __slots__ = (
         "admit_argument",
         "attempt_id",
-        "costs",
+        "costs_ns",
         "counters",
         "credential_id",
         "described",
         "event",
         "first_token_at_s",
+        "free",
         "full_nanos",
         "held_nanos",
+        "held_tokens",
         "is_dispatched",
         "is_settled",
         "prepared",
-        "remaining",
         "remember",
         "reset_ms",
+        "rules",
         "started_at_s",
         "subject",
         "upstream",
@@ -82,15 +93,17 @@ class Attempt:
         self.described = prepared.described
         self.subject: Subject = prepared.described.subject
         self.upstream = prepared.upstream
+        self.rules: Rules = self.subject.rules(partial(_value_in, self.described, self.upstream))
         self.event = event
         self.started_at_s = started_at_s
         self.first_token_at_s: float | None = None
         self.full_nanos = 0
         self.held_nanos = 0
-        self.counters: Sequence[gate.BudgetCounter] = ()
-        self.costs: list[int] = []
+        self.held_tokens = 0
+        self.counters = NO_COUNTERS
+        self.costs_ns: list[int] = []
         self.admit_argument = b""
-        self.remaining: Sequence[int] = ()
+        self.free: Sequence[int] = ()
         self.reset_ms: Sequence[int] = ()
         self.is_dispatched = False
         self.is_settled = False
@@ -147,38 +160,46 @@ class Admission:
 
     # Admit and extend
 
-    async def admit(self, prepared: Prepared) -> Attempt:
-        """Hold the money for one attempt, journal it, and return it. Raises a GatewayError; then nothing is held."""
+    async def admit(self, prepared: Prepared, *, may_downgrade: bool = False) -> Attempt:
+        """Hold the money for one attempt, journal it, and return it. Raises a GatewayError, or `Downgrade` where the caller can
+        take another alias; then nothing is held."""
         if not self.is_ready:
             raise Unavailable("the gateway cannot admit requests now")
-        described, upstream = prepared.described, prepared.upstream
-        deployment = upstream.deployment
+        deployment = prepared.upstream.deployment
         if deployment.price is None:
             raise UnpricedModel(
                 f"`{deployment.model}` has no price at {deployment.provider}: an administrator must set one"
             )
         now_s = self.clock.now_s()
         attempt = Attempt(prepared, _event(prepared, now_s), self.clock.monotonic_s())
-        attempt.counters = described.subject.counters(now_s)
+        rules = attempt.rules
+        attempt.counters = rules.in_force(now_s).counters
+        counters = attempt.counters
         attempt.full_nanos, tranche_nanos = _hold_sizes(prepared)
-        attempt.costs = _limit_costs(described, deployment)
-        hold = gate.hold_value(attempt.counters, described.subject.running_keys, encode_event(attempt.event))
+        full_tokens, tranche_tokens = _token_sizes(prepared) if counters.units else (0, 0)
+        attempt.costs_ns = _limit_costs(attempt)
         attempt.admit_argument = gate.encode_admit(
             worker=self.worker,
             attempt_id=attempt.attempt_id,
             kill_fields=attempt.kill_fields,
-            limits=described.subject.limits,
-            costs=attempt.costs,
-            budgets=attempt.counters,
+            checks=rules.checks,
+            costs_ns=attempt.costs_ns,
+            budgets=counters,
+            downgrades=_open_downgrades(attempt) if may_downgrade and counters.downgrades else (),
             full_nanos=attempt.full_nanos,
             tranche_nanos=tranche_nanos,
-            hold=hold,
+            full_tokens=full_tokens,
+            tranche_tokens=tranche_tokens,
+            hold=gate.hold_value(counters, rules.checks.running_keys, encode_event(attempt.event)),
         )
         answer = gate.decode_admit(await self._ask_for_hold(attempt))
+        if isinstance(answer, gate.Downgraded):
+            raise Downgrade(answer.alias)
         if not isinstance(answer, gate.Admitted):
-            raise self._refusal(answer, attempt.subject)
+            raise self._refusal(answer, attempt)
         attempt.held_nanos = answer.held_nanos
-        attempt.remaining = answer.remaining
+        attempt.held_tokens = answer.held_tokens
+        attempt.free = answer.free
         attempt.reset_ms = answer.reset_ms
         try:
             self._check_may_dispatch()
@@ -193,21 +214,24 @@ class Admission:
         price = attempt.upstream.deployment.price
         assert price is not None, "an attempt is only admitted with a price"
         input_tokens = input_tokens_max(attempt.described.call, attempt.upstream.deployment)
-        await self.extend_by(attempt, hold_nanos(_ceiling(price, attempt.prepared, input_tokens), 0, output_tokens))
+        add_nanos = hold_nanos(_ceiling(price, attempt.prepared, input_tokens), 0, output_tokens)
+        await self.extend_by(attempt, add_nanos, output_tokens)
 
-    async def extend_by(self, attempt: Attempt, add_nanos: int) -> None:
+    async def extend_by(self, attempt: Attempt, add_nanos: int, add_tokens: int) -> None:
         """Grow the hold. Raises a GatewayError when the cap has no room."""
         argument = gate.encode_extend(
             worker=self.worker,
             attempt_id=attempt.attempt_id,
             add_nanos=add_nanos,
+            add_tokens=add_tokens,
             kill_fields=attempt.kill_fields,
             budgets=attempt.counters,
         )
         answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
         if not isinstance(answer, gate.Extended):
-            raise self._refusal(answer, attempt.subject)
+            raise self._refusal(answer, attempt)
         attempt.held_nanos = answer.held_nanos
+        attempt.held_tokens = answer.held_tokens
         self._journal_dispatch(attempt)
 
     # Settle
@@ -233,15 +257,16 @@ class Admission:
             )
             job = _job(attempt, self.worker, self.journal.seq + 1)
             kept_hold = gate.hold_value(attempt.counters, (), encode_event(event), job=job)
-        used = event.usage.input_tokens + event.usage.output_tokens
         argument = gate.encode_settle(
             worker=self.worker,
             seq=self.journal.seq + 1,
             attempt_id=attempt.attempt_id,
             cost_nanos=event.cost_nanos,
+            tokens=attempt.held_tokens if goes_on else _tokens(event),
+            requests=0 if event.state == "voided" else 1,
             budgets=attempt.counters,
-            tpm=[(check.key, check.per_minute, used - attempt.costs[i]) for i, check in attempt.subject.token_limits],
-            running_keys=attempt.subject.running_keys,
+            corrections=_corrections(attempt, event),
+            running_keys=attempt.rules.checks.running_keys,
             event=encode_event(event),
             kept_hold=kept_hold,
         )
@@ -255,9 +280,9 @@ class Admission:
             seq=self.journal.seq + 1,
             attempt_id=event.attempt_id,
             cost_nanos=event.cost_nanos,
+            tokens=_tokens(event),
+            requests=1,
             budgets=budgets,
-            tpm=(),
-            running_keys=(),
             event=encode_event(event),
             is_late=True,
         )
@@ -375,7 +400,7 @@ class Admission:
         return newest[0][0] if newest else b"0"
 
     async def _restore(self, entry: Dispatched) -> None:
-        argument = gate.restore_of_admit(entry.admit, entry.held_nanos)
+        argument = gate.restore_of_admit(entry.admit, entry.held_nanos, entry.held_tokens)
         if isinstance(gate.decode_restore(await ask(self._redis, gate.RESTORE, argument)), gate.NotReady):
             raise Unavailable("the gate is being rebuilt")
 
@@ -424,19 +449,24 @@ class Admission:
 
     def _journal_dispatch(self, attempt: Attempt) -> None:
         try:
-            self.journal.dispatch(Dispatched(attempt.attempt_id, attempt.held_nanos, attempt.admit_argument))
+            self.journal.dispatch(
+                Dispatched(attempt.attempt_id, attempt.held_nanos, attempt.admit_argument, attempt.held_tokens)
+            )
         except JournalUnwritable as error:
             raise Unavailable("the worker's journal cannot be written", retry_after_s=5) from error
 
-    def _refusal(self, answer: object, subject: Subject) -> GatewayError:
+    def _refusal(self, answer: object, attempt: Attempt) -> GatewayError:
         match answer:
             case gate.Halted(flag=body):
                 flag = decode_flag(body)
                 return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
-            case gate.Limited(index=index, remaining=remaining, retry_after_ms=retry_after_ms):
-                return _limit_exceeded(subject, index, remaining, retry_after_ms)
-            case gate.OverBudget(index=index, left_nanos=left_nanos):
-                return _budget_exceeded(subject, index, left_nanos, self.clock.now_s())
+            case gate.Limited(index=index, free=free, retry_after_ms=retry_after_ms):
+                return limit_exceeded(attempt.rules, index, free, retry_after_ms)
+            case gate.Throttled(index=index, retry_after_ms=retry_after_ms):
+                return throttled(attempt.rules.in_force(self.clock.now_s()).budgets[index], retry_after_ms)
+            case gate.OverBudget(index=index, left=left):
+                now_s = self.clock.now_s()
+                return budget_exceeded(attempt.rules.in_force(now_s).budgets[index], left, now_s)
             case gate.NotReady(reason="no_lease"):
                 self.lease_until_s = 0.0
                 return LeaseLost("this worker is rejoining")
@@ -490,10 +520,13 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
         project_id=subject.project.project_id,
         virtual_key_id=subject.key.key_id,
         environment=subject.project.environment,
+        end_user=described.end_user,
         alias=described.call.alias,
+        downgraded_from=described.downgraded_from,
         provider=deployment.provider,
         model=deployment.model,
         deployment=deployment.name,
+        pool=deployment.pool,
         operation=described.call.operation,
         request_model=deployment.upstream_model,
         is_stream=described.call.is_stream,
@@ -520,11 +553,29 @@ def _hold_sizes(prepared: Prepared) -> tuple[int, int]:
         return full, full
     rates = _ceiling(deployment.price, prepared, input_tokens)
     full = _hold(rates, call, input_tokens, output_tokens)
+    covered = min(output_tokens, first_tranche_tokens(prepared))
+    return full, full if covered == output_tokens else _hold(rates, call, input_tokens, covered)
+
+
+def _token_sizes(prepared: Prepared) -> tuple[int, int]:
+    """As `_hold_sizes`, in tokens."""
+    call, deployment = prepared.described.call, prepared.upstream.deployment
+    if call.is_free:
+        return 0, 0
+    # The requests of a batch have a context each.
+    input_tokens = call.input_tokens_max if call.batch_requests else input_tokens_max(call, deployment)
+    output_tokens = output_tokens_max(prepared.described, prepared.upstream)
+    return input_tokens + output_tokens, input_tokens + min(output_tokens, first_tranche_tokens(prepared))
+
+
+def first_tranche_tokens(prepared: Prepared) -> int:
+    """How many tokens of output are held at first where room is tight: all where output can hide, or nothing streams."""
+    call = prepared.described.call
     # What is made in the background goes on, also where a tranche is refused; a session asks by the answer.
-    if not (call.is_stream and deployment.output_is_visible) or call.is_background or call.is_session:
-        return full, full
-    tranche_tokens = min(output_tokens, TRANCHE_TOKENS * call.choices)
-    return full, _hold(rates, call, input_tokens, tranche_tokens)
+    is_safe = call.is_stream and prepared.upstream.deployment.output_is_visible
+    if not is_safe or call.is_background or call.is_session or call.batch_requests:
+        return output_tokens_max(prepared.described, prepared.upstream)
+    return TRANCHE_TOKENS * call.choices
 
 
 def _ceiling(price: Price, prepared: Prepared, input_tokens: int) -> Rates:
@@ -560,18 +611,82 @@ def output_tokens_max(described: Described, upstream: Upstream) -> int:
     return most * call.choices
 
 
-def _limit_costs(described: Described, deployment: Deployment) -> list[int]:
-    """What the attempt takes of each of its subject's limits. Of a token limit its likely tokens, corrected at settle; and
-    the whole minute at most, so that no request is too large for ever."""
-    call, subject = described.call, described.subject
-    costs = [1] * len(subject.limits)
-    if subject.token_limits:
-        output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
-        # Of a session nobody knows what will be said.
-        tokens = output if call.is_session else input_tokens_max(call, deployment) // BYTES_PER_TOKEN + output
-        for i, check in subject.token_limits:
-            costs[i] = min(tokens, check.per_minute)
+def _limit_costs(attempt: Attempt) -> list[int]:
+    """What the attempt takes of each of its rates, in their nanoseconds. Of tokens its likely ones, of money its hold, corrected at
+    settle; and the whole burst at most, so that no request is too large for ever."""
+    rules = attempt.rules
+    if not rules.estimated:
+        return rules.costs_of_one
+    call, costs = attempt.described.call, list(rules.costs_of_one)
+    output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
+    # Of a session nobody knows what will be said.
+    heard = 0 if call.is_session else input_tokens_max(call, attempt.upstream.deployment) // BYTES_PER_TOKEN
+    for i in rules.estimated:
+        check = rules.checks[i]
+        costs[i] = min(
+            check.cost_ns(_metered(rules.limits[i].metric, heard, output, attempt.full_nanos)), check.capacity
+        )
     return costs
+
+
+def _corrections(attempt: Attempt, event: UsageEvent) -> list[tuple[str, int]]:
+    rules, usage = attempt.rules, event.usage
+    return [
+        (
+            rules.checks[i].key,
+            rules.checks[i].cost_ns(
+                _metered(rules.limits[i].metric, usage.input_tokens, usage.output_tokens, event.cost_nanos)
+            )
+            - attempt.costs_ns[i],
+        )
+        for i in rules.estimated
+    ]
+
+
+def _metered(metric: str, input_tokens: int, output_tokens: int, nanos: int) -> int:
+    match metric:
+        case "input_tokens":
+            return input_tokens
+        case "output_tokens":
+            return output_tokens
+        case "tokens":
+            return input_tokens + output_tokens
+        case _:
+            return nanos
+
+
+def _tokens(event: UsageEvent) -> int:
+    return event.usage.input_tokens + event.usage.output_tokens
+
+
+def _open_downgrades(attempt: Attempt) -> list[tuple[int, gate.Downgrade]]:
+    """Those to an alias that is another, that there is, and that the key may use."""
+    key, aliases, asked = attempt.subject.key, attempt.subject.registry.snapshot.aliases, attempt.described.call.alias
+    return [
+        (i, downgrade)
+        for i, downgrade in attempt.counters.downgrades
+        if downgrade.alias != asked and downgrade.alias in aliases and may_use(key, downgrade.alias)
+    ]
+
+
+def _value_in(described: Described, upstream: Upstream, dimension: str) -> str:
+    """Of a call, as subjects of rules name it (`budgets.matching`)."""
+    deployment = upstream.deployment
+    match dimension:
+        case "end_user":
+            return described.end_user
+        case "alias":
+            return described.call.alias
+        case "model":
+            return deployment.model
+        case "provider":
+            return deployment.provider
+        case "deployment":
+            return deployment.deployment_id
+        case "pool":
+            return deployment.pool
+        case _:
+            return described.tags.get(dimension.removeprefix("tag:"), "")
 
 
 def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
@@ -591,50 +706,3 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
         units=call.units_max,
         service_tier=tiers[0] if tiers else "",
     )
-
-
-_KIND_NAMES = {"rpm": "requests per minute", "tpm": "tokens per minute", "running": "requests at once"}
-
-
-def _limit_exceeded(subject: Subject, index: int, remaining: int, retry_after_ms: int) -> LimitExceeded:
-    limit, scope = subject.limits[index], scope_of(subject.limit_rules[index].subject)
-    kind = _KIND_NAMES[limit.kind]
-    details: dict[str, object] = {"limit": limit.per_minute, "limit_kind": kind, "limit_scope": scope}
-    if retry_after_ms == NEVER_FITS:
-        return LimitExceeded(
-            f"the {scope}'s limit of {limit.per_minute} {kind} never lets this request pass",
-            should_retry=False,
-            details=details,
-        )
-    return LimitExceeded(
-        f"the {scope}'s limit of {limit.per_minute} {kind} is reached ({remaining} left)",
-        retry_after_s=max(1, -(-retry_after_ms // 1000)),
-        details=details,
-    )
-
-
-def _budget_exceeded(subject: Subject, index: int, left_nanos: int, now_s: float) -> BudgetExceeded:
-    budget, counter = subject.budgets[index], subject.counters(now_s)[index]
-    left, scope = max(left_nanos, 0), scope_of(budget.subject)
-    return BudgetExceeded(
-        f"budget {budget.name!r} of the {scope} (${_usd(budget.amount)} per {budget.window}) "
-        f"has ${_usd(left)} left, too little for this request; it resets in {max(0, int(counter.expire_at_s - now_s))} s",
-        should_retry=False,
-        retry_after_s=None,
-        details={
-            "budget": budget.name,
-            "budget_id": budget.budget_id,
-            "scope": scope,
-            "window": budget.window,
-            "amount_usd": _usd(budget.amount),
-            "left_usd": _usd(left),
-            "resets_at": int(counter.expire_at_s),
-        },
-    )
-
-
-def _usd(nanos: int) -> str:
-    """Exact decimal text of nano-USD, at least cents."""
-    whole, fraction = divmod(nanos, 1_000_000_000)
-    digits = f"{fraction:09d}".rstrip("0")
-    return f"{whole}.{digits.ljust(2, '0')}"

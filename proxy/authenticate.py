@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Mapping
 
-from budgets import gate
-from budgets.windows import window_bounds
+from budgets import gate, matching
+from budgets.matching import Index
 from keys import tokens
 from keys.kills import kill_field
 from proxy.ask import call
 from proxy.errors import InvalidKey, Unavailable
 from proxy.registry import Registry
-from proxy.snapshot import Budget, KeyRecord, Limit, Project, Team, decode_key
+from proxy.rules import Rules
+from proxy.snapshot import KeyRecord, Project, Team, decode_key
 from proxy.wire.redis import RedisPipeline
 
 # Eight kilobytes each with what is prepared for them; a key that is not here costs one more round trip.
 RECORDS_MAX = 5_000
+# Of one key, for as many users, models, tags, … as it has lately been used for.
+RULES_MAX = 64
 BEARER = b"bearer "
 # Where clients of Anthropic, Google and Azure put their key.
 KEY_HEADERS = (b"x-api-key", b"x-goog-api-key", b"api-key")
@@ -22,34 +25,20 @@ SUBPROTOCOLS = b"sec-websocket-protocol"
 KEY_SUBPROTOCOL = b"openai-insecure-api-key."
 
 
-class _RateHeaders:
-    """The names of OpenAI's `x-ratelimit-*` headers for one kind of limit."""
-
-    __slots__ = ("limit", "remaining", "reset")
-
-    def __init__(self, name: bytes) -> None:
-        self.limit = b"x-ratelimit-limit-" + name
-        self.remaining = b"x-ratelimit-remaining-" + name
-        self.reset = b"x-ratelimit-reset-" + name
-
-
 class Subject:
     """A virtual key with its project and team in one snapshot, and what the gate checks for it, prepared once."""
 
     __slots__ = (
-        "_counters",
-        "_counters_valid_until_s",
-        "budgets",
+        "_by_call",
+        "_dimensions",
+        "_of_key",
+        "_rules",
+        "_values",
         "key",
         "kill_fields",
-        "limit_rules",
-        "limits",
         "project",
-        "rate_headers",
         "registry",
-        "running_keys",
         "team",
-        "token_limits",
     )
 
     def __init__(self, key: KeyRecord, project: Project, team: Team, registry: Registry) -> None:
@@ -63,34 +52,47 @@ class Subject:
             kill_field("project", project.project_id),
             kill_field("key", key.key_id),
         )
-        values = {
+        self._values = {
             "team": team.team_id,
             "project": project.project_id,
             "environment": project.environment,
             "key": key.key_id,
         }
-        self.budgets: tuple[Budget, ...] = (*registry.budgets.matching(values), *key.budgets)
-        self.limit_rules: tuple[Limit, ...] = (*registry.limits.matching(values), *key.limits)
-        self.limits = gate.LimitChecks(map(_limit_check, self.limit_rules))
-        self.token_limits = [(i, check) for i, check in enumerate(self.limits) if check.kind == "tpm"]
-        self.running_keys = [check.key for check in self.limits if check.kind == "running"]
-        self.rate_headers = [
-            (_RateHeaders(name), [i for i, check in enumerate(self.limits) if check.kind == kind])
-            for kind, name in (("rpm", b"requests"), ("tpm", b"tokens"))
-        ]
-        self._counters = gate.BudgetCounters()
-        self._counters_valid_until_s = 0.0
+        # The rules of the key alone, and what it has besides that its calls decide.
+        self._of_key = (
+            registry.budgets_of_keys.matching(self._values)
+            + [budget for budget in key.budgets if matching.is_of_keys(budget.subject)],
+            registry.limits_of_keys.matching(self._values)
+            + [limit for limit in key.limits if matching.is_of_keys(limit.subject)],
+        )
+        self._by_call = (
+            Index(budget for budget in key.budgets if not matching.is_of_keys(budget.subject)),
+            Index(limit for limit in key.limits if not matching.is_of_keys(limit.subject)),
+        )
+        indexes = (registry.budgets_of_calls, registry.limits_of_calls, *self._by_call)
+        # What of a call decides which rules apply to it, and which of their counters.
+        self._dimensions = sorted({name for index in indexes for name in index.dimensions} - matching.OF_KEYS)
+        self._rules: dict[tuple[str, ...], Rules] = {}
 
-    def counters(self, now_s: float) -> gate.BudgetCounters:
-        """The spend counters of the windows that `now_s` (Unix seconds) lies in, in the order of `budgets`."""
-        if now_s >= self._counters_valid_until_s:
-            bounds = [window_bounds(budget.window, budget.time_zone, now_s) for budget in self.budgets]
-            self._counters = gate.BudgetCounters(
-                gate.BudgetCounter(gate.spend_key(budget.budget_id, start), budget.amount, budget.mode == "hard", end)
-                for budget, (start, end) in zip(self.budgets, bounds, strict=True)
-            )
-            self._counters_valid_until_s = min((end for _, end in bounds), default=now_s + 3600)
-        return self._counters
+    def rules(self, call_values: Callable[[str], str]) -> Rules:
+        """Those that apply to a call. `call_values` says its value in a dimension, "" where it has none."""
+        decides = tuple(map(call_values, self._dimensions))
+        try:
+            return self._rules[decides]
+        except KeyError:
+            pass
+        values = {**self._values, **dict(zip(self._dimensions, decides, strict=True))}
+        budgets, limits = self._of_key
+        budgets_by_call, limits_by_call = self._by_call
+        rules = Rules(
+            budgets + self.registry.budgets_of_calls.matching(values) + budgets_by_call.matching(values),
+            limits + self.registry.limits_of_calls.matching(values) + limits_by_call.matching(values),
+            values,
+        )
+        if len(self._rules) >= RULES_MAX:
+            self._rules.clear()
+        self._rules[decides] = rules
+        return rules
 
 
 class KeyCache:
@@ -151,7 +153,7 @@ async def authenticate(
     headers: Mapping[bytes, bytes], keys: KeyCache, registry: Registry, now_s: Callable[[], float]
 ) -> Subject:
     """The subject of the presented virtual key. Raises `InvalidKey` or `Unavailable`."""
-    digest = tokens.digest(_presented(headers))
+    digest = tokens.digest(presented_key(headers))
     key = await keys.find(digest)
     if key is None:
         raise InvalidKey("this virtual key is not known: check it, or ask for a new one")
@@ -172,7 +174,7 @@ def check_key(key: KeyRecord, now_s: float) -> None:
         raise InvalidKey("this virtual key has expired", code="key_expired")
 
 
-def _presented(headers: Mapping[bytes, bytes]) -> str:
+def presented_key(headers: Mapping[bytes, bytes]) -> str:
     """The one key that the headers hold, wherever the client's dialect puts it."""
     found = {headers[name].strip() for name in KEY_HEADERS if name in headers}
     authorization = headers.get(b"authorization", b"")
@@ -189,14 +191,3 @@ def _presented(headers: Mapping[bytes, bytes]) -> str:
     if not secret or len(secret) > tokens.TOKEN_LENGTH_MAX or not secret.isascii():
         raise InvalidKey("this is not a virtual key")
     return secret.decode("ascii")
-
-
-def _limit_check(limit: Limit) -> gate.LimitCheck:
-    kind = _KINDS[limit.metric]
-    key = (
-        gate.running_key("limit", limit.limit_id) if kind == "running" else gate.rate_key(kind, "limit", limit.limit_id)
-    )
-    return gate.LimitCheck(kind, key, limit.amount, 1)
-
-
-_KINDS = {"requests": "rpm", "tokens": "tpm", "concurrency": "running"}

@@ -1,7 +1,10 @@
 """What is being asked: the dialect's view of the body, tags, and what the later stages need to know. No I/O."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import NamedTuple
+
+import msgspec
 
 from audit.records import Candidate
 from proxy.authenticate import Subject
@@ -10,12 +13,20 @@ from proxy.errors import InvalidRequest, MissingTags
 from proxy.receive import Request
 from teams import tags as tag_rules
 
+END_USER_HEADER = b"x-tollgate-user"
+END_USER_LENGTH_MAX = 256
+
+_decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 
 class Described(NamedTuple):
     request_id: str
     subject: Subject
     call: Call
     tags: dict[str, str]
+    end_user: str = ""
+    # The alias that the client asked for, where a budget has put a cheaper one in its place.
+    downgraded_from: str = ""
     # As `audit.records.UsageEvent` has them.
     tag_sources: dict[str, str] = {}
     candidates: tuple[Candidate, ...] = ()
@@ -38,7 +49,28 @@ def describe(request: Request, subject: Subject, dialect: Dialect, parameters: M
             parameters = {**parameters, name.decode(): request.headers[name].decode("latin-1")}
     call = dialect.describe(request.body, request.headers.get(b"content-type", JSON), parameters)
     tags, tag_sources = _tags(request, subject, call)
-    return Described(request.request_id, subject, call, tags, tag_sources)
+    return Described(request.request_id, subject, call, tags, _end_user(request, call), tag_sources=tag_sources)
+
+
+def _end_user(request: Request, call: Call) -> str:
+    """Whom the call is made for, as the client names them: in our header, else where its dialect has a place for it."""
+    named = request.headers.get(END_USER_HEADER, b"").decode("latin-1").strip()
+    if not named:
+        fields = call.fields
+        raw = fields.get("safety_identifier") or fields.get("user")
+        if raw is None and call.dialect.name.startswith("anthropic") and "metadata" in fields:
+            raw = _field_of(fields["metadata"], "user_id")
+        value = msgspec.json.decode(raw) if raw is not None else None
+        named = value if isinstance(value, str) else ""
+    # What is too long for a name is known by its digest.
+    return named if len(named) <= END_USER_LENGTH_MAX else hashlib.sha256(named.encode()).hexdigest()
+
+
+def _field_of(raw: msgspec.Raw, name: str) -> msgspec.Raw | None:
+    try:
+        return _decode_object(raw).get(name)
+    except msgspec.ValidationError:
+        return None
 
 
 def _tags(request: Request, subject: Subject, call: Call) -> tuple[dict[str, str], dict[str, str]]:

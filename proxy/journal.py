@@ -27,11 +27,13 @@ _NAME = re.compile(r"(?P<worker>.+)\.(?P<number>\d+)\.log")
 
 
 class Dispatched(msgspec.Struct, frozen=True, array_like=True, tag="d"):
-    """About to be sent to a provider. `admit` is the argument it was admitted with, `held_nanos` what it holds by now."""
+    """About to be sent to a provider. `admit` is the argument it was admitted with, `held_nanos` and `held_tokens` what it holds
+    by now."""
 
     attempt_id: str
     held_nanos: int
     admit: bytes
+    held_tokens: int = 0
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, tag="s"):

@@ -140,14 +140,21 @@ class Session:
 
     async def _cover(self) -> None:
         """Raises a GatewayError when the cap has no room."""
-        price = self._attempt.upstream.deployment.price
-        assert price is not None, "an attempt is only admitted with a price"
-        if self._meter.needed_nanos(price) <= self._attempt.held_nanos:
+        if not any(self._missing()):
             return
         async with self._covering:
-            missing_nanos = self._meter.needed_nanos(price) - self._attempt.held_nanos
-            if missing_nanos > 0:
-                await self._admission.extend_by(self._attempt, missing_nanos)
+            missing_nanos, missing_tokens = self._missing()
+            if missing_nanos or missing_tokens:
+                await self._admission.extend_by(self._attempt, missing_nanos, missing_tokens)
+
+    def _missing(self) -> tuple[int, int]:
+        """What the hold is short of: (nano-USD, tokens where a budget counts them)."""
+        attempt = self._attempt
+        price = attempt.upstream.deployment.price
+        assert price is not None, "an attempt is only admitted with a price"
+        nanos = max(self._meter.needed_nanos(price) - attempt.held_nanos, 0)
+        counts_tokens = bool(attempt.counters.units)
+        return nanos, max(self._meter.needed_tokens() - attempt.held_tokens, 0) if counts_tokens else 0
 
 
 async def watch(
@@ -171,4 +178,4 @@ def _headers(attempt: Attempt, offered: list[bytes], chosen: bytes) -> Headers:
     protocol = chosen or (PROTOCOL if PROTOCOL in offered else b"")
     if protocol:
         headers.append((SUBPROTOCOLS, protocol))
-    return headers + rate_limit_headers(attempt.subject, attempt.remaining, attempt.reset_ms)
+    return headers + rate_limit_headers(attempt.rules, attempt.free, attempt.reset_ms)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import structlog
 from msgspec import structs
 
-from budgets.matching import Index
+from budgets.matching import Index, is_of_keys
 from budgets.pricing import fixed_price
 from keys.kills import kill_field
 from proxy import snapshot as configuration
@@ -106,8 +106,11 @@ class Registry:
             deployment_id: _upstream(deployment, snapshot.providers[deployment.provider], open_sealed)
             for deployment_id, deployment in snapshot.deployments.items()
         }
-        self.budgets = Index(snapshot.budgets)
-        self.limits = Index(snapshot.limits)
+        # Apart: those that a key alone decides, which are looked for once, and those that each call decides.
+        self.budgets_of_keys = Index(budget for budget in snapshot.budgets if is_of_keys(budget.subject))
+        self.limits_of_keys = Index(limit for limit in snapshot.limits if is_of_keys(limit.subject))
+        self.budgets_of_calls = Index(budget for budget in snapshot.budgets if not is_of_keys(budget.subject))
+        self.limits_of_calls = Index(limit for limit in snapshot.limits if not is_of_keys(limit.subject))
         # By provider and upstream model; "" for calls that name no model we know.
         self.passthroughs: dict[tuple[str, str], Upstream] = {}
         for upstream in self.upstreams.values():

@@ -278,7 +278,7 @@ def _headers(response: http1.UpstreamResponse, attempt: Attempt) -> Headers:
     dropped = attempt.prepared.dropped
     if dropped:
         headers.append((b"x-tollgate-dropped", ", ".join(dropped).encode("ascii", "replace")))
-    return headers + rate_limit_headers(attempt.subject, attempt.remaining, attempt.reset_ms)
+    return headers + rate_limit_headers(attempt.rules, attempt.free, attempt.reset_ms)
 
 
 def _usd(nanos: int) -> bytes:

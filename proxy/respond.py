@@ -5,10 +5,11 @@ from http import HTTPStatus
 
 from websockets.frames import CloseCode
 
-from proxy.authenticate import SUBPROTOCOLS, Subject
+from proxy.authenticate import SUBPROTOCOLS
 from proxy.dialects.dialect import Dialect
 from proxy.errors import ClientGone, GatewayError, MethodNotAllowed, UpstreamRefused
 from proxy.receive import Request, Send
+from proxy.rules import Rules
 from proxy.wire.json_gate import is_object
 from proxy.wire.websocket import WebSocket
 
@@ -118,13 +119,13 @@ def _error_headers(error: GatewayError) -> Headers:
     return headers
 
 
-def rate_limit_headers(subject: Subject, remaining: Sequence[int], reset_ms: Sequence[int]) -> Headers:
-    """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind; by position in the subject's limits."""
+def rate_limit_headers(rules: Rules, free: Sequence[int], reset_ms: Sequence[int]) -> Headers:
+    """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind; by position among the rules' limits."""
     headers: Headers = []
-    for names, positions in subject.rate_headers:
-        if positions:
-            at = min(positions, key=remaining.__getitem__)
-            headers.append((names.limit, b"%d" % subject.limits[at].per_minute))
-            headers.append((names.remaining, b"%d" % max(remaining[at], 0)))
+    for names in rules.rate_headers:
+        if names.positions:
+            remaining, at = min((rules.checks[at].units_in(free[at]), at) for at in names.positions)
+            headers.append((names.limit, b"%d" % rules.checks[at].amount))
+            headers.append((names.remaining, b"%d" % remaining))
             headers.append((names.reset, b"%dms" % reset_ms[at]))
     return headers

@@ -1,6 +1,8 @@
 -- Grows the hold of a running attempt, or changes nothing and says what refused.
 
-local worker, attempt_id, add_nanos, kill_fields, keys, caps, is_hard, ends = unpack(cmsgpack.unpack(ARGV[1]))
+local worker, attempt_id, add_nanos, kill_fields, keys, caps, is_hard, ends, units, add_tokens =
+  unpack(cmsgpack.unpack(ARGV[1]))
+units = units or {}
 
 local state = call('MGET', 'tg:epoch', 'tg:lease:' .. worker)
 if not state[1] then return {'no_epoch'} end
@@ -12,11 +14,12 @@ if flag then return {'halted', flag} end
 local hold = call('HGET', 'tg:holds:' .. worker, attempt_id)
 if not hold then return {'no_hold'} end
 
-local fitting, index, left_nanos = fitting_nanos(keys, caps, is_hard, add_nanos, add_nanos)
-if not fitting then return {'over_budget', index, left_nanos} end
+local add = {add_nanos, add_tokens or 0, 0}
+local fits, index, left = fitting(read_counters(keys), caps, is_hard, units, add, add)
+if not fits then return {'over_budget', index, left} end
 
-local held_nanos, rest = cut_hold(hold)
-held_nanos = held_nanos + add_nanos
-add_to_counters(keys, ends, add_nanos)
-call('HSET', 'tg:holds:' .. worker, attempt_id, join_hold(held_nanos, rest))
-return {'ok', held_nanos}
+local held, rest = cut_hold(hold)
+held[NANOS], held[TOKENS] = held[NANOS] + add[NANOS], held[TOKENS] + add[TOKENS]
+add_to_counters(keys, ends, units, add)
+call('HSET', 'tg:holds:' .. worker, attempt_id, join_hold(held, units, rest))
+return {'ok', held[NANOS], held[TOKENS]}

@@ -1,12 +1,18 @@
--- Shared by the scripts. An amount is a whole number of nano-USD; a Lua number holds it exactly up to 2^53.
--- Budgets come as columns (keys, caps, is_hard, ends): Redis unpacks a few flat lists faster than many small ones.
+-- Shared by the scripts. An amount is a whole number of its budget's unit; a Lua number holds it exactly up to 2^53.
+-- Budgets come as columns (keys, caps, is_hard, ends): Redis unpacks a few flat lists faster than many small ones. `units` has
+-- what each counts, and is empty where all count money. Amounts are lists by unit: {nano-USD, tokens, requests}.
 
-local EXACT_NANOS = 9007199254740992
--- Above 2^53 a cap and its counter are each read up to 512 nanos off, so such a cap is taken this much smaller.
-local CAP_MARGIN_NANOS = 4096
+local NANOS, TOKENS, REQUESTS = 1, 2, 3
+local EXACT_MAX = 9007199254740992
+-- Above 2^53 a cap and its counter are each read up to 512 off, so such a cap is taken this much smaller.
+local CAP_MARGIN = 4096
 -- A counter outlives its window, for workers whose clocks are behind and for settles that come late.
 local COUNTER_GRACE_S = 3600
-local MINUTE_US = 60000000
+-- The whole of a hold is taken where it is at most this part of what is left: long holds must not fill up a cap that is
+-- hardly spent.
+local AMPLE_PARTS = 256
+local OBSERVED = 'tg:observed'
+local OBSERVED_MAX = 100000
 
 local call = redis.call
 
@@ -19,30 +25,44 @@ local function thrown_flag(kill_fields)
   end
 end
 
--- The larger of two amounts that every hard budget has room for. Without room for either: nil, the position (from 0) of the
--- first budget that refuses, and what it has left.
-local function fitting_nanos(keys, caps, is_hard, full_nanos, tranche_nanos)
-  if #keys == 0 then return full_nanos end
+-- What counters hold now, by position.
+local function read_counters(keys)
+  if #keys == 0 then return {} end
   local spent = call('MGET', unpack(keys))
-  local fitting = full_nanos
-  for i = 1, #keys do
-    if is_hard[i] then
-      local cap_nanos = caps[i]
-      if cap_nanos > EXACT_NANOS then cap_nanos = cap_nanos - CAP_MARGIN_NANOS end
-      local left_nanos = cap_nanos - (tonumber(spent[i]) or 0)
-      if tranche_nanos > left_nanos then return nil, i - 1, left_nanos end
-      if full_nanos > left_nanos then fitting = tranche_nanos end
-    end
-  end
-  return fitting
+  for i = 1, #keys do spent[i] = tonumber(spent[i]) or false end
+  return spent
 end
 
-local function add_to_counters(keys, ends, nanos)
-  if nanos == 0 then return end
-  local amount = string.format('%d', nanos)
+local function left_of(cap, spent)
+  if cap > EXACT_MAX then cap = cap - CAP_MARGIN end
+  return cap - (spent or 0)
+end
+
+-- The larger of two amounts that every hard budget has room for. Without room for either: nil, the position (from 0) of the
+-- first budget that refuses, and what it has left.
+local function fitting(spent, caps, is_hard, units, full, tranche)
+  local chosen = full
+  for i = 1, #caps do
+    if is_hard[i] then
+      local left, unit = left_of(caps[i], spent[i]), units[i] or NANOS
+      if tranche[unit] > left then return nil, i - 1, left end
+      if full[unit] > tranche[unit] and full[unit] * AMPLE_PARTS > left then chosen = tranche end
+    end
+  end
+  return chosen
+end
+
+local function add_to_counters(keys, ends, units, amounts)
+  local nanos = amounts[NANOS]
+  local formatted = string.format('%d', nanos)
   for i = 1, #keys do
+    local amount, text = nanos, formatted
+    if units[i] and units[i] ~= NANOS then
+      amount = amounts[units[i]]
+      text = string.format('%d', amount)
+    end
     -- Equal means that the counter may be new, and a new one needs its end.
-    if call('INCRBY', keys[i], amount) == nanos then
+    if amount ~= 0 and call('INCRBY', keys[i], text) == amount then
       call('EXPIREAT', keys[i], ends[i] + COUNTER_GRACE_S)
     end
   end
@@ -55,23 +75,38 @@ local function free_slots(running_keys)
   end
 end
 
--- Limits count by the rule of `limits.py`: the time at which all that was taken will have flowed back.
-local function set_arrival(key, arrival_us, now_us)
-  if arrival_us > now_us then
-    call('SET', key, arrival_us, 'PX', math.ceil((arrival_us - now_us) / 1000))
+-- Limits count by the rule of `limits.py`: "<ahead_ns> <written_at_us>", by how long what was taken is ahead of what has flowed
+-- back, and when that was so.
+local function ahead_ns(state, now_us)
+  if not state then return 0 end
+  local ahead, written_at_us = string.match(state, '^(%d+) (%d+)$')
+  if not ahead then return 0 end
+  return math.max(ahead - math.max(now_us - written_at_us, 0) * 1000, 0)
+end
+
+local function set_ahead(key, ahead, now_us)
+  if ahead > 0 then
+    call('SET', key, string.format('%d %d', ahead, now_us), 'PX', math.ceil(ahead / 1000000))
   else
     call('DEL', key)
   end
 end
 
--- "<held_nanos>|<rest>" → held_nanos, rest
+-- A hold is "<nanos>|<rest>", or "<nanos>,<tokens>|<rest>" where a budget counts tokens or requests.
 local function cut_hold(value)
   local bar = string.find(value, '|', 1, true)
-  return tonumber(string.sub(value, 1, bar - 1)), string.sub(value, bar + 1)
+  local nanos, tokens = string.match(string.sub(value, 1, bar - 1), '^(%d+),?(%d*)$')
+  return {tonumber(nanos), tonumber(tokens) or 0, 1}, string.sub(value, bar + 1)
 end
 
-local function join_hold(held_nanos, rest)
-  return string.format('%d|', held_nanos) .. rest
+local function join_hold(amounts, units, rest)
+  if #units == 0 then return string.format('%d|', amounts[NANOS]) .. rest end
+  return string.format('%d,%d|', amounts[NANOS], amounts[TOKENS]) .. rest
+end
+
+-- An observed rule would have refused.
+local function observe(key)
+  if call('HLEN', OBSERVED) < OBSERVED_MAX or call('HEXISTS', OBSERVED, key) == 1 then call('HINCRBY', OBSERVED, key, 1) end
 end
 
 local function redis_time_us()

@@ -22,17 +22,17 @@ local holds_key = 'tg:holds:' .. worker
 local holds = call('HGETALL', holds_key)
 for i = 1, #holds, 2 do
   local attempt_id, hold = holds[i], holds[i + 1]
-  local held_nanos, rest = cut_hold(hold)
+  local held, rest = cut_hold(hold)
   local bar = string.find(rest, '|', 1, true)
   local head, event = cjson.decode(string.sub(rest, 1, bar - 1)), string.sub(rest, bar + 1)
   free_slots(head.running)
   if is_void[attempt_id] then
-    add_to_counters(head.budgets, head.ends, -held_nanos)
+    add_to_counters(head.budgets, head.ends, head.units or {}, {-held[NANOS], -held[TOKENS], -held[REQUESTS]})
     append_event(event, 'voided', 0)
     voided = voided + 1
   else
     call('HSET', 'tg:suspense', attempt_id, hold)
-    append_event(event, 'suspense', held_nanos)
+    append_event(event, 'suspense', held[NANOS])
     to_suspense = to_suspense + 1
   end
 end

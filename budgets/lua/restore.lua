@@ -1,12 +1,14 @@
 -- Puts back the hold of an attempt that still runs, after Redis came back without it. Its money is being spent: no cap refuses.
 
-local worker, attempt_id, held_nanos, keys, ends, running_keys, hold = unpack(cmsgpack.unpack(ARGV[1]))
+local worker, attempt_id, held_nanos, keys, ends, running_keys, hold, units, held_tokens = unpack(cmsgpack.unpack(ARGV[1]))
+units = units or {}
 
 if call('EXISTS', 'tg:epoch') == 0 then return {'no_epoch'} end
 if call('HEXISTS', 'tg:holds:' .. worker, attempt_id) == 1 then return {'present'} end
 if call('HEXISTS', 'tg:suspense', attempt_id) == 1 then return {'present'} end
 
+local held = {held_nanos, held_tokens or 0, 1}
 for i = 1, #running_keys do call('INCR', running_keys[i]) end
-add_to_counters(keys, ends, held_nanos)
-call('HSET', 'tg:holds:' .. worker, attempt_id, join_hold(held_nanos, hold))
+add_to_counters(keys, ends, units, held)
+call('HSET', 'tg:holds:' .. worker, attempt_id, join_hold(held, units, hold))
 return {'ok'}

@@ -258,8 +258,19 @@ class RealtimeMeter(SessionMeter):
             self._needed_nanos = self._reckon(price)
         return self._needed_nanos
 
+    @property
+    def _answers_under_way(self) -> int:
+        """Those that run, or may begin before we have heard of it."""
+        return len(self._asked) + len(self._running) + (self._answers_by_itself and self._has_heard)
+
+    def needed_tokens(self) -> int:
+        each = self._deployment.context_window + max(self._output_tokens_max, self._asked_output_tokens_max)
+        to_transcribe = max(math.ceil(self._to_transcribe_tokens) - self._transcribed_tokens, 0)
+        used = self.usage.input_tokens + self.usage.output_tokens
+        return used + self._answers_under_way * each + 2 * to_transcribe
+
     def _reckon(self, price: Price) -> int:
-        answers = len(self._asked) + len(self._running) + (self._answers_by_itself and self._has_heard)
+        answers = self._answers_under_way
         needed = cost_nanos(self.usage, price)
         if answers:
             output_tokens = max(self._output_tokens_max, self._asked_output_tokens_max)

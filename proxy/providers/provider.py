@@ -229,6 +229,10 @@ class SessionMeter:
         """What is used so far, and the most that whatever may run now can use."""
         raise NotImplementedError
 
+    def needed_tokens(self) -> int:
+        """The same in tokens."""
+        raise NotImplementedError
+
     def finish(self) -> None:
         """The session is over: what had begun and never said its usage is estimated."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ import redis
 import redis.asyncio
 
 from audit.records import UsageEvent, decode_event, encode_event
-from budgets import gate
+from budgets import gate, limits
 
 WORKER = "worker-1"
 END_S = int(time.time()) + 3600
@@ -20,7 +20,19 @@ TEAM = gate.BudgetCounter(gate.spend_key("team", 0), CAP_NANOS, True, END_S)
 KEY = gate.BudgetCounter(gate.spend_key("key", 0), 10 * CAP_NANOS, True, END_S)
 SOFT = gate.BudgetCounter(gate.spend_key("soft", 0), 10, False, END_S)
 EVENT = b'{"attempt_id":"a"}'
-SLOT = gate.running_key("team", "t")
+SLOT = gate.running_key("slots")
+MINUTE_NS = 60 * limits.NANOS_PER_S
+
+
+def rate(
+    limit_id: str, amount: int, *, metric: str = "requests", window_ns: int = MINUTE_NS, **more
+) -> gate.LimitCheck:
+    capacity = limits.capacity_ns(metric, amount, amount, window_ns)
+    return gate.LimitCheck(gate.rate_key(limit_id), amount, window_ns, capacity, **more)
+
+
+def at_once(most: int) -> gate.LimitCheck:
+    return gate.LimitCheck(SLOT, most, 0, most)
 
 
 class Gate:
@@ -45,19 +57,27 @@ class Gate:
         *,
         budgets: Sequence[gate.BudgetCounter] = (TEAM, KEY),
         limits: Sequence[gate.LimitCheck] = (),
+        units: int = 1,
+        full_tokens: int = 0,
+        tranche_tokens: int | None = None,
+        downgrades: Sequence[tuple[int, gate.Downgrade]] = (),
         kill_fields: Sequence[str] = ("global",),
         event: bytes = EVENT,
     ) -> object:
-        slots = [limit.key for limit in limits if limit.kind == "running"]
+        checks = gate.LimitChecks(limits)
         argument = gate.encode_admit(
             worker=self.worker,
             attempt_id=attempt_id,
             kill_fields=kill_fields,
-            limits=limits,
+            checks=checks,
+            costs_ns=[check.cost_ns(units) for check in checks[: checks.rates]],
             budgets=budgets,
+            downgrades=downgrades,
             full_nanos=full,
             tranche_nanos=full if tranche is None else tranche,
-            hold=gate.hold_value(budgets, slots, event),
+            full_tokens=full_tokens,
+            tranche_tokens=full_tokens if tranche_tokens is None else tranche_tokens,
+            hold=gate.hold_value(budgets, checks.running_keys, event),
         )
         return gate.decode_admit(self.ask(gate.ADMIT, argument))
 
@@ -69,7 +89,9 @@ class Gate:
         *,
         budgets: Sequence[gate.BudgetCounter] = (TEAM, KEY),
         slots: Sequence[str] = (),
-        tpm: Sequence[tuple[str, int, int]] = (),
+        corrections: Sequence[tuple[str, int]] = (),
+        tokens: int = 0,
+        requests: int = 1,
     ) -> object:
         argument = gate.encode_settle(
             worker=self.worker,
@@ -77,7 +99,9 @@ class Gate:
             attempt_id=attempt_id,
             cost_nanos=cost,
             budgets=budgets,
-            tpm=tpm,
+            tokens=tokens,
+            requests=requests,
+            corrections=corrections,
             running_keys=slots,
             event=EVENT,
         )
@@ -126,8 +150,9 @@ def test_the_budget_that_refuses_is_named_by_its_position(ready: Gate) -> None:
 
 def test_a_tranche_is_held_where_the_whole_does_not_fit(ready: Gate) -> None:
     assert ready.admit("a", 5_000, 300) == gate.Admitted(300, (), ())
-    assert ready.admit("b", 700, 300) == gate.Admitted(700, (), ())
-    assert ready.admit("c", 700, 300) == gate.OverBudget(0, 0)
+    assert ready.admit("b", 700, 300) == gate.Admitted(300, (), ())
+    assert ready.admit("c", 700, 300) == gate.Admitted(300, (), ())
+    assert ready.admit("d", 700, 300) == gate.OverBudget(0, 100)
 
 
 def test_a_soft_budget_counts_and_never_refuses(ready: Gate) -> None:
@@ -153,7 +178,7 @@ def test_a_kill_switch_halts_at_once_and_is_quoted(ready: Gate) -> None:
 
 
 def test_more_than_may_run_at_once_is_refused_until_one_ends(ready: Gate) -> None:
-    two_at_once = gate.LimitCheck("running", SLOT, 2, 1)
+    two_at_once = at_once(2)
     assert ready.admit("a", 1, limits=[two_at_once]) == gate.Admitted(1, (1,), (0,))
     assert ready.admit("b", 1, limits=[two_at_once]) == gate.Admitted(1, (0,), (0,))
     assert ready.admit("c", 1, limits=[two_at_once]) == gate.Limited(0, 0, 1000)
@@ -162,15 +187,12 @@ def test_more_than_may_run_at_once_is_refused_until_one_ends(ready: Gate) -> Non
 
 
 def test_a_limit_that_refuses_leaves_the_others_untouched(ready: Gate) -> None:
-    requests = gate.LimitCheck("rpm", gate.rate_key("rpm", "team", "t"), 10, 1)
-    none_at_once = gate.LimitCheck("running", SLOT, 0, 1)
-    assert ready.admit("a", 1, limits=[requests, none_at_once]) == gate.Limited(1, 0, -1)
+    assert ready.admit("a", 1, limits=[rate("r", 10), at_once(0)]) == gate.Limited(1, 0, -1)
     assert ready.client.keys("tg:limit:*") == []
 
 
 def test_over_budget_takes_nothing_from_the_limits(ready: Gate) -> None:
-    requests = gate.LimitCheck("rpm", gate.rate_key("rpm", "team", "t"), 10, 1)
-    assert ready.admit("a", 5_000, limits=[requests]) == gate.OverBudget(0, CAP_NANOS)
+    assert ready.admit("a", 5_000, limits=[rate("r", 10)]) == gate.OverBudget(0, CAP_NANOS)
     assert ready.client.keys("tg:limit:*") == []
 
 
@@ -238,6 +260,149 @@ def test_a_hold_grows_only_for_a_living_worker_that_has_it_and_is_not_halted(rea
     assert ready.spent() == 600
 
 
+# Units, modes, thresholds, roll-over
+
+TOKENS = gate.BudgetCounter(gate.spend_key("tokens", 0), 1_000, True, END_S, gate.TOKENS)
+REQUESTS = gate.BudgetCounter(gate.spend_key("requests", 0), 2, True, END_S, gate.REQUESTS)
+
+
+def test_each_budget_counts_in_its_unit(ready: Gate) -> None:
+    budgets = (TEAM, TOKENS, REQUESTS)
+    assert ready.admit("a", 600, budgets=budgets, full_tokens=400) == gate.Admitted(600, (), (), 400)
+    assert [ready.spent(counter) for counter in budgets] == [600, 400, 1]
+    assert ready.admit("b", 1, budgets=budgets, full_tokens=601) == gate.OverBudget(1, 600)
+    ready.settle(1, "a", 70, budgets=budgets, tokens=30)
+    assert [ready.spent(counter) for counter in budgets] == [70, 30, 1]
+    ready.admit("b", 1, budgets=budgets, full_tokens=1)
+    assert ready.admit("c", 1, budgets=budgets, full_tokens=1) == gate.OverBudget(2, 0)
+
+
+def test_an_attempt_that_was_never_sent_is_no_request(ready: Gate) -> None:
+    ready.admit("a", 600, budgets=(TOKENS, REQUESTS), full_tokens=400)
+    ready.settle(1, "a", 0, budgets=(TOKENS, REQUESTS), tokens=0, requests=0)
+    assert (ready.spent(TOKENS), ready.spent(REQUESTS)) == (0, 0)
+
+
+def test_every_unit_is_extended_reaped_and_restored(ready: Gate) -> None:
+    budgets = (TEAM, TOKENS, REQUESTS)
+
+    def spent() -> list[int]:
+        return [ready.spent(counter) for counter in budgets]
+
+    ready.admit("a", 500, 100, budgets=budgets, full_tokens=2_000, tranche_tokens=200)
+    grown = gate.encode_extend(
+        worker=WORKER, attempt_id="a", add_nanos=50, add_tokens=30, kill_fields=(), budgets=budgets
+    )
+    assert gate.decode_extend(ready.ask(gate.EXTEND, grown)) == gate.Extended(150, 230)
+    assert spent() == [150, 230, 1]
+    stored = ready.client.hget(gate.holds_key(WORKER), "a")
+    assert [amount for _, amount in gate.decode_kept_hold(stored).amounts()] == [150, 230, 1]
+    ready.client.delete(gate.holds_key(WORKER), *(counter.key for counter in budgets))
+    restored = gate.encode_restore(
+        worker=WORKER,
+        attempt_id="a",
+        held_nanos=150,
+        held_tokens=230,
+        budgets=budgets,
+        hold=gate.hold_value(budgets, (), EVENT),
+    )
+    assert gate.decode_restore(ready.ask(gate.RESTORE, restored)) == gate.Restored()
+    assert spent() == [150, 230, 1]
+    assert ready.client.hget(gate.holds_key(WORKER), "a") == stored
+    ready.admit("b", 1, budgets=budgets, full_tokens=1)
+    assert ready.reap(is_dead=True, voided=["b"]) == gate.Reaped(1, 1)
+    assert spent() == [150, 230, 1]
+    assert ready.settle(1, "a", 10, budgets=budgets, tokens=20) == gate.Settled(150)
+    assert spent() == [10, 20, 1]
+
+
+def test_a_whole_hold_is_taken_only_of_ample_room(ready: Gate) -> None:
+    ample = gate.BudgetCounter(gate.spend_key("ample", 0), 256_000, True, END_S)
+    assert ready.admit("a", 1_000, 10, budgets=[ample]) == gate.Admitted(1_000, (), ())
+    assert ready.admit("b", 1_000, 10, budgets=[ample]) == gate.Admitted(10, (), ())
+
+
+def test_an_observed_budget_counts_what_it_would_have_refused(ready: Gate) -> None:
+    observed = SOFT._replace(is_observed=True)
+    ready.admit("a", 11, budgets=[observed])
+    ready.admit("b", 1, budgets=[observed])
+    assert ready.client.hgetall(gate.OBSERVED) == {observed.key.encode(): b"2"}
+    ready.admit("c", 5_000, budgets=[observed, TEAM])  # Refused by another.
+    assert ready.client.hgetall(gate.OBSERVED) == {observed.key.encode(): b"2"}
+
+
+def test_an_observed_limit_counts_what_it_would_have_refused_and_takes_nothing_for_it(ready: Gate) -> None:
+    observed = rate("r", 1, is_observed=True)
+    slot = gate.LimitCheck(SLOT, 1, 0, 1, True)
+    for attempt_id in "abc":
+        assert isinstance(ready.admit(attempt_id, 1, limits=[observed, slot]), gate.Admitted)
+    assert ready.client.hgetall(gate.OBSERVED) == {observed.key.encode(): b"2", SLOT.encode(): b"2"}
+    ahead_ns, _ = ready.client.get(observed.key).split()
+    assert int(ahead_ns) <= MINUTE_NS
+
+
+def test_past_a_threshold_requests_pass_at_a_rate(ready: Gate) -> None:
+    slow = gate.Throttle(500, "tg:limit:slow", MINUTE_NS // 2, MINUTE_NS)
+    counter = TEAM._replace(throttles=(slow,))
+    for attempt_id in "abcde":
+        assert isinstance(ready.admit(attempt_id, 100, budgets=[counter]), gate.Admitted)
+    assert isinstance(ready.admit("f", 1, budgets=[counter]), gate.Admitted)
+    assert isinstance(ready.admit("g", 1, budgets=[counter]), gate.Admitted)
+    refusal = ready.admit("h", 1, budgets=[counter])
+    assert isinstance(refusal, gate.Throttled)
+    assert refusal.index == 0 and 29_000 < refusal.retry_after_ms <= 30_000
+    assert ready.spent() == 502
+
+
+def test_past_a_threshold_another_alias_is_named_and_nothing_is_held(ready: Gate) -> None:
+    cheaper = [(0, gate.Downgrade(500, "cheap"))]
+    assert isinstance(ready.admit("a", 500, budgets=[TEAM], downgrades=cheaper), gate.Admitted)
+    assert ready.admit("b", 1, budgets=[TEAM], downgrades=cheaper) == gate.Downgraded(0, "cheap")
+    assert isinstance(ready.admit("b", 1, budgets=[TEAM]), gate.Admitted)
+    assert ready.spent() == 501
+
+
+def rolling(most: int = 300, *, is_empty_when_absent: bool = False) -> gate.BudgetCounter:
+    """The window after that of TEAM."""
+    carry = gate.Carry(TEAM.key, CAP_NANOS, most, is_empty_when_absent)
+    return gate.BudgetCounter(gate.spend_key("team", 3600), CAP_NANOS, True, END_S + 3600, carry=carry)
+
+
+@pytest.mark.parametrize(("spent", "carried"), [(900, 100), (400, 300), (1_000, 0), (1_200, 0)])
+def test_a_new_window_takes_along_what_the_last_one_left(ready: Gate, spent: int, carried: int) -> None:
+    ready.client.set(TEAM.key, spent)
+    counter = rolling()
+    assert ready.admit("a", CAP_NANOS + carried + 1, budgets=[counter]) == gate.OverBudget(0, CAP_NANOS + carried)
+    assert ready.spent() == spent and not ready.client.exists(counter.key)
+    assert ready.admit("a", CAP_NANOS + carried, budgets=[counter]) == gate.Admitted(CAP_NANOS + carried, (), ())
+    assert (ready.spent(), ready.spent(counter)) == (spent + carried, CAP_NANOS)
+    assert ready.client.ttl(counter.key) > 3600
+    assert ready.admit("b", 1, budgets=[counter]) == gate.OverBudget(0, 0)
+    if spent <= CAP_NANOS:  # A worker whose clock is behind finds what was left of the old window less the carry.
+        assert ready.admit("c", CAP_NANOS - spent - carried + 1, budgets=[TEAM]) == gate.OverBudget(
+            0, CAP_NANOS - spent - carried
+        )
+
+
+def test_what_is_carried_is_moved_once(ready: Gate) -> None:
+    ready.client.set(TEAM.key, 900)
+    counter = rolling()
+    ready.admit("a", 10, budgets=[counter])
+    ready.settle(1, "a", 0, budgets=[counter])
+    assert ready.spent(counter) == -100
+    ready.client.set(TEAM.key, 0)
+    ready.admit("b", 10, budgets=[counter])
+    assert ready.spent(counter) == -90
+
+
+def test_of_a_window_that_nothing_is_known_of_nothing_is_carried(ready: Gate) -> None:
+    assert ready.admit("a", CAP_NANOS + 1, budgets=[rolling()]) == gate.OverBudget(0, CAP_NANOS)
+    known = rolling(is_empty_when_absent=True)
+    assert isinstance(ready.admit("a", CAP_NANOS + 300, budgets=[known]), gate.Admitted)
+    assert (ready.spent(), ready.spent(known)) == (300, CAP_NANOS)
+    assert ready.client.ttl(TEAM.key) > 0
+
+
 # Settle
 
 
@@ -277,18 +442,18 @@ def test_a_cost_above_the_hold_is_posted_in_full(ready: Gate) -> None:
 
 
 def test_a_hold_lost_with_redis_is_settled_at_its_whole_cost_and_frees_no_slot(ready: Gate) -> None:
-    ready.admit("other", 10, limits=[gate.LimitCheck("running", SLOT, 5, 1)])
+    ready.admit("other", 10, limits=[at_once(5)])
     assert ready.settle(1, "lost", 250, slots=[SLOT]) == gate.Settled(0)
     assert ready.spent() == 260
     assert ready.client.get(SLOT) == b"1"
 
 
 def test_tokens_charged_and_not_used_are_given_back(ready: Gate) -> None:
-    tokens = gate.LimitCheck("tpm", gate.rate_key("tpm", "key", "k"), 1_000, 900)
-    ready.admit("a", 1, limits=[tokens])
-    assert isinstance(ready.admit("b", 1, limits=[tokens]), gate.Limited)
-    ready.settle(1, "a", 1, tpm=[(tokens.key, 1_000, 50 - 900)])
-    assert isinstance(ready.admit("b", 1, limits=[tokens]), gate.Admitted)
+    tokens = rate("t", 1_000, metric="tokens")
+    ready.admit("a", 1, limits=[tokens], units=900)
+    assert isinstance(ready.admit("b", 1, limits=[tokens], units=900), gate.Limited)
+    ready.settle(1, "a", 1, corrections=[(tokens.key, tokens.cost_ns(50) - tokens.cost_ns(900))])
+    assert isinstance(ready.admit("b", 1, limits=[tokens], units=900), gate.Admitted)
 
 
 # Restore and reap
@@ -307,7 +472,7 @@ def restore(ready: Gate, attempt_id: str, held: int, slots: Sequence[str] = ()) 
 
 
 def test_a_restored_hold_is_as_if_it_had_never_gone(ready: Gate) -> None:
-    ready.admit("a", 600, limits=[gate.LimitCheck("running", SLOT, 5, 1)])
+    ready.admit("a", 600, limits=[at_once(5)])
     before = ready.client.hgetall(gate.holds_key(WORKER))
     assert restore(ready, "a", 600, [SLOT]) == gate.Present()
     ready.client.delete(gate.holds_key(WORKER), TEAM.key, KEY.key, SLOT)
@@ -359,7 +524,7 @@ def test_reaping_posts_what_may_be_billed_and_gives_back_what_was_never_sent(rea
             request_model="m",
         )
     )
-    slot = gate.LimitCheck("running", SLOT, 5, 1)
+    slot = at_once(5)
     ready.admit("dispatched", 600, limits=[slot], event=event)
     ready.admit("never sent", 300, limits=[slot], event=event)
     assert ready.reap(is_dead=True, voided=["never sent", "unknown"]) == gate.Reaped(1, 1)
@@ -374,7 +539,7 @@ def test_reaping_posts_what_may_be_billed_and_gives_back_what_was_never_sent(rea
 
 
 def test_a_late_settle_corrects_what_is_in_suspense(ready: Gate) -> None:
-    ready.admit("a", 600, limits=[gate.LimitCheck("running", SLOT, 5, 1)])
+    ready.admit("a", 600, limits=[at_once(5)])
     ready.reap(is_dead=True)
     assert restore(ready, "a", 600) == gate.Present()
     assert ready.settle(1, "a", 250, slots=[SLOT]) == gate.Settled(600)
@@ -408,7 +573,7 @@ def test_the_first_beat_of_an_empty_redis(ready: Gate) -> None:
 def test_what_is_kept_with_a_hold() -> None:
     strange = gate.BudgetCounter("tg:spend:a|b:0", 1, True, 5)
     assert gate.hold_value([strange], [SLOT], EVENT) == (
-        b'{"budgets":["tg:spend:a\\u007cb:0"],"ends":[5],"running":["tg:running:team:t"]}|{"attempt_id":"a"}'
+        b'{"budgets":["tg:spend:a\\u007cb:0"],"ends":[5],"running":["tg:running:slots"]}|{"attempt_id":"a"}'
     )
     assert gate.hold_value([], [], EVENT) == b'{"budgets":[],"ends":[],"running":[]}|{"attempt_id":"a"}'
 
@@ -432,11 +597,20 @@ def test_the_argument_of_a_settle_is_what_old_journals_hold() -> None:
         attempt_id="a",
         cost_nanos=2,
         budgets=[gate.BudgetCounter("k", 3, True, 4)],
-        tpm=[("t", 5, -6)],
+        corrections=[("t", -6)],
         running_keys=["r"],
         event=b"{}",
     )
-    assert argument == b"\x9b\xa1w\x01\xa1a\x02\x91\xa1k\x91\x04\x91\xa1t\x91\x05\x91\xfa\x91\xa1r\xa2{}"
+    assert argument == b"\x9b\xa1w\x01\xa1a\x02\x91\xa1k\x91\x04\x91\xa1t\x90\x91\xfa\x91\xa1r\xa2{}"
+
+
+def test_the_tokens_that_an_old_journal_gives_back_are_of_a_minute(ready: Gate) -> None:
+    """Its settles say (key, tokens per minute, tokens) of each limit."""
+    tokens = rate("t", 1_000, metric="tokens")
+    ready.admit("a", 1, limits=[tokens], units=900)
+    argument = (WORKER, 1, "a", 1, [], [], [tokens.key], [1_000], [-900], [], "{}")
+    assert gate.decode_settle(ready.ask(gate.SETTLE, msgspec.msgpack.encode(argument))) == gate.Settled(1)
+    assert ready.client.get(tokens.key) is None
 
 
 def test_the_argument_of_a_restore_is_what_old_journals_hold() -> None:
@@ -456,7 +630,8 @@ def test_the_argument_of_an_admit_is_columns() -> None:
         worker="w",
         attempt_id="a",
         kill_fields=["global"],
-        limits=[gate.LimitCheck("rpm", "l", 60, 1)],
+        checks=gate.LimitChecks([rate("l", 60), at_once(3)]),
+        costs_ns=[7],
         budgets=[TEAM, SOFT],
         full_nanos=9,
         tranche_nanos=8,
@@ -464,9 +639,31 @@ def test_the_argument_of_an_admit_is_columns() -> None:
     )
     assert msgspec.msgpack.decode(argument) == [
         "w", "a", ["global"],
-        ["rpm"], ["l"], [60], [1],
+        ["tg:limit:l"], [MINUTE_NS], [7],
+        [SLOT], [3],
         [TEAM.key, SOFT.key], [CAP_NANOS, 10], [True, False], [END_S, END_S],
         9, 8, "{}|{}",
+    ]  # fmt: skip
+
+
+def test_what_few_budgets_say_makes_no_other_argument_longer() -> None:
+    carry = gate.Carry("tg:spend:b:0", 100, 50, False)
+    counter = gate.BudgetCounter("tg:spend:b:1", 100, False, END_S, gate.TOKENS, True, carry)
+    argument = gate.encode_admit(
+        worker="w",
+        attempt_id="a",
+        kill_fields=[],
+        checks=gate.LimitChecks([rate("l", 60, is_observed=True)]),
+        costs_ns=[7],
+        budgets=[TEAM, counter],
+        full_nanos=9,
+        tranche_nanos=8,
+        full_tokens=7,
+        tranche_tokens=6,
+        hold=b"{}|{}",
+    )
+    assert msgspec.msgpack.decode(argument)[15:] == [
+        [gate.USD, gate.TOKENS], 7, 6, [0], [["carry", 1, "tg:spend:b:0", 100, 50, False], ["observe", 1]],
     ]  # fmt: skip
 
 
@@ -513,7 +710,6 @@ class Crowd:
             worker=f"w{place}",
             attempt_id=attempt_id,
             kill_fields=(),
-            limits=(),
             budgets=[POT],
             full_nanos=FULL_NANOS,
             tranche_nanos=TRANCHE_NANOS,
@@ -548,8 +744,6 @@ class Crowd:
                 attempt_id=attempt_id,
                 cost_nanos=cost,
                 budgets=[POT],
-                tpm=(),
-                running_keys=(),
                 event=EVENT,
             )
             answer = gate.decode_settle(await self.ask(gate.SETTLE.sha1, 0, argument))
@@ -571,34 +765,35 @@ async def test_two_hundred_clients_spend_a_hard_budget_to_its_end_and_never_pass
     async with redis.asyncio.Redis.from_pool(pool) as client:
         crowd = Crowd(client)
         await asyncio.gather(crowd.watch(), *(crowd.spend_all(number) for number in range(CLIENTS)))
-    assert crowd.largest <= POT.cap_nanos
-    assert ready.spent(POT) == crowd.posted <= POT.cap_nanos
-    assert crowd.posted >= 0.97 * POT.cap_nanos
+    assert crowd.largest <= POT.cap
+    assert ready.spent(POT) == crowd.posted <= POT.cap
+    assert crowd.posted >= 0.97 * POT.cap
     assert crowd.refused > 0
     assert ready.client.xlen(gate.USAGE) == sum(crowd.seqs)
 
 
-def test_what_was_admitted_can_be_restored_from_its_own_argument():
-    budgets = [gate.BudgetCounter("tg:spend:b:0", 100, True, 3600)]
-    limits = [gate.LimitCheck("rpm", "tg:limit:rpm:key:k", 60, 1), gate.LimitCheck("running", "tg:running:key:k", 5, 1)]
-    hold = gate.hold_value(budgets, ["tg:running:key:k"], b'{"attempt_id":"a"}')
+@pytest.mark.parametrize("unit", [gate.USD, gate.TOKENS])
+def test_what_was_admitted_can_be_restored_from_its_own_argument(unit):
+    budgets = [gate.BudgetCounter("tg:spend:b:0", 100, True, 3600, unit)]
+    checks = gate.LimitChecks([rate("r", 60), at_once(5)])
+    hold = gate.hold_value(budgets, checks.running_keys, b'{"attempt_id":"a"}')
     admitted = gate.encode_admit(
         worker="w",
         attempt_id="a",
         kill_fields=["global"],
-        limits=limits,
+        checks=checks,
+        costs_ns=[1],
         budgets=budgets,
         full_nanos=50,
         tranche_nanos=50,
         hold=hold,
     )
-    assert gate.restore_of_admit(admitted, 40) == gate.encode_restore(
-        worker="w", attempt_id="a", held_nanos=40, budgets=budgets, running_keys=["tg:running:key:k"], hold=hold
+    assert gate.restore_of_admit(admitted, 40, 30) == gate.encode_restore(
+        worker="w",
+        attempt_id="a",
+        held_nanos=40,
+        held_tokens=30,
+        budgets=budgets,
+        running_keys=checks.running_keys,
+        hold=hold,
     )
-
-
-def test_costs_that_are_given_stand_in_place_of_those_of_the_limits():
-    rows = [gate.LimitCheck("tpm", "tg:limit:tpm:key:k", 60, 1)]
-    common = {"worker": "w", "attempt_id": "a", "kill_fields": [], "budgets": [], "full_nanos": 1, "tranche_nanos": 1}
-    given = gate.encode_admit(limits=gate.LimitChecks(rows), costs=[7], hold=b"", **common)
-    assert given == gate.encode_admit(limits=[rows[0]._replace(cost=7)], hold=b"", **common)

@@ -74,7 +74,6 @@ class Worker:
             worker=self.name,
             attempt_id=event.attempt_id,
             kill_fields=[],
-            limits=[],
             budgets=[BUDGET],
             full_nanos=nanos,
             tranche_nanos=nanos,
@@ -90,8 +89,6 @@ class Worker:
             attempt_id=event.attempt_id,
             cost_nanos=event.cost_nanos,
             budgets=[BUDGET],
-            tpm=[],
-            running_keys=[],
             event=encode_event(event),
         )
         assert isinstance(gate.decode_settle(self.client.eval(gate.SETTLE.text, 0, argument)), gate.Settled)

@@ -73,7 +73,6 @@ class Worker:
             worker=self.name,
             attempt_id=event.attempt_id,
             kill_fields=[],
-            limits=[],
             budgets=counters,
             full_nanos=nanos,
             tranche_nanos=nanos,
@@ -93,8 +92,6 @@ class Worker:
             attempt_id=event.attempt_id,
             cost_nanos=nanos,
             budgets=counters,
-            tpm=[],
-            running_keys=[],
             event=encode_event(event),
         )
         self.settles.append((self.seq, argument))
@@ -111,8 +108,6 @@ class Worker:
             attempt_id=event.attempt_id,
             cost_nanos=nanos,
             budgets=counters,
-            tpm=[],
-            running_keys=[],
             event=encode_event(event),
             kept_hold=gate.hold_value(counters, [], encode_event(event), job={"kind": "batch"}),
         )
@@ -127,8 +122,6 @@ class Worker:
             attempt_id=event.attempt_id,
             cost_nanos=nanos,
             budgets=hold.budgets,
-            tpm=[],
-            running_keys=[],
             event=encode_event(event),
             is_late=True,
         )
@@ -143,7 +136,6 @@ class Worker:
                 attempt_id=attempt_id,
                 held_nanos=nanos,
                 budgets=counters,
-                running_keys=[],
                 hold=hold,
             )
             self.call(gate.RESTORE, argument)

@@ -1,0 +1,159 @@
+"""The budgets and limits that apply to an attempt, as the gate is asked about them. Prepared once, kept while windows last. No I/O."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from budgets import gate, limits
+from budgets.matching import counter_values
+from budgets.windows import window_bounds
+from proxy.snapshot import Budget, Limit, Threshold
+
+NANOS_PER_MINUTE = 60 * limits.NANOS_PER_S
+# How long counters of no budget at all are good for.
+NO_WINDOW_S = 3600.0
+NEVER_CARRIED = ("fixed", "total")
+
+
+class InForce(NamedTuple):
+    """The budgets whose windows a moment lies in and their counters, in the same order, until `valid_until_s` (Unix seconds)."""
+
+    budgets: tuple[Budget, ...]
+    counters: gate.BudgetCounters
+    valid_until_s: float
+
+
+class RateHeaders(NamedTuple):
+    """The names of OpenAI's `x-ratelimit-*` headers for one kind of limit, and the positions of those limits."""
+
+    limit: bytes
+    remaining: bytes
+    reset: bytes
+    positions: list[int]
+
+
+class Rules:
+    """`budgets` and `limits` are those that match; `values` say which of their counters it is."""
+
+    __slots__ = ("_budgets", "_in_force", "_values", "checks", "costs_of_one", "estimated", "limits", "rate_headers")
+
+    def __init__(self, budgets: Sequence[Budget], limits_: Sequence[Limit], values: Mapping[str, str]) -> None:
+        self._budgets = budgets
+        self._values = values
+        self._in_force = InForce((), gate.BudgetCounters(), 0.0)
+        self.limits = sorted(limits_, key=_is_of_concurrency)
+        self.checks = gate.LimitChecks(_check(limit, values) for limit in self.limits)
+        # Positions of rates whose cost is an estimate, corrected when it is known; all others cost one.
+        self.estimated = [i for i in range(self.checks.rates) if self.limits[i].metric != limits.REQUESTS]
+        self.costs_of_one = [check.cost_ns(1) for check in self.checks[: self.checks.rates]]
+        self.rate_headers = [
+            _rate_headers(name, [i for i, limit in enumerate(self.limits) if limit.metric == metric])
+            for metric, name in (("requests", b"requests"), ("tokens", b"tokens"))
+        ]
+
+    def in_force(self, now_s: float) -> InForce:
+        if now_s >= self._in_force.valid_until_s:
+            self._in_force = self._at(now_s)
+        return self._in_force
+
+    def _at(self, now_s: float) -> InForce:
+        budgets, rows, until_s = [], [], [now_s + NO_WINDOW_S]
+        for budget in self._budgets:
+            start_s, end_s = window_of(budget, now_s)
+            until_s += [moment for moment in (start_s, end_s, *_increase_moments(budget)) if moment > now_s]
+            if start_s <= now_s < end_s:
+                budgets.append(budget)
+                rows.append(_counter(budget, start_s, end_s, now_s, self._values))
+        return InForce(tuple(budgets), gate.BudgetCounters(rows), min(until_s))
+
+
+def window_of(budget: Budget, at_s: float) -> tuple[int, int]:
+    """(start, end) in Unix seconds; of a fixed range also where `at_s` lies outside of it."""
+    return window_bounds(
+        budget.window,
+        budget.time_zone,
+        at_s,
+        fiscal_month=budget.fiscal_month,
+        starts_at_s=budget.starts_at_s,
+        ends_at_s=budget.ends_at_s,
+    )
+
+
+def cap_of(budget: Budget, at_s: float) -> int:
+    """The amount with what is added for a while, in the budget's unit."""
+    added = (increase.amount for increase in budget.increases if increase.from_s <= at_s < increase.until_s)
+    return budget.amount + sum(added)
+
+
+def _increase_moments(budget: Budget) -> Iterator[float]:
+    for increase in budget.increases:
+        yield increase.from_s
+        yield increase.until_s
+
+
+def _counter(budget: Budget, start_s: int, end_s: int, now_s: float, values: Mapping[str, str]) -> gate.BudgetCounter:
+    of_each = counter_values(budget.subject, values)
+    key = gate.spend_key(budget.budget_id, start_s, *of_each)
+    amount, unit = cap_of(budget, now_s), gate.UNITS[budget.unit]
+    carry = None
+    if budget.rollover and budget.window not in NEVER_CARRIED:
+        before_s, _ = window_of(budget, start_s - 1)
+        from_key = gate.spend_key(budget.budget_id, before_s, *of_each)
+        # What it was before it was a budget with a roll-over is not known.
+        is_empty_when_absent = budget.starts_at_s is not None and budget.starts_at_s <= before_s
+        carry = gate.Carry(from_key, cap_of(budget, start_s - 1), budget.rollover, is_empty_when_absent)
+        _, end_s = window_of(budget, end_s)  # The next window asks what this one left.
+    if budget.mode == "observe":
+        return gate.BudgetCounter(key, amount, False, end_s, unit, True, carry)
+    blocking = [threshold.percent for threshold in budget.thresholds if threshold.action == "block"]
+    return gate.BudgetCounter(
+        key=key,
+        cap=amount * min(blocking) // 100 if blocking else amount,
+        is_hard=budget.mode == "hard" or bool(blocking),
+        expire_at_s=end_s,
+        unit=unit,
+        carry=carry,
+        throttles=tuple(_throttles(budget, amount, key)),
+        downgrades=tuple(
+            gate.Downgrade(amount * threshold.percent // 100, threshold.alias)
+            for threshold in sorted(budget.thresholds, key=_percent, reverse=True)
+            if threshold.action == "downgrade"
+        ),
+    )
+
+
+def _throttles(budget: Budget, amount: int, counter_key: str) -> Iterator[gate.Throttle]:
+    for threshold in budget.thresholds:
+        if threshold.action == "throttle":
+            per_minute = threshold.per_minute
+            yield gate.Throttle(
+                at=amount * threshold.percent // 100,
+                key=f"{gate.throttle_key(counter_key)}:{threshold.percent}",
+                cost_ns=limits.cost_ns(1, per_minute, NANOS_PER_MINUTE),
+                capacity_ns=limits.capacity_ns(limits.REQUESTS, per_minute, per_minute, NANOS_PER_MINUTE),
+            )
+
+
+def _percent(threshold: Threshold) -> int:
+    return threshold.percent
+
+
+def _check(limit: Limit, values: Mapping[str, str]) -> gate.LimitCheck:
+    of_each = counter_values(limit.subject, values)
+    if limit.metric == limits.CONCURRENCY:
+        key = gate.running_key(limit.limit_id, *of_each)
+        return gate.LimitCheck(key, limit.amount, 0, limit.amount, limit.is_observed)
+    window_ns = limit.window_s * limits.NANOS_PER_S
+    burst = limit.amount if limit.burst is None else limit.burst
+    capacity = limits.capacity_ns(limit.metric, burst, limit.amount, window_ns)
+    key = gate.rate_key(limit.limit_id, *of_each)
+    return gate.LimitCheck(key, limit.amount, window_ns, capacity, limit.is_observed)
+
+
+def _is_of_concurrency(limit: Limit) -> bool:
+    return limit.metric == limits.CONCURRENCY
+
+
+def _rate_headers(name: bytes, positions: list[int]) -> RateHeaders:
+    return RateHeaders(
+        b"x-ratelimit-limit-" + name, b"x-ratelimit-remaining-" + name, b"x-ratelimit-reset-" + name, positions
+    )
