@@ -1,22 +1,31 @@
-"""The receipt of one usage record: what was counted, at which rates, and what it came to. Reads only.
+"""Receipts: of one attempt, what was counted, at which rates, and what it came to; of a request, that of all its attempts, which
+deployments there were to choose from, and whose it was. Reads only.
 
 Rates are those of the price in force when the attempt was admitted, in the provider's currency; the cost is the ledger's.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.db import models
 
 from audit.models import UsageRecord
 from budgets.pricing import TOKENS_PER_PRICING_UNIT
+from keys.models import VirtualKey
 from routing.models import Operation, Price
+from teams.models import Project, Team
 
 INPUT, OUTPUT = "Input", "Output"
+CACHED = "Input read from the provider's cache"
 WRITTEN_FOR_AN_HOUR = "Input written to the provider's cache for an hour"
 AUDIO_INPUT, IMAGE_INPUT = "Audio input", "Image input"
 AUDIO_OUTPUT, IMAGE_OUTPUT = "Audio output", "Image output"
 TOOL_CALLS = "Runs of the provider's tools"
+NANO_USD = Decimal("0.000000001")
 # What `UsageRecord.units` are, by the operation.
 UNITS: dict[str, str] = {
     Operation.IMAGES: "Images",
@@ -24,6 +33,10 @@ UNITS: dict[str, str] = {
     Operation.TRANSCRIPTION: "Seconds of audio",
     Operation.RERANK: "Search units",
 }
+
+# For so long after it was made, nothing in the ledger may mean "not yet": of a stream that runs, of what is on its way.
+PENDING_S = 600.0
+FROM_HEADER = "header"
 
 
 @dataclass(frozen=True)
@@ -67,14 +80,134 @@ class Receipt:
         return [(what, number) for what, number in _rare(self.record) if number and what not in lines]
 
     @property
+    def cache_saving_usd(self) -> Decimal:
+        """What reading from the provider's cache has saved, against the rate of fresh input."""
+        if self.price is None or not self.is_reckoned:
+            return Decimal(0)
+        saved = sum(
+            (line.number * (self.price.input - self.price.cached_input) for line in self.lines if line.what == CACHED),
+            Decimal(0),
+        )
+        return (saved * (self.usd_per_unit or 1) / TOKENS_PER_PRICING_UNIT).quantize(NANO_USD)
+
+    @property
     def is_reckoned(self) -> bool:
         """Whether the cost is the sum of the lines. In suspense it is what was held, voided nothing."""
         return self.price is not None and self.record.state == UsageRecord.State.POSTED
 
 
+class Tag(NamedTuple):
+    """`source` is project or key (a default), body or header."""
+
+    key: str
+    value: str
+    source: str
+
+
+class Step(NamedTuple):
+    """One deployment that the route was chosen from. `outcome` is answered, failed, not tried, or passed over."""
+
+    deployment: str
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RequestReceipt:
+    """All attempts of one request, in order, and the entries that corrected their cost later."""
+
+    attempts: tuple[Receipt, ...]
+    corrections: tuple[UsageRecord, ...]
+
+    @property
+    def last(self) -> UsageRecord:
+        """The attempt that the client was answered from, or that failed last; it knows most of the route."""
+        return self.attempts[-1].record
+
+    @property
+    def cost_usd(self) -> Decimal:
+        records = (*(receipt.record for receipt in self.attempts), *self.corrections)
+        return sum((record.cost_usd for record in records), Decimal(0))
+
+    @property
+    def cache_saving_usd(self) -> Decimal:
+        return sum((receipt.cache_saving_usd for receipt in self.attempts), Decimal(0))
+
+    @property
+    def latency_ms(self) -> int:
+        """From the first attempt's admission to the last one's end."""
+        first = self.attempts[0].record
+        return round((self.last.admitted_at - first.admitted_at).total_seconds() * 1000) + self.last.latency_ms
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known what everything has cost."""
+        return all(receipt.record.state != UsageRecord.State.SUSPENSE for receipt in self.attempts)
+
+    @property
+    def tags(self) -> list[Tag]:
+        sources = self.last.tag_sources
+        return [Tag(key, value, sources.get(key, FROM_HEADER)) for key, value in self.last.tags.items()]
+
+    @property
+    def route(self) -> list[Step]:
+        """In the order of trial, those passed over where they stood in it, or last."""
+        tried = {receipt.record.deployment: receipt.record for receipt in self.attempts}
+        if not self.last.route:
+            return [Step(name, _outcome(record), "the only one") for name, record in tried.items()]
+        return [
+            Step(name, _outcome(tried[name]), said.get("reason", ""))
+            if (name := said["deployment"]) in tried
+            else Step(name, "passed over" if said.get("is_passed_over") else "not tried", said.get("reason", ""))
+            for said in self.last.route
+        ]
+
+    @property
+    def team(self) -> Team | None:
+        return Team.objects.filter(pk=self.last.team_id).first()
+
+    @property
+    def project(self) -> Project | None:
+        return Project.objects.filter(pk=self.last.project_id).first()
+
+    @property
+    def virtual_key(self) -> VirtualKey | None:
+        return VirtualKey.objects.filter(pk=self.last.virtual_key_id).first()
+
+
+def receipt_of_request(request_id: UUID, visible: models.QuerySet[UsageRecord]) -> RequestReceipt | None:
+    """Out of the records that the caller may see; None where they have none of it."""
+    records = list(visible.filter(request_id=request_id).order_by("attempt_number", "admitted_at", "attempt_id"))
+    attempts = [record for record in records if record.adjusts is None]
+    if not attempts:
+        return None
+    corrections = tuple(record for record in records if record.adjusts is not None)
+    return RequestReceipt(tuple(_receipts_of(attempts)), corrections)
+
+
+def may_be_pending(request_id: UUID, now_s: float | None = None) -> bool:
+    """Whether the ledger may not know it *yet*. Request ids begin with when they were made (UUID version 7)."""
+    made_at_s = (request_id.int >> 80) / 1000
+    now_s = time.time() if now_s is None else now_s
+    return request_id.version == 7 and now_s - PENDING_S < made_at_s < now_s + PENDING_S
+
+
+def _outcome(record: UsageRecord) -> str:
+    return "failed" if record.error_type or record.status_code >= 400 else "answered"
+
+
+def _receipts_of(records: Sequence[UsageRecord]) -> Iterable[Receipt]:
+    prices = Price.objects.select_related("provider").in_bulk(
+        [record.price_id for record in records if record.price_id is not None]
+    )
+    for record in records:
+        price = prices.get(record.price_id) if record.price_id else None
+        yield Receipt(record, price, tuple(_lines(record, price)) if price else ())
+
+
 def receipt_of(record: UsageRecord) -> Receipt:
-    price = Price.objects.select_related("provider").filter(pk=record.price_id).first() if record.price_id else None
-    return Receipt(record, price, tuple(_lines(record, price)) if price else ())
+    (receipt,) = _receipts_of([record])
+    return receipt
 
 
 def attempts_of(record: UsageRecord, viewer: Any) -> list[UsageRecord]:
@@ -98,7 +231,7 @@ def _lines(record: UsageRecord, price: Price) -> Iterable[Line]:
         (INPUT, fresh, price.input),
         (AUDIO_INPUT, heard, price.input_audio),
         (IMAGE_INPUT, seen, price.input_image),
-        ("Input read from the provider's cache", cached, price.cached_input),
+        (CACHED, cached, price.cached_input),
         ("Input written to the provider's cache", written, price.cache_write),
         (WRITTEN_FOR_AN_HOUR, hour, price.cache_write_1h),
         (OUTPUT, output, price.output),

@@ -10,7 +10,7 @@ from rest_framework.routers import SimpleRouter
 
 from audit import api as audit
 from budgets import api as budgets
-from controlplane import kill_api
+from controlplane import kill_api, receipt_api
 from controlplane.problems import NotFoundView
 from keys import api as keys
 from routing import api as routing
@@ -49,6 +49,7 @@ for prefix, view in (
     ("increases", budgets.IncreaseView),
     ("usage", budgets.UsageView),
     ("usage-records", audit.UsageRecordView),
+    ("receipts", receipt_api.ReceiptView),
     ("audit-entries", audit.AuditEntryView),
     ("kill-switches", kill_api.KillSwitchView),
     ("workers", kill_api.WorkerView),

@@ -118,6 +118,8 @@ class Installation:
             "TOLLGATE_DEMO": str(int(options.is_demo)),
             "TOLLGATE_PROXY_BIND": f"{HOST}:{options.proxy_port}",
         }
+        if options.is_demo:  # Else the admin is reached by https, and somebody must say where.
+            self.public.setdefault("TOLLGATE_CONTROL_URL", f"http://{HOST}:{options.admin_port}")
         self.data_path = self.public | {
             "REDIS_URL": self.redis_url,
             "TOLLGATE_VAULT_KEY": environ.get("TOLLGATE_VAULT_KEY") or kept["vault_key"],

@@ -24,6 +24,7 @@ from proxy.journal import Journal
 from proxy.live import LiveRequests
 from proxy.logs import configure
 from proxy.metrics import Counts, WorkerStatus, decode_status, render
+from proxy.receipts import Receipts
 from proxy.receive import Receive, Scope, Send
 from proxy.stored import Stored
 from proxy.wire.http1 import UpstreamPool
@@ -81,6 +82,7 @@ class Worker:
             admission=self.admission,
             stored=Stored(self.redis),
             idempotency=self.idempotency,
+            receipts=Receipts(self.pool, config.control_url),
             follower=self.follower,
             keys=self.keys,
             pool=self.pool,

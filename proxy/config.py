@@ -31,6 +31,8 @@ class Config:
     grace_s: float = 25.0
     lease_s: float = 30.0
     redis_timeout_s: float = 0.2
+    # Where the control plane listens; "": receipts are not served.
+    control_url: str = ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Config":
@@ -48,6 +50,7 @@ class Config:
             ),
             grace_s=_number(environ, "TOLLGATE_GRACE_S", cls.grace_s, low=0, high=3600),
             lease_s=_number(environ, "TOLLGATE_LEASE_S", cls.lease_s, low=1, high=600),
+            control_url=_control_url(environ),
             redis_timeout_s=_number(environ, "TOLLGATE_REDIS_TIMEOUT_S", cls.redis_timeout_s, low=0.01, high=60),
         )
 
@@ -62,6 +65,19 @@ def _redis_url(environ: Mapping[str, str]) -> str:
         scheme = ""
     if scheme not in REDIS_SCHEMES:
         raise ConfigError(f"REDIS_URL is not a URL that starts with {':// or '.join(REDIS_SCHEMES)}://")
+    return url
+
+
+def _control_url(environ: Mapping[str, str]) -> str:
+    url = environ.get("TOLLGATE_CONTROL_URL", "")
+    try:
+        parts = urlsplit(url)
+        is_sound = not url or (parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc)
+        is_sound = is_sound and parts.port != 0 and parts.path in ("", "/") and not parts.query and not parts.fragment
+    except ValueError:
+        is_sound = False
+    if not is_sound:
+        raise ConfigError("TOLLGATE_CONTROL_URL is not http[s]://host[:port]")
     return url
 
 

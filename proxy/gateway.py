@@ -4,12 +4,13 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from http import HTTPStatus
 from typing import NamedTuple
 
 import structlog
 
 from proxy.admission import Admission, Attempt, Outcome
-from proxy.authenticate import KeyCache, Subject, authenticate
+from proxy.authenticate import KeyCache, Subject, authenticate, presented_key
 from proxy.cache import look_in_cache
 from proxy.call import call_provider, open_session
 from proxy.clock import Clock
@@ -17,7 +18,7 @@ from proxy.control import Control
 from proxy.describe import Described, describe
 from proxy.dialects.dialect import Dialect
 from proxy.dialects.stored import CANCEL, DELETE, StoredDialect
-from proxy.dialects.table import CONVERSE, INFER, MODELS, STORED, STORED_LIST, TABLE, Match, dialect_of
+from proxy.dialects.table import CONVERSE, INFER, MODELS, RECEIPT, STORED, STORED_LIST, TABLE, Match, dialect_of
 from proxy.errors import (
     AliasUnknown,
     CannotCarry,
@@ -34,11 +35,13 @@ from proxy.follow import Follower
 from proxy.guard import guard
 from proxy.idempotency import HEADER as IDEMPOTENCY_KEY
 from proxy.idempotency import Answer, Idempotency
+from proxy.ids import is_id
 from proxy.live import LiveRequest, LiveRequests
 from proxy.metrics import Counts
 from proxy.prepare import Prepared, prepare
 from proxy.providers.provider import Kept
 from proxy.realtime import converse
+from proxy.receipts import Receipts
 from proxy.receive import Receive, Request, Scope, Send, body_at_hand, read_body
 from proxy.registry import Registry
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
@@ -82,6 +85,7 @@ class Gateway:
         admission: Admission,
         stored: Stored,
         idempotency: Idempotency,
+        receipts: Receipts,
         follower: Follower,
         keys: KeyCache,
         pool: UpstreamPool,
@@ -95,6 +99,7 @@ class Gateway:
         self._admission = admission
         self._stored = stored
         self._idempotency = idempotency
+        self._receipts = receipts
         self._follower = follower
         self._keys = keys
         self._pool = pool
@@ -110,6 +115,7 @@ class Gateway:
             MODELS: self._list_models,
             STORED: self._call_stored,
             STORED_LIST: self._list_stored,
+            RECEIPT: self._show_receipt,
         }
         self._own: dict[str, Handler] = {
             "/healthz": self._healthz,
@@ -331,6 +337,19 @@ class Gateway:
             if not aliases:
                 raise AliasUnknown(f"the model `{wanted}` does not exist, or this key may not use it", param="model")
         await exchange.responder.whole(200, exchange.dialect.render_models(aliases, exchange.parameters), [JSON])
+
+    async def _show_receipt(self, exchange: Exchange) -> None:
+        await self._authenticate(exchange.request)
+        wanted = exchange.parameters["id"]
+        if not self._receipts.are_served:
+            raise RouteUnknown("receipts are not served here: the gateway was not told where its control plane is")
+        if not is_id(wanted):
+            raise RouteUnknown(f"`{wanted}` is not the id of a request: `x-request-id` says it")
+        answer = await self._receipts.find(wanted, presented_key(exchange.request.headers))
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            raise RouteUnknown(f"there is no receipt of `{wanted}`: it is unknown, or reached no provider")
+        headers = [JSON, (b"retry-after", answer.retry_after)] if answer.retry_after else [JSON]
+        await exchange.responder.whole(answer.status_code, answer.body, headers)
 
     async def _healthz(self, exchange: Exchange) -> None:
         await exchange.responder.whole(200, b'{"status":"alive"}', [JSON])

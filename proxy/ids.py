@@ -1,9 +1,15 @@
 """Ids of requests and attempts: UUID version 7, so that they sort by time. No I/O."""
 
 import random
+import re
 import time
 
 _VARIANT = 0b10 << 62
+_ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
 
 
 def new_id() -> str:

@@ -37,6 +37,8 @@ MODELS = "models"
 # What providers keep: one thing of it, or the list.
 STORED = "stored"
 STORED_LIST = "stored_list"
+# What a request of the project has cost.
+RECEIPT = "receipt"
 
 
 class Endpoint(NamedTuple):
@@ -110,6 +112,7 @@ ENDPOINTS = (
     Endpoint("POST", "/v1/images/variations", openai_images.VARIATIONS),
     Endpoint("POST", "/v1/moderations", openai_moderations.MODERATIONS),
     Endpoint("GET", "/v1/realtime", REALTIME, CONVERSE),
+    Endpoint("GET", "/v1/receipts/{id}", CHAT, RECEIPT),
     *(Endpoint(method, "/passthrough/{provider}/{path*}", dialect) for method, dialect in passthrough.METHODS.items()),
 )
 
