@@ -278,6 +278,10 @@ def _headers(response: http1.UpstreamResponse, attempt: Attempt) -> Headers:
     dropped = attempt.prepared.dropped
     if dropped:
         headers.append((b"x-tollgate-dropped", ", ".join(dropped).encode("ascii", "replace")))
+    if attempt.described.downgraded_from:
+        headers.append(
+            (b"x-tollgate-downgraded", b"from=" + attempt.described.downgraded_from.encode("ascii", "replace"))
+        )
     return headers + rate_limit_headers(attempt.rules, attempt.free, attempt.reset_ms)
 
 
