@@ -19,13 +19,12 @@ from django.db.models import Min, Sum
 from budgets import gate
 from budgets.matching import EACH
 from budgets.models import Budget, BudgetQuerySet, Increase, UsageDay
-from budgets.spend import DAY_S, NANO_DIGITS, rows_of, spent, spent_by_value
+from budgets.spend import DAY_S, NANO_DIGITS, Spent, rows_of, spent, spent_by_value
 from budgets.windows import FOREVER_S
 
 COUNTERS_MAX = 1_000
 PARTS_MAX = 31
 PARTS_S = (120, 3_600, DAY_S, 7 * DAY_S)
-OBSERVED = "tg:observed"
 
 
 @dataclass(frozen=True)
@@ -100,20 +99,17 @@ def spend_of(budget: Budget, at: datetime, client: redis.Redis) -> WindowSpend:
 
 def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[WindowSpend]:
     """Of each of these budgets the window that `at` falls in."""
-    of_ledger: defaultdict[UUID, dict[tuple[str, ...], int]] = defaultdict(dict)
-    for item in spent(at.timestamp(), budgets):
-        of_ledger[item.budget_id][item.each] = item.amount
     rows = list(rows_of(budgets))
+    bounds = {row.pk: row.bounds(at.timestamp()) for row in rows}
+    of_ledger: defaultdict[UUID, dict[tuple[str, ...], Spent]] = defaultdict(dict)
     for row in rows:
         if EACH not in row.subject.values():
-            of_ledger[row.pk].setdefault((), 0)
-    bounds = {row.pk: row.bounds(at.timestamp()) for row in rows}
-    keys = {
-        (row.pk, each): gate.spend_key(str(row.pk), bounds[row.pk][0], *each)
-        for row in rows
-        for each in of_ledger[row.pk]
-    }
-    of_gate, refused = read(client, list(keys.values()))
+            of_ledger[row.pk][()] = Spent(row.pk, (), *bounds[row.pk], 0)
+    for item in spent(at.timestamp(), budgets):
+        if item.start_s == bounds[item.budget_id][0]:
+            of_ledger[item.budget_id][item.each] = item
+    keys = [item.key for items in of_ledger.values() for item in items.values()]
+    of_gate, refused = read(client, keys)
     known, increased = {budget.pk: budget for budget in budgets}, _increases(budgets, at)
     answers = []
     for row in rows:
@@ -122,17 +118,17 @@ def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[W
         more = increased.get(row.pk, Decimal(0))
         dimensions = [name for name in sorted(row.subject) if row.subject[name] == EACH]
         counters = []
-        for each, amount in of_ledger[row.pk].items():
-            key = keys[row.pk, each]
+        for each, item in of_ledger[row.pk].items():
             counters.append(
                 Counter(
                     budget=budget,
                     starts_at=starts_at,
                     ends_at=ends_at,
-                    spent=_in_unit(amount, budget),
-                    held=None if of_gate is None else _in_unit(max(0, of_gate.get(key, 0) - amount), budget),
+                    spent=_in_unit(item.spent, budget),
+                    held=None if of_gate is None else _in_unit(_held(of_gate.get(item.key), item), budget),
+                    rolled_over=_in_unit(item.rolled_over, budget),
                     increased_by=more,
-                    would_have_refused=None if refused is None else refused.get(key, 0),
+                    would_have_refused=None if refused is None else refused.get(item.key, 0),
                     each=dict(zip(dimensions, each, strict=True)),
                 )
             )
@@ -176,7 +172,7 @@ def read(client: redis.Redis, keys: Sequence[str]) -> tuple[dict[str, int] | Non
         with client.pipeline(transaction=False) as pipeline:
             pipeline.exists(gate.EPOCH)
             pipeline.mget(keys)
-            pipeline.hmget(OBSERVED, list(keys))
+            pipeline.hmget(gate.OBSERVED, list(keys))
             is_built, values, refused = cast("tuple[int, list[bytes | None], list[bytes | None]]", pipeline.execute())
     except redis.RedisError:
         return None, None
@@ -193,6 +189,10 @@ def _increases(budgets: BudgetQuerySet, at: datetime) -> dict[UUID, Decimal]:
     """By budget, what is added to its amount at that moment."""
     rows = Increase.objects.in_force(at).filter(budget__in=budgets, starts_at__lte=at)
     return dict(rows.values_list("budget_id").annotate(Sum("amount")).order_by())
+
+
+def _held(counted: int | None, item: Spent) -> int:
+    return 0 if counted is None else max(0, counted - item.amount)
 
 
 def _in_unit(amount: int, budget: Budget) -> Decimal:

@@ -321,6 +321,8 @@ class Budget(SubjectRule):
         help_text="At most so much of what a window leaves is added to the next; 0: nothing is.",
     )
 
+    rolls_over_since = models.DateTimeField(null=True, editable=False)
+
     objects = BudgetQuerySet.as_manager()
 
     class Meta:
@@ -367,6 +369,12 @@ class Budget(SubjectRule):
     def clean(self) -> None:
         super().clean()
         _check_amount("amount", self.amount, is_money=self.unit == self.Unit.USD)
+        _check_amount("rollover", self.rollover, is_money=self.unit == self.Unit.USD)
+        if not self.rollover:
+            self.rolls_over_since = None
+        elif self.rolls_over_since is None:
+            # Before, its counters were not kept long enough to tell what they left.
+            self.rolls_over_since = timezone.now()
         if not self._state.adding:
             stored = Budget.objects.get(pk=self.pk)
             # What its counters hold is of this unit.

@@ -17,7 +17,7 @@ from django.db import connection, models
 from audit.models import UsageRecord
 from budgets import gate
 from budgets.matching import EACH, counter_values, matches
-from budgets.models import OWNERS, SUBJECT_COLUMNS, TAG, Budget, BudgetQuerySet, subject_of
+from budgets.models import OWNERS, SUBJECT_COLUMNS, TAG, Budget, BudgetQuerySet, Increase, subject_of
 from budgets.windows import HOUR_S, window_bounds
 from routing.models import Deployment
 
@@ -25,6 +25,8 @@ NANO_DIGITS = 9
 DAY_S = 24 * HOUR_S
 # As the scripts have it: a counter outlives its window, for clocks that are behind and settles that come late.
 COUNTER_GRACE_S = 3_600
+# How far back roll-overs are followed. Each is at most the roll-over, so what is older hardly ever matters.
+WINDOWS_BACK_MAX = 24
 
 # The columns that tell dimensions apart, by where they are read. A tag's is `tag_value` in the roll-up of its key.
 _ROLLED_UP = {
@@ -46,32 +48,45 @@ _MEASURES = {
     # (of the roll-up by hour and day, of the roll-up of tags, of the records)
     Budget.Unit.USD: ("cost_usd", "cost_usd", "cost_usd"),
     Budget.Unit.TOKENS: ("input_tokens + output_tokens", "tokens", "input_tokens + output_tokens"),
-    # What was voided never reached a provider; the roll-ups count it as a request all the same.
-    Budget.Unit.REQUESTS: ("requests", "requests", "CASE WHEN state = 'voided' THEN 0 ELSE 1 END"),
+    # What was voided never reached a provider; the roll-ups count it as a request all the same. What corrects a cost is none.
+    Budget.Unit.REQUESTS: (
+        "requests",
+        "requests",
+        "CASE WHEN state = 'voided' OR adjusts IS NOT NULL THEN 0 ELSE 1 END",
+    ),
 }
 
 
 class Spent(NamedTuple):
-    """What one counter is to hold: nano-USD, tokens or requests, by the budget's unit. `each` has the values that tell it from
-    the budget's others."""
+    """What was spent of one counter in one window (nano-USD, tokens or requests, by the budget's unit), what it got from the window
+    before, and what the next one got from it. `each` has the values that tell it from the budget's others."""
 
     budget_id: UUID
     each: tuple[str, ...]
     start_s: int
     end_s: int
-    amount: int
+    spent: int
+    rolled_over: int = 0
+    rolled_on: int = 0
+    # A counter that the next window asks is kept until that ends.
+    kept_until_s: int = 0
 
     @property
     def key(self) -> str:
         return gate.spend_key(str(self.budget_id), self.start_s, *self.each)
 
     @property
+    def amount(self) -> int:
+        """What the counter is to hold."""
+        return self.spent - self.rolled_over + self.rolled_on
+
+    @property
     def expire_at_s(self) -> int:
-        return self.end_s + COUNTER_GRACE_S
+        return max(self.end_s, self.kept_until_s) + COUNTER_GRACE_S
 
 
 class Row(NamedTuple):
-    """A budget, as far as counting needs it."""
+    """A budget, as far as counting needs it. Amounts are in whole units, nano-USD where it is money."""
 
     pk: UUID
     subject: dict[str, str]
@@ -81,6 +96,9 @@ class Row(NamedTuple):
     fiscal_month: int
     starts_at_s: float | None
     ends_at_s: float | None
+    amount: int
+    rollover: int
+    rolls_over_since_s: float
 
     def bounds(self, at_s: float) -> tuple[int, int]:
         return window_bounds(
@@ -103,7 +121,19 @@ class _Group(NamedTuple):
     end_s: int
 
 
-_FIELDS = ("pk", *SUBJECT_COLUMNS, "window", "unit", "zone", "fiscal_month", "starts_at", "ends_at")
+_FIELDS = (
+    "pk",
+    *SUBJECT_COLUMNS,
+    "window",
+    "unit",
+    "zone",
+    "fiscal_month",
+    "starts_at",
+    "ends_at",
+    "amount",
+    "rollover",
+    "rolls_over_since",
+)
 
 
 def rows_of(budgets: BudgetQuerySet | None = None) -> Iterator[Row]:
@@ -120,17 +150,34 @@ def rows_of(budgets: BudgetQuerySet | None = None) -> Iterator[Row]:
             fiscal_month=row.fiscal_month,
             starts_at_s=row.starts_at.timestamp() if row.starts_at else None,
             ends_at_s=row.ends_at.timestamp() if row.ends_at else None,
+            amount=in_whole_units(row.amount, row.unit),
+            rollover=in_whole_units(row.rollover, row.unit),
+            rolls_over_since_s=row.rolls_over_since.timestamp() if row.rolls_over_since else 0.0,
         )
+
+
+def in_whole_units(amount: Decimal, unit: str) -> int:
+    """Nano-USD, tokens or requests."""
+    return int(amount.scaleb(NANO_DIGITS)) if unit == Budget.Unit.USD else int(amount)
 
 
 def spent(at_s: float, budgets: BudgetQuerySet | None = None) -> list[Spent]:
     """The counters of budgets (all active ones) in the windows that `at_s` falls in, posted and suspense together, exact.
 
-    Those with nothing spent are left out.
+    Those with nothing spent are left out; of a budget with a roll-over the counters of the window before are there too.
     """
-    groups: defaultdict[_Group, defaultdict[tuple[str, ...], list[UUID]]] = defaultdict(lambda: defaultdict(list))
+    plain: list[Row] = []
+    rolling: list[Row] = []
     for row in rows_of(budgets):
-        group, values = _group_of(row, *row.bounds(at_s))
+        (rolling if row.rollover else plain).append(row)
+    counters = _spent((row, *row.bounds(at_s)) for row in plain)
+    return counters + list(_with_roll_over(rolling, at_s)) if rolling else counters
+
+
+def _spent(windows: Iterable[tuple[Row, int, int]]) -> list[Spent]:
+    groups: defaultdict[_Group, defaultdict[tuple[str, ...], list[UUID]]] = defaultdict(lambda: defaultdict(list))
+    for row, start_s, end_s in windows:
+        group, values = _group_of(row, start_s, end_s)
         groups[group][values].append(row.pk)
     return [
         Spent(budget_id, each, group.start_s, group.end_s, amount)
@@ -144,6 +191,81 @@ def spent_by_value(row: Row, start_s: int, end_s: int) -> dict[tuple[str, ...], 
     """What one budget counts in any span, by the values of its dimensions that have counters of their own."""
     group, wanted = _group_of(row, start_s, end_s)
     return {each: amount for values, each, amount in _sums(group, [wanted]) if values == wanted}
+
+
+class _Past:
+    """What was spent of budgets with a roll-over: in the present window (0), the one before (1), and as far back as matters."""
+
+    def __init__(self, rows: Sequence[Row], at_s: float) -> None:
+        self._bounds = [{row.pk: row.bounds(at_s) for row in rows}]
+        self._spent = [self._read(rows)]
+        self._increases: defaultdict[UUID, list[Increase]] = defaultdict(list)
+        approved = Increase.objects.filter(state=Increase.State.APPROVED, budget__in=[row.pk for row in rows])
+        for increase in approved:
+            self._increases[increase.budget_id].append(increase)
+        further = rows
+        while further and len(self._spent) <= WINDOWS_BACK_MAX:
+            self._bounds.append({row.pk: row.bounds(self._bounds[-1][row.pk][0] - 1) for row in further})
+            self._spent.append(self._read(further))
+            further = [row for row in further if self._depends_on_more(row)]
+
+    def _read(self, rows: Sequence[Row]) -> Mapping[UUID, Mapping[tuple[str, ...], int]]:
+        found: defaultdict[UUID, dict[tuple[str, ...], int]] = defaultdict(dict)
+        for item in _spent((row, *self._bounds[-1][row.pk]) for row in rows):
+            found[item.budget_id][item.each] = item.spent
+        return found
+
+    def _depends_on_more(self, row: Row) -> bool:
+        """Whether what the last window that was read left depends on what it got itself."""
+        start_s, end_s = self._bounds[-1][row.pk]
+        cap, spent = self._cap(row, end_s), self._spent[-1].get(row.pk, {})
+        return row.rolls_over_since_s < start_s and any(abs(cap - amount) < row.rollover for amount in spent.values())
+
+    def _cap(self, row: Row, end_s: int) -> int:
+        """At the end of a window."""
+        last = datetime.fromtimestamp(end_s - 1, UTC)
+        return row.amount + sum(
+            in_whole_units(increase.amount, row.unit)
+            for increase in self._increases[row.pk]
+            if increase.starts_at <= last < increase.ends_at
+        )
+
+    def window(self, row: Row, back: int) -> tuple[int, int]:
+        return self._bounds[back][row.pk]
+
+    def values(self, row: Row) -> set[tuple[str, ...]]:
+        """Of all counters that the present window or the one before has."""
+        seen = {each for spent in self._spent[:2] for each in spent.get(row.pk, ())}
+        return seen if EACH in row.subject.values() else seen | {()}
+
+    def spent(self, row: Row, each: tuple[str, ...], back: int) -> int:
+        return self._spent[back].get(row.pk, {}).get(each, 0)
+
+    def rolled_over(self, row: Row, each: tuple[str, ...], back: int) -> int:
+        """Into the window that is so far back: as `lua/admit.lua` moves it with the first attempt of that window."""
+        if back + 1 >= len(self._bounds) or row.pk not in self._bounds[back + 1]:
+            return 0
+        start_s, end_s = self.window(row, back + 1)
+        spent = self.spent(row, each, back + 1)
+        # What a window left before its budget rolled over is known only where something was counted.
+        if row.rolls_over_since_s > (end_s if spent else start_s):
+            return 0
+        got = self.rolled_over(row, each, back + 1) if spent else 0
+        return max(0, min(row.rollover, self._cap(row, end_s) + got - spent))
+
+
+def _with_roll_over(rows: Sequence[Row], at_s: float) -> Iterator[Spent]:
+    """The counters of now and of the window before, what is left moved from the one to the other."""
+    past = _Past(rows, at_s)
+    for row in rows:
+        (start_s, end_s), (before_s, _) = past.window(row, 0), past.window(row, 1)
+        _, next_end_s = row.bounds(end_s)
+        for each in past.values(row):
+            moved = past.rolled_over(row, each, 0)
+            spent_before = past.spent(row, each, 1)
+            got_before = past.rolled_over(row, each, 1) if spent_before else 0
+            yield Spent(row.pk, each, start_s, end_s, past.spent(row, each, 0), moved, 0, next_end_s)
+            yield Spent(row.pk, each, before_s, start_s, spent_before, got_before, moved, end_s)
 
 
 def counters_of(attempt: Mapping[str, str], at_s: float) -> list[gate.BudgetCounter]:

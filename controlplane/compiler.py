@@ -142,6 +142,7 @@ _BUDGET_FIELDS = (
     "window",
     "starts_at",
     "ends_at",
+    "rolls_over_since",
     "zone",
     "fiscal_month",
     "unit",
@@ -157,6 +158,8 @@ def _budgets(**subjects: Any) -> Iterator[snapshot.Budget]:
     thresholds, increases = _thresholds(chosen), _increases(chosen)
     rows = chosen.with_subject().with_zone().order_by("pk")
     for row in rows.values_list(*_BUDGET_FIELDS, named=True):
+        # Of a window that begins anew, the moment from which its counters were kept for what they leave.
+        starts_at = row.starts_at or row.rolls_over_since
         yield snapshot.Budget(
             budget_id=str(row.pk),
             name=row.name,
@@ -167,7 +170,7 @@ def _budgets(**subjects: Any) -> Iterator[snapshot.Budget]:
             mode=row.mode,
             time_zone=row.zone,
             fiscal_month=row.fiscal_month,
-            starts_at_s=row.starts_at.timestamp() if row.starts_at else None,
+            starts_at_s=starts_at.timestamp() if starts_at else None,
             ends_at_s=row.ends_at.timestamp() if row.ends_at else None,
             rollover=_amount(row.rollover, row.unit),
             increases=tuple(increases.get(row.pk, ())),

@@ -167,7 +167,7 @@ def _count_spent(client: redis.Redis, budget_ids: Collection[UUID]) -> None:
     if not budget_ids:
         return
     for counter in spent(client.time()[0], Budget.objects.filter(pk__in=budget_ids, is_active=True)):
-        client.eval(_RAISE, 1, counter.key, str(counter.amount), str(counter.expire_at_s))
+        client.eval(_RAISE, 1, counter.key, str(counter.spent - counter.rolled_over), str(counter.expire_at_s))
 
 
 def _catch_up(client: redis.Redis) -> None:
