@@ -2,8 +2,9 @@
 
 import contextlib
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from proxy.snapshot import Budget, KeyRecord, Snapshot, decode_key, decode_snaps
 from tests.chaos.witness import Call, Witness
 
 NANOS = 10**9
+QUIET_TIMEOUT_S = 40.0
 # What the demo says of its past is not an attempt that any provider has seen.
 OURS = "NOT tags ? 'demo'"
 COLUMNS = {
@@ -46,11 +48,13 @@ class Row(NamedTuple):
 class Books:
     """The accounts of a Tollgate that runs in `data_dir`."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, environ: Mapping[str, str]) -> None:
+        """`environ` is what it was started with; what it has supplied for itself is in a file."""
         lines = (data_dir / "environment").read_text().splitlines()
-        environment = dict(line.split("=", 1) for line in lines if "=" in line)
-        self.database_url = environment["DATABASE_URL"].strip("'\"")
-        self.redis = redis.Redis.from_url(environment["REDIS_URL"].strip("'\""), socket_timeout=5)
+        supplied = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
+        known = {**environ, **supplied}
+        self.database_url = known["DATABASE_URL"]
+        self.redis = redis.Redis.from_url(known["REDIS_URL"], socket_timeout=5)
         self.witness = Witness(data_dir / "simulator.jsonl")
 
     def close(self) -> None:
@@ -83,10 +87,15 @@ class Books:
             return bool(self.redis.exists(gate.EPOCH)) and is_empty and self.witness.is_quiet()
         return False
 
-    def faults(self) -> list[str]:
-        """What is wrong between the provider's journal, the ledger, its roll-ups and the counters; nothing, if all is well."""
+    def close_books(self) -> list[str]:
+        """Wait until all is quiet. What is wrong then between the provider's journal, the ledger, its roll-ups and the
+        counters; nothing, if all is well."""
+        until_s = time.monotonic() + QUIET_TIMEOUT_S
+        while not self.is_quiet() and time.monotonic() < until_s:
+            time.sleep(0.1)
+        found = [] if self.is_quiet() else [f"not quiet after {QUIET_TIMEOUT_S:.0f} s"]
         calls, rows = self.witness.look().calls, self.rows()
-        found = list(self._between(calls, rows))
+        found += self._between(calls, rows)
         found += [f"{name} counts {counted}, the ledger {told}" for name, (counted, told) in self.drift().items()]
         return found + self._roll_ups()
 
@@ -104,7 +113,8 @@ class Books:
             row = records.get(attempt_id)
             if row is not None and row.state == "voided":
                 yield f"{attempt_id} is void, and a provider got it"
-            if row is None or row.state != "posted" or call.end != "completed":
+            # What a client has left, or a worker cut, is estimated: how well, `rows/bill.py` measures.
+            if row is None or row.usage_source != "provider" or call.end != "completed":
                 continue
             if (row.input_tokens, row.output_tokens) != (call.input_tokens, call.output_tokens):
                 yield f"{attempt_id}: {row.input_tokens}+{row.output_tokens} tokens, billed {call.billed}"

@@ -12,6 +12,7 @@ from collections.abc import Coroutine
 from typing import Any, NamedTuple
 
 READ_BYTES = 65536
+ENDS_WITHIN_S = 4.0
 # With a linger of nought seconds a close is a reset.
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
@@ -81,10 +82,8 @@ class FaultProxy:
     async def _close(self) -> None:
         self._server.close()
         await self._reset_all()
-        others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in others:
-            task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.wait(others, timeout=ENDS_WITHIN_S)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.fault.is_refusing:

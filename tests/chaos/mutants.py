@@ -28,7 +28,106 @@ class Mutant(NamedTuple):
     arguments: tuple[str, ...] = ()
 
 
-MUTANTS: tuple[Mutant, ...] = ()
+# Popped first and stored later: what dies in between is gone.
+POPPED_FIRST = (
+    "budgets/ledger.py",
+    "        _ingest_batch(client, batch)\n",
+    "        client.xtrim(gate.USAGE, maxlen=0)\n        _ingest_batch(client, batch)\n",
+)
+NEVER_REPLAYED = (
+    "proxy/admission.py",
+    "            while applied_seq < self.journal.seq:\n",
+    "            while False and applied_seq < self.journal.seq:\n",
+)
+NEVER_REVIVED = (
+    "controlplane/supervisor.py",
+    "        if child.program.ends:\n            return\n        now",
+    "        if True:\n            return\n        now",
+)
+PATIENT = ("proxy/config.py", "redis_timeout_s: float = 0.2\n", "redis_timeout_s: float = 2.0\n")
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "hard_cap",
+        "the gate lets a tranche through that no longer fits",
+        "budgets/lua/prelude.lua",
+        "if tranche[unit] > left then",
+        "if tranche[unit] > left + 1000000 then",
+    ),
+    Mutant(
+        "hard_cap",
+        "what was spent counts for nothing as soon as it is settled",
+        "budgets/lua/settle.lua",
+        "  cost[NANOS] - held[NANOS],",
+        "  -held[NANOS],",
+    ),
+    Mutant(
+        "usable_cap",
+        "what was held stays held",
+        "budgets/lua/settle.lua",
+        "  cost[NANOS] - held[NANOS],",
+        "  0,",
+    ),
+    Mutant(
+        "stranded",
+        "nobody takes over from the dead",
+        "proxy/control.py",
+        "        self._spawn(self._forever(self._adopt_orphans, ADOPT_INTERVAL_S))\n",
+        "",
+    ),
+    Mutant(
+        "missing_worker",
+        "what ran when a worker died is forgotten",
+        "budgets/lua/reap.lua",
+        "    append_event(event, 'suspense', held[NANOS])\n",
+        "",
+    ),
+    Mutant("missing_redis", "the journal is not replayed", *NEVER_REPLAYED),
+    Mutant("missing_postgres", "events leave the stream before they are stored", *POPPED_FIRST),
+    Mutant("missing_celery", "what has died is not started again", *NEVER_REVIVED),
+    Mutant("missing_beat", "what has died is not started again", *NEVER_REVIVED),
+    Mutant("failover", "the journal is not replayed", *NEVER_REPLAYED),
+    Mutant(
+        "doubles",
+        "a late settle does not find what is in suspense",
+        "budgets/lua/settle.lua",
+        "  holds_key = 'tg:suspense'\n",
+        "  holds_key = 'tg:nowhere'\n",
+    ),
+    Mutant("redis_paused", "the gate is waited for", *PATIENT),
+    Mutant("redis_slow", "the gate is waited for", *PATIENT),
+    Mutant("redis_unreachable", "the gate is waited for", *PATIENT),
+    Mutant("postgres_down", "events leave the stream before they are stored", *POPPED_FIRST),
+    Mutant("postgres_paused", "events leave the stream before they are stored", *POPPED_FIRST),
+    Mutant(
+        "cancelled",
+        "the provider's connection stays open",
+        "proxy/gateway.py",
+        "                response.close()\n",
+        "                pass\n",
+    ),
+    Mutant(
+        "recovery_worker",
+        "a worker takes its time to start",
+        "proxy/worker.py",
+        "        _raise_open_files_limit()\n        super()",
+        "        __import__('time').sleep(5)\n        super()",
+    ),
+    Mutant(
+        "recovery_redis",
+        "the counters are not rebuilt",
+        "controlplane/rebuild.py",
+        "        counters = _write_counters(client)\n",
+        "        counters = 0\n",
+    ),
+    Mutant(
+        "recovery_celery",
+        "the ledger is fed once in a while",
+        "controlplane/settings.py",
+        '"budgets.ingest_usage", "schedule": 1.0',
+        '"budgets.ingest_usage", "schedule": 90.0',
+    ),
+)
 
 
 def of(promise: str) -> list[Mutant]:

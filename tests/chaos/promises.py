@@ -4,6 +4,7 @@ from tests.chaos.rig import Promise
 from tests.chaos.rows import (
     bill,
     cancelled,
+    doubles,
     failover,
     hard_cap,
     malformed,
@@ -22,6 +23,7 @@ PROMISES: tuple[Promise, ...] = (
     stranded.PROMISE,
     *missing.PROMISES,
     failover.PROMISE,
+    *doubles.PROMISES,
     *bill.PROMISES,
     *redis_away.PROMISES,
     *postgres_away.PROMISES,

@@ -24,7 +24,6 @@ from tests.e2e.conftest import Tollgate
 from tests.stack import ControlPlane, Process, Proxy, Simulator, Stack, free_port, wait_until
 
 LEASE_S = 3
-QUIET_TIMEOUT_S = 40.0
 # A figure measured while somebody else has the machine says nothing.
 BUSY_MARK = Path("/tmp/quiet")
 
@@ -193,7 +192,7 @@ class Rig:
         return tollgate
 
     def books(self, tollgate: Tollgate) -> Books:
-        books = Books(tollgate.data_dir)
+        books = Books(tollgate.data_dir, tollgate.environ)
         self._leaving.callback(books.close)
         return books
 

@@ -54,15 +54,14 @@ def _publish(stack: Stack, draw: random.Random) -> tuple[dict[str, int], list[st
     project = {**team, "project": stack.control.project.project_id}
     # Ids of their own: what the last seed spent is over.
     mark = f"{draw.randrange(10**9):09d}"
-    shares = {"global": 1.0, "team": 1.0, "project": 1.0, "environment": 1.0, "key": 0.4}
+    shares = {"global": 1.0, "team": 1.0, "project": 1.0, "user": 0.2, "key": 0.4}
     caps = {name: int(CAP_NANOS * share * draw.uniform(0.7, 1.3)) for name, share in shares.items()}
 
     def budget(name: str, subject: dict[str, str]) -> Budget:
         window = draw.choice(WINDOWS)
         return Budget(budget_id=f"{name}-{mark}", name=name, subject=subject, window=window, amount=caps[name])
 
-    prod = {**project, "environment": stack.control.project.environment}
-    named = {"global": {}, "team": team, "project": project, "environment": prod}
+    named = {"global": {}, "team": team, "project": project, "user": {**project, "end_user": "*"}}
     version = stack.control.publish(budgets=tuple(budget(name, subject) for name, subject in named.items()))
     secrets = [stack.control.issue_key(budgets=(budget("key", project),)) for _ in range(KEYS)]
     stack.wait_for_version(version)

@@ -9,7 +9,7 @@ import redis
 
 from tests.chaos.books import Books
 from tests.chaos.load import Load
-from tests.chaos.rig import QUIET_TIMEOUT_S, Measured, Options, Promise, Rig, proxy_port, secret_of, waited
+from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of, waited
 from tests.e2e.conftest import Tollgate
 from tests.stack import wait_until
 
@@ -41,9 +41,8 @@ def run(rig: Rig, options: Options, *, victim: str) -> Measured:
             slowest_s = max(slowest_s, visible_s or RECOVERY_TIMEOUT_S)
             if number % 10 == 9:
                 rig.say(f"{number + 1} kills, {load.answered} calls, all visible within {slowest_s:.1f} s")
-    wait_until(books.is_quiet, "the end of holds and of the usage stream", timeout_s=QUIET_TIMEOUT_S)
-    calls = books.witness.look().calls
-    missing, faults = books.missing(calls), books.faults()
+    faults, calls = books.close_books(), books.witness.calls
+    missing = books.missing(calls)
     return Measured(
         is_held=not (missing or faults or late),
         figure=f"{len(missing)} missing of {len(calls):,}; visible within {slowest_s:.1f} s of recovery",

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from tests.chaos.faults import Fault
 from tests.chaos.load import Answer, Load, ask, chat
-from tests.chaos.rig import QUIET_TIMEOUT_S, Measured, Options, Promise, Rig, proxy_port, secret_of
+from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of
 from tests.e2e.conftest import Tollgate
 from tests.stack import wait_until
 
 AWAY_S = 3.0
+CAUGHT_UP_S = 70.0
 ANSWER_S = 0.25
 ASKED = 40
 DISK_MB = 256
@@ -45,8 +46,10 @@ def run(rig: Rig, options: Options, *, kind: str) -> Measured:
                 answers = _while_away(kind, tollgate, port, secret)
         refused += sum(answer.status != 200 for answer in answers)
         slowest_s = max([slowest_s, *(answer.elapsed_s for answer in answers)])
-        wait_until(books.is_quiet, "a ledger that has everything", timeout_s=QUIET_TIMEOUT_S + 30)
-    missing, faults = books.missing(books.witness.look().calls), books.faults()
+        wait_until(books.is_quiet, "a ledger that has everything", timeout_s=CAUGHT_UP_S)
+    assert kind != "full" or "No space left on device" in tollgate.logs(), "the disk was not full enough"
+    faults = books.close_books()
+    missing = books.missing(books.witness.calls)
     return Measured(
         is_held=not refused and slowest_s < ANSWER_S and not missing and not faults,
         figure=f"{refused} of {rounds * ASKED} refused, answered in {slowest_s * 1000:.0f} ms; {len(missing)} missing afterwards",

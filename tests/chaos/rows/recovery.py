@@ -11,7 +11,6 @@ import redis
 from budgets import gate
 from tests.chaos.load import Load, ask, chat
 from tests.chaos.rig import (
-    QUIET_TIMEOUT_S,
     Measured,
     Options,
     Promise,
@@ -46,16 +45,15 @@ def redis_lost(rig: Rig, options: Options) -> Measured:
     kills = options.kills_of(short=1, full=20)
     tollgate = rig.tollgate()
     books, port, secret = rig.books(tollgate), proxy_port(tollgate), secret_of(tollgate)
-    slowest_s, drifts, counters = 0.0, 0, 0
+    slowest_s, drifts, counters, faults = 0.0, 0, 0, list[str]()
     for _ in range(kills):
         with Load(port, secret) as load:
             wait_until(lambda: load.answered > 20, "answers")
             process = tollgate.program("redis")
             shutil.move(tollgate.data_dir / "redis" / "appendonly.aof", rig.directory())
             slowest_s = max(slowest_s, _kill(process.pid, lambda: _answers(port, secret)))
-        wait_until(books.is_quiet, "the end of all calls", timeout_s=QUIET_TIMEOUT_S)
+        faults += books.close_books()
         drifts, counters = drifts + len(books.drift()), books.counters()
-    faults = books.faults()
     measured = _measured(slowest_s, REDIS_S, f"{kills} kills of a Redis whose file is gone too")
     return measured._replace(
         is_held=measured.is_held and not drifts and not faults,

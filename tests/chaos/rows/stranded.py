@@ -41,7 +41,9 @@ def run(rig: Rig, options: Options) -> Measured:
             slowest_s = max(slowest_s, took_s or BOUND_S)
     assert load.answered and held, f"nothing was held when workers died: {load.statuses}"
     wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=BOUND_S)
-    recorded = sum(int(event.get("cost_nanos", 0)) for event in stack.control.events() if event.get("state") != "voided")
+    recorded = sum(
+        int(event.get("cost_nanos", 0)) for event in stack.control.events() if event.get("state") != "voided"
+    )
     counted = stack.control.spent_nanos("all")
     return Measured(
         is_held=not stranded and counted == recorded,

@@ -44,13 +44,13 @@ def run(rig: Rig, options: Options) -> Measured:
     crowd = Crowd(cap_nanos)
     asyncio.run(_spend(crowd, stack.proxy.port, stack.control.issue_key()))
     wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
-    spent = stack.control.spent_nanos("cap")
+    spent, counted = crowd.done * CALL_NANOS, stack.control.spent_nanos("cap")
     share, false_share = spent / cap_nanos, crowd.refused_falsely / (crowd.done + crowd.refused)
     return Measured(
-        is_held=share >= SPENDABLE_MIN and false_share <= FALSE_REFUSALS_MAX and spent <= cap_nanos,
+        is_held=share >= SPENDABLE_MIN and false_share <= FALSE_REFUSALS_MAX and spent == counted <= cap_nanos,
         figure=f"{share:.1%} spent, {false_share:.2%} refused falsely",
         counts=f"{crowd.done:,} calls by {AGENTS} agents, {WORKERS} workers",
-        detail=f"{crowd.refused} refusals, {crowd.refused_falsely} of them with room for the call",
+        detail=f"{crowd.refused} refusals, {crowd.refused_falsely} of them with room for the call; {counted - spent:+,} nano-USD counted",
     )
 
 

@@ -1,0 +1,120 @@
+"""Nothing is charged twice: every usage event delivered twice, Celery killed between commit and acknowledgement, workers
+that are taken for dead and settle after all; and clients that try again with the same `Idempotency-Key`."""
+
+import asyncio
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import redis
+
+from budgets import gate
+from tests.chaos.books import Books
+from tests.chaos.load import Answer, Load, ask, chat
+from tests.chaos.rig import LEASE_S, Measured, Options, Promise, Rig, proxy_port, secret_of
+from tests.chaos.witness import Witness
+from tests.e2e.conftest import Tollgate
+from tests.stack import wait_until
+
+RACING = 20
+
+
+def run(rig: Rig, options: Options) -> Measured:
+    rounds = options.kills_of(short=2, full=50)
+    draw = random.Random(options.first_seed)
+    tollgate = rig.tollgate()
+    books = rig.books(tollgate)
+    with (
+        Load(proxy_port(tollgate), secret_of(tollgate), seed=options.first_seed) as load,
+        _redelivered(books) as redelivered,
+    ):
+        wait_until(lambda: load.answered > 10, "answers")
+        for _ in range(rounds):
+            _pause_a_worker(tollgate, draw)
+            with suppress(StopIteration):
+                tollgate.program("worker").kill()
+            time.sleep(draw.uniform(0.5, 2.0))
+    faults = books.close_books()
+    assert redelivered, "nothing was delivered twice"
+    return Measured(
+        is_held=not faults and not books.witness.repeated,
+        figure=f"{len(faults)} differences between journal, ledger, roll-ups and counters",
+        counts=f"{len(books.witness.calls):,} calls, {len(redelivered):,} events twice, {rounds} pauses and kills",
+        detail="; ".join(faults[:5]),
+    )
+
+
+@contextmanager
+def _redelivered(books: Books) -> Iterator[list[dict[bytes, bytes]]]:
+    """Within the `with`, whatever is in the usage stream is put there once more."""
+    is_over, done = threading.Event(), list[dict[bytes, bytes]]()
+
+    def redeliver() -> None:
+        newest = b"-"
+        while not is_over.wait(0.05):
+            with suppress(redis.RedisError):
+                for entry_id, fields in books.redis.xrange(gate.USAGE, newest, "+", count=1000):
+                    newest = b"(" + entry_id
+                    if fields not in done[-2000:]:
+                        books.redis.xadd(gate.USAGE, fields)
+                        done.append(fields)
+
+    thread = threading.Thread(target=redeliver, daemon=True)
+    thread.start()
+    yield done
+    is_over.set()
+    thread.join()
+
+
+def _pause_a_worker(tollgate: Tollgate, draw: random.Random) -> None:
+    """Past its lease: its holds are reaped, and then it is back."""
+    wait_until(lambda: bool(tollgate.program("proxy").children()), "a worker")
+    pid = draw.choice(tollgate.program("proxy").children()).pid
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(LEASE_S + draw.uniform(0.5, 3.0))
+    os.kill(pid, signal.SIGCONT)
+
+
+def retried(rig: Rig, options: Options) -> Measured:
+    rounds = options.seeds or (3 if options.is_short else 50)
+    stack = rig.stack(2)
+    secret, port = stack.control.issue_key(), stack.proxy.port
+    witness = Witness(stack.simulator.journal)
+    calls = differing = wrong = 0
+    for number in range(rounds):
+        witness.forget()
+        key = {"idempotency-key": f"order-{number}"}
+        answers = asyncio.run(_race(port, secret, key))
+        replayed = asyncio.run(_tell("Hello", port, secret, key))
+        differing += len({answer.body for answer in (*answers, replayed) if answer.status == 200}) != 1
+        other = asyncio.run(_tell("Goodbye", port, secret, key))
+        wrong += other.status != 422 or not {answer.status for answer in answers} <= {200, 409}
+        calls += len(witness.look().calls)
+    return Measured(
+        is_held=calls == rounds and not differing and not wrong,
+        figure=f"{calls} calls for {rounds} keys, {differing} replays that differ, {wrong} wrong statuses",
+        counts=f"{rounds} keys, {RACING} clients each",
+    )
+
+
+async def _race(port: int, secret: str, key: dict[str, str]) -> list[Answer]:
+    return await asyncio.gather(*(_tell("Hello", port, secret, key) for _ in range(RACING)))
+
+
+async def _tell(text: str, port: int, secret: str, key: dict[str, str]) -> Answer:
+    return await ask(port, secret, chat(f"{text} [[simulate latency_ms=100]]", max_tokens=8), headers=key)
+
+
+PROMISES = (
+    Promise("doubles", "Nothing is charged twice: redelivery, settle races", "0 differences", run),
+    Promise(
+        "retried",
+        "Nothing is charged twice: clients that try again with an `Idempotency-Key`",
+        "one upstream call, equal replays; 409 in flight, 422 for another body",
+        retried,
+    ),
+)
