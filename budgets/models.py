@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from audit.ids import uuid7
 from audit.querysets import TeamQuerySet
+from budgets.alert_models import Alert, Channel, Delivery, Mute  # noqa: F401 Django looks for models here.
 from budgets.matching import EACH
 from keys.models import CredentialPool, VirtualKey
 from routing.models import Deployment, Model, ModelAlias, Provider
