@@ -19,6 +19,8 @@ from proxy.control import Control
 from proxy.errors import Unavailable
 from proxy.follow import Follower
 from proxy.gateway import Gateway
+from proxy.headroom import CHANNEL as HEADROOM
+from proxy.headroom import Headrooms
 from proxy.idempotency import Idempotency
 from proxy.journal import Journal
 from proxy.live import LiveRequests
@@ -77,12 +79,14 @@ class Worker:
             master_keys=master_keys,
             answer_bytes_max=config.idempotency_bytes_max,
         )
+        self.headrooms = Headrooms(redis=self.redis, worker=name, clock=self.clock)
         self.gateway = Gateway(
             control=self.control,
             admission=self.admission,
             stored=Stored(self.redis),
             idempotency=self.idempotency,
             receipts=Receipts(self.pool, config.control_url),
+            headrooms=self.headrooms,
             follower=self.follower,
             keys=self.keys,
             pool=self.pool,
@@ -94,8 +98,8 @@ class Worker:
         )
         self.subscriber = RedisSubscriber(
             config.redis_url,
-            [gate.PUSH],
-            on_message=lambda _channel, body: self.control.pushed(body),
+            [gate.PUSH, HEADROOM],
+            on_message=self._heard,
             on_connect=self.control.resubscribed,
         )
 
@@ -122,6 +126,12 @@ class Worker:
         await self.redis.close()
         await self.pool.close()
         self.journal.close(self.control.ingested_seq)
+
+    def _heard(self, channel: bytes, body: bytes) -> None:
+        if channel == HEADROOM.encode():
+            self.headrooms.told(body)
+        else:
+            self.control.pushed(body)
 
     async def metrics(self) -> bytes:
         """All workers that beat lately; this one alone when Redis cannot be asked."""

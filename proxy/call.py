@@ -7,6 +7,7 @@ from proxy.admission import Attempt
 from proxy.authenticate import SUBPROTOCOLS
 from proxy.clock import Clock
 from proxy.errors import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimedOut, UpstreamUnreachable
+from proxy.headroom import Headrooms
 from proxy.neutral import ProviderError
 from proxy.prepare import Prepared
 from proxy.providers.provider import Authorizer, Headers, Outgoing
@@ -31,12 +32,12 @@ _FIXED_HEADERS = ((b"accept-encoding", b"identity"), (b"user-agent", b"tollgate"
 
 
 async def call_provider(
-    pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock
+    pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock, headrooms: Headrooms
 ) -> http1.UpstreamResponse:
     """The provider's answer, its head read and its status a success. Raises an `UpstreamFailed`."""
     upstream, prepared = attempt.upstream, attempt.prepared
     outgoing = prepared.outgoing
-    authorizer = upstream.authorizer(attempt.described.credential_id)
+    authorizer = _authorizer(attempt, headrooms)
     headers = [
         (b"content-type", outgoing.content_type),
         (b"accept", prepared.api.accept(attempt.described.call)),
@@ -44,7 +45,10 @@ async def call_provider(
     ]
     response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
-        raise await _refused(response, prepared, authorizer)
+        refusal = await _refused(response, prepared, authorizer)
+        _hear(headrooms, attempt, response.status, response.headers, refusal)
+        raise refusal
+    _hear(headrooms, attempt, response.status, response.headers)
     is_success = SUCCESS <= response.status < FIRST_REDIRECT
     if not is_success or (response.status != SUCCESS and not prepared.api.has_many_successes):
         response.close()  # A redirect is never followed, and never told: where a provider is, is the gateway's own affair.
@@ -52,10 +56,12 @@ async def call_provider(
     return response
 
 
-async def open_session(pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock) -> WebSocket:
+async def open_session(
+    pool: http1.UpstreamPool, attempt: Attempt, request: Request, clock: Clock, headrooms: Headrooms
+) -> WebSocket:
     """A WebSocket to the provider. Raises an `UpstreamFailed`; nothing is billed for a handshake."""
     upstream, prepared = attempt.upstream, attempt.prepared
-    authorizer = upstream.authorizer(attempt.described.credential_id)
+    authorizer = _authorizer(attempt, headrooms)
     headers = await _headers(pool, attempt, request, authorizer, clock)
     offered = (protocol.strip() for protocol in request.headers.get(SUBPROTOCOLS, b"").split(b","))
     try:
@@ -71,12 +77,35 @@ async def open_session(pool: http1.UpstreamPool, attempt: Attempt, request: Requ
     except HandshakeRefused as refused:
         if refused.status < 400:
             raise UpstreamBroken(f"the provider answered {refused.status}", may_have_been_billed=False) from refused
-        raise _refusal(refused.status, refused.headers, refused.body, prepared, authorizer) from refused
+        refusal = _refusal(refused.status, refused.headers, refused.body, prepared, authorizer)
+        _hear(headrooms, attempt, refused.status, refused.headers, refusal)
+        raise refusal from refused
     except http1.UpstreamFailure as failure:
         failure.may_have_been_billed = False
         raise gateway_error(failure) from failure
     attempt.dispatched()
     return socket
+
+
+def _authorizer(attempt: Attempt, headrooms: Headrooms) -> Authorizer | None:
+    """The credential of the attempt: one that has room, if any has."""
+    upstream, described = attempt.upstream, attempt.described
+    authorizer = upstream.authorizer(
+        described.credential_id,
+        may_use=lambda credential_id: headrooms.has_room(upstream, credential_id, described.call),
+    )
+    if authorizer is not None:
+        attempt.credential_id = authorizer.credential_id
+    headrooms.take(upstream, attempt.credential_id, described.call)
+    return authorizer
+
+
+def _hear(
+    headrooms: Headrooms, attempt: Attempt, status: int, headers: Headers, refusal: UpstreamFailed | None = None
+) -> None:
+    if isinstance(refusal, UpstreamRefused):
+        headers = [*headers, *refusal.headers]  # When to come again may be in the body alone.
+    headrooms.hear(attempt.upstream, attempt.credential_id, status, headers)
 
 
 async def _headers(
@@ -94,7 +123,6 @@ async def _headers(
     # What the client said itself counts, where it may.
     headers += [header for header in outgoing.headers if header[0] not in request.headers or header[0] not in crossing]
     if authorizer is not None:
-        attempt.credential_id = authorizer.credential_id
         headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
     return headers
 

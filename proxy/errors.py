@@ -18,6 +18,7 @@
     │   └── AnswerNotKept         410  for an answer that is not there any more
     ├── BudgetExceeded            429
     ├── LimitExceeded             429
+    ├── ProviderLimitReached      429  by the provider's own word, before it is asked
     ├── UnpricedModel             403  no price, so no bound, so no call
     ├── UpstreamRefused           the provider's own 4xx and 5xx, told in its own words
     ├── UpstreamUnreachable       502  transient
@@ -211,6 +212,13 @@ class BudgetExceeded(GatewayError):
 class LimitExceeded(GatewayError):
     status_code = 429
     error_type = "rate_limit_exceeded"
+
+
+class ProviderLimitReached(GatewayError):
+    """Every deployment that could serve has said that its provider's rate limit is used up."""
+
+    status_code = 429
+    error_type = "provider_limit_reached"
 
 
 class UnpricedModel(GatewayError):

@@ -33,6 +33,7 @@ from proxy.errors import (
 )
 from proxy.follow import Follower
 from proxy.guard import guard
+from proxy.headroom import Headrooms
 from proxy.idempotency import HEADER as IDEMPOTENCY_KEY
 from proxy.idempotency import Answer, Idempotency
 from proxy.ids import is_id
@@ -85,6 +86,7 @@ class Gateway:
         admission: Admission,
         stored: Stored,
         idempotency: Idempotency,
+        headrooms: Headrooms,
         receipts: Receipts,
         follower: Follower,
         keys: KeyCache,
@@ -99,6 +101,7 @@ class Gateway:
         self._admission = admission
         self._stored = stored
         self._idempotency = idempotency
+        self._headrooms = headrooms
         self._receipts = receipts
         self._follower = follower
         self._keys = keys
@@ -185,7 +188,7 @@ class Gateway:
             await responder.whole(200, cached, [JSON])
             return
         exchange.live.is_stream = described.call.is_stream
-        described, chosen = choose_route(described, self._control.kills, random.random)
+        described, chosen = choose_route(described, self._control.kills, random.random, self._headrooms)
         route = chosen
         if described.call.follows:
             described, route = await self._stored.follow_on(described, route)
@@ -255,10 +258,14 @@ class Gateway:
         response: UpstreamResponse | WebSocket | None = None
         try:
             if described.call.is_session:
-                response = session = await open_session(self._pool, attempt, exchange.request, self._clock)
+                response = session = await open_session(
+                    self._pool, attempt, exchange.request, self._clock, self._headrooms
+                )
                 await converse(session, attempt, outcome, exchange.responder, self._admission)
                 return
-            response = answer = await call_provider(self._pool, attempt, exchange.request, self._clock)
+            response = answer = await call_provider(
+                self._pool, attempt, exchange.request, self._clock, self._headrooms
+            )
             if relay is None:
                 relay = relay_stream if answers_in_stream(answer, attempt) else relay_whole
             await relay(answer, attempt, outcome, exchange.responder, self._admission)

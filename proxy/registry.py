@@ -64,15 +64,25 @@ class Upstream:
         """Not when it has credentials and the vault opens none of them. One that has none needs none: a model of one's own."""
         return bool(self._authorizers) or not self.deployment.credentials
 
-    def authorizer(self, credential_id: str = "") -> Authorizer | None:
-        """The credential of that id, else the one whose turn it is; None where none is needed."""
+    @property
+    def credential_ids(self) -> list[str]:
+        """Under which it may be called: "" where none is needed."""
+        return [authorizer.credential_id for authorizer in self._authorizers] or [""]
+
+    def authorizer(
+        self, credential_id: str = "", *, may_use: Callable[[str], bool] = lambda _: True
+    ) -> Authorizer | None:
+        """The credential of that id, else the next in turn that one may use, else any; None where none is needed."""
         if not self._authorizers:
             return None
         if credential_id:
             for authorizer in self._authorizers:
                 if authorizer.credential_id == credential_id:
                     return authorizer
-        self._turn = (self._turn + 1) % len(self._authorizers)
+        for _ in self._authorizers:
+            self._turn = (self._turn + 1) % len(self._authorizers)
+            if may_use(self._authorizers[self._turn].credential_id):
+                break
         return self._authorizers[self._turn]
 
     def passthrough(self, model: str) -> "Upstream":

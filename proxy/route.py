@@ -1,17 +1,28 @@
 """Choosing the route: which deployments are tried, in which order, and why. Pure, but for the draw that is passed in."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from audit.records import Candidate
 from keys.kills import KillFlag
 from proxy.describe import Described
 from proxy.dialects.dialect import Call
-from proxy.errors import AliasNotAllowed, AliasUnknown, InvalidRequest, TrafficHalted, Unavailable, UnpricedModel
+from proxy.errors import (
+    AliasNotAllowed,
+    AliasUnknown,
+    InvalidRequest,
+    ProviderLimitReached,
+    TrafficHalted,
+    Unavailable,
+    UnpricedModel,
+)
+from proxy.headroom import Headrooms
 from proxy.registry import Registry, Upstream
 from proxy.snapshot import Alias, KeyRecord
 from routing.engine import choose
 
 EVERY_ALIAS = "*"
+NO_HEADROOM = "no headroom"
 
 
 def may_use(key: KeyRecord, alias: str) -> bool:
@@ -23,14 +34,17 @@ def allowed_aliases(key: KeyRecord, registry: Registry) -> list[Alias]:
 
 
 def choose_route(
-    described: Described, kills: Mapping[str, KillFlag], draw: Callable[[], float]
+    described: Described, kills: Mapping[str, KillFlag], draw: Callable[[], float], headrooms: Headrooms | None = None
 ) -> tuple[Described, list[Upstream]]:
     """At least one upstream, best first, and the call with the candidates it was chosen from. Raises when the alias is unknown
     or not allowed, or no deployment can serve."""
     subject, call = described.subject, described.call
     registry = subject.registry
     if call.capability == "passthrough":
-        return described, [_passthrough(described, kills)]
+        upstream = _passthrough(described, kills)
+        if headrooms is not None and (wait_s := headrooms.wait_s(upstream, call)):
+            raise _no_headroom(upstream.provider.slug, wait_s)
+        return described, [upstream]
     alias = registry.snapshot.aliases.get(call.alias)
     if alias is None:
         raise AliasUnknown(
@@ -40,7 +54,11 @@ def choose_route(
         raise AliasNotAllowed(f"this virtual key may not use the model `{call.alias}`", param="model")
 
     def obstacle(deployment_id: str) -> str | None:
-        return _obstacle(registry.upstreams[deployment_id], call, kills)
+        upstream = registry.upstreams[deployment_id]
+        found = _obstacle(upstream, call, kills)
+        if found is None and headrooms is not None and headrooms.wait_s(upstream, call):
+            return NO_HEADROOM
+        return found
 
     candidates = choose(alias.targets, obstacle, draw)
     route = [registry.upstreams[candidate.deployment_id] for candidate in candidates if candidate.is_usable]
@@ -58,6 +76,10 @@ def choose_route(
             if field in kills:
                 raise halted(kills[field])
     reasons = {candidate.reason for candidate in candidates}
+    if headrooms is not None and NO_HEADROOM in reasons:
+        full = [candidate.deployment_id for candidate in candidates if candidate.reason == NO_HEADROOM]
+        waits_s = [headrooms.wait_s(registry.upstreams[deployment_id], call) for deployment_id in full]
+        raise _no_headroom(call.alias, min(waits_s))
     if reasons and reasons <= {"operation", "dialect"}:
         raise InvalidRequest(
             f"the model `{call.alias}` does not serve {call.operation}"
@@ -103,6 +125,12 @@ def _passthrough(described: Described, kills: Mapping[str, KillFlag]) -> Upstrea
     if not upstream.provider.is_active or not upstream.can_be_called:
         raise Unavailable(f"`{slug}` cannot be called now", retry_after_s=10)
     return upstream
+
+
+def _no_headroom(what: str, wait_s: float) -> ProviderLimitReached:
+    return ProviderLimitReached(
+        f"the provider's own rate limits have nothing left for `{what}` now", retry_after_s=max(1, math.ceil(wait_s))
+    )
 
 
 def halted(flag: KillFlag) -> TrafficHalted:

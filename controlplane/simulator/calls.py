@@ -259,6 +259,10 @@ class Desk(Protocol):
         """Answer a request of a batch at once, and account for it: (status, body)."""
 
 
+def tells_no_limits(_call: Call) -> bytes:
+    return b""
+
+
 class Shape(NamedTuple):
     """How one provider is spoken to. `like` is whose ways it has taken on, where it has many (see `quirks`)."""
 
@@ -267,6 +271,7 @@ class Shape(NamedTuple):
     ask: Callable[[Request, str, Desk], Asked | Fixed]  # The request, the call's id. Raises `Refused`.
     error: Callable[[int, str, str | None, str], Fixed]  # Status, message, code, like.
     needs_key: bool = True
+    limits: Callable[[Call], bytes] = tells_no_limits  # The headers that say what its rate limits have left.
 
 
 def plan_words(asked: Asked, input_tokens: int, directives: Directives) -> Plan:

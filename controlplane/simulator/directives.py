@@ -92,6 +92,8 @@ class Directives(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     split_utf8: bool = False
     error: Annotated[int, msgspec.Meta(ge=400, le=599)] | None = None
     retry_after_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 1
+    requests_left: Tokens | None = None
+    limit_reset_s: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 60
     echo_key: bool = False
     error_rate: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     fault: Fault | None = None

@@ -103,7 +103,8 @@ def exchange(call: Call, frame: Frame) -> Iterator[Step]:
 
 def _head(call: Call, fields: bytes) -> bytes:
     call.status = call.status or 200
-    return wire.head(call.status, call.shape.head(call.call_id.encode()) + fields)
+    shape = call.shape
+    return wire.head(call.status, shape.head(call.call_id.encode()) + shape.limits(call) + fields)
 
 
 def _first_token_s(directives: Directives) -> float:

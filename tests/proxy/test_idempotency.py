@@ -173,7 +173,7 @@ def test_a_refusal_before_any_call_is_not_kept(stack, calls):
 
 
 def test_what_a_provider_refused_without_charging_may_be_tried_again(stack, calls):
-    secret, body = stack.control.issue_key(), chat(content="[[simulate error=429]]")
+    secret, body = stack.control.issue_key(), chat(content="[[simulate error=429,retry_after_s=0]]")
     answers = [_post(stack, secret, "order-1", body) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [429, 429]
     assert "x-tollgate-replayed" not in answers[1].headers

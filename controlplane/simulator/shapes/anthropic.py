@@ -1,8 +1,10 @@
 """How Anthropic is spoken to, below `/anthropic/v1`: messages, their tokens counted, batches of them, models."""
 
+from datetime import UTC, datetime
+
 import msgspec
 
-from controlplane.simulator.calls import Asked, Desk, Fixed, Refused, Request, Shape, decode, demand, unknown_url
+from controlplane.simulator.calls import Asked, Call, Desk, Fixed, Refused, Request, Shape, decode, demand, unknown_url
 from controlplane.simulator.directives import PROFILES
 from controlplane.simulator.shapes import anthropic_batches
 from controlplane.simulator.shapes.anthropic_errors import error
@@ -10,17 +12,28 @@ from controlplane.simulator.shapes.anthropic_messages import CountRequest, Messa
 from controlplane.simulator.words import count_tokens, encode
 
 ROOT = "/anthropic/v1"
-_HEAD = (
-    b"request-id: req_%b\r\nanthropic-organization-id: simulator\r\n"
-    b"anthropic-ratelimit-requests-limit: 4000\r\nanthropic-ratelimit-requests-remaining: 3999\r\n"
+_HEAD = b"request-id: req_%b\r\nanthropic-organization-id: simulator\r\n"
+_LIMITS = (
+    b"anthropic-ratelimit-requests-limit: %d\r\nanthropic-ratelimit-requests-remaining: %d\r\n"
     b"anthropic-ratelimit-input-tokens-limit: 4000000\r\nanthropic-ratelimit-input-tokens-remaining: 3999000\r\n"
 )
+_AMPLE = _LIMITS % (4_000, 3_999)
 _decode_messages = msgspec.json.Decoder(MessagesRequest).decode
 _decode_count = msgspec.json.Decoder(CountRequest).decode
 
 
 def _head(call_id: bytes) -> bytes:
     return _HEAD % call_id
+
+
+def _limits(call: Call) -> bytes:
+    """Of a limit of one more than what is left."""
+    left = call.directives.requests_left
+    if left is None:
+        return _AMPLE
+    reset_at = datetime.fromtimestamp(call.created_s + call.directives.limit_reset_s, UTC)
+    reset = b"anthropic-ratelimit-requests-reset: %b\r\n" % reset_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+    return _LIMITS % (left + 1, left) + reset
 
 
 def _key(request: Request) -> bytes:
@@ -56,4 +69,4 @@ def models() -> bytes:
     return encode({"data": data, "has_more": False, "first_id": data[0]["id"], "last_id": data[-1]["id"]})
 
 
-SHAPE = Shape(head=_head, key=_key, ask=ask, error=error)
+SHAPE = Shape(head=_head, key=_key, ask=ask, error=error, limits=_limits)

@@ -1,6 +1,6 @@
 """How OpenAI is spoken to: which request is what, the key, the errors, the models."""
 
-from controlplane.simulator.calls import Asked, Desk, Fixed, Request, Shape, demand, unknown_url
+from controlplane.simulator.calls import Asked, Call, Desk, Fixed, Request, Shape, demand, unknown_url
 from controlplane.simulator.directives import PROFILES
 from controlplane.simulator.shapes import (
     openai_batches,
@@ -28,16 +28,22 @@ _ASKS = {
     "/v1/moderations": openai_vectors.ask_moderation,
     "/v1/rerank": openai_vectors.ask_rerank,
 }
-_HEAD = (
-    b"openai-version: 2020-10-01\r\nopenai-processing-ms: 1\r\n"
-    b"x-ratelimit-limit-requests: 30000\r\nx-ratelimit-remaining-requests: 29999\r\nx-ratelimit-reset-requests: 2ms\r\n"
+_HEAD = b"openai-version: 2020-10-01\r\nopenai-processing-ms: 1\r\nx-request-id: req_%b\r\n"
+_LIMITS = (
+    b"x-ratelimit-limit-requests: %d\r\nx-ratelimit-remaining-requests: %d\r\nx-ratelimit-reset-requests: %b\r\n"
     b"x-ratelimit-limit-tokens: 150000000\r\nx-ratelimit-remaining-tokens: 149999000\r\nx-ratelimit-reset-tokens: 0s\r\n"
-    b"x-request-id: req_%b\r\n"
 )
+_AMPLE = _LIMITS % (30_000, 29_999, b"2ms")
 
 
 def _head(call_id: bytes) -> bytes:
     return _HEAD % call_id
+
+
+def limits(call: Call) -> bytes:
+    """Of a limit of one more than what is left."""
+    left = call.directives.requests_left
+    return _AMPLE if left is None else _LIMITS % (left + 1, left, b"%ds" % call.directives.limit_reset_s)
 
 
 def ask(request: Request, call_id: str, desk: Desk) -> Asked | Fixed:
@@ -67,4 +73,4 @@ def models() -> bytes:
     return encode({"object": "list", "data": data})
 
 
-SHAPE = Shape(head=_head, key=Request.bearer, ask=ask, error=error)
+SHAPE = Shape(head=_head, key=Request.bearer, ask=ask, error=error, limits=limits)
