@@ -6,7 +6,8 @@ conflict with their own rows and change nothing. So no step needs to know how fa
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
@@ -58,14 +59,27 @@ class Taken(Exception):
     """Another process is ingesting."""
 
 
-def ingest(client: redis.Redis, *, run_s: float = RUN_S) -> int:
-    """Take in what is in the stream until it is empty or `run_s` have passed; how many entries left the stream.
+@contextmanager
+def alone() -> Iterator[None]:
+    """Nobody else ingests meanwhile, so the ledger stands still. Raises `Taken`."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('budgets.ingest'))")
+        if not cursor.fetchone()[0]:
+            raise Taken
+        try:
+            yield
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(hashtext('budgets.ingest'))")
+
+
+def ingest(client: redis.Redis, *, run_s: float = RUN_S, until: bytes = b"+") -> int:
+    """Take in what is in the stream, up to the entry `until`, or for `run_s`; how many entries left the stream.
 
     Raises `Taken`, OperationalError or `redis.RedisError`, and has then lost and doubled nothing.
     """
     deadline_s = time.monotonic() + run_s
     taken_in = 0
-    while batch := _read(client):
+    while batch := _read(client, until):
         _ingest_batch(client, batch)
         taken_in += len(batch)
         if time.monotonic() > deadline_s:
@@ -134,13 +148,14 @@ def event_of(record: UsageRecord) -> UsageEvent:
     )
 
 
-def _read(client: redis.Redis) -> list[tuple[bytes, Fields]]:
+def _read(client: redis.Redis, until: bytes) -> list[tuple[bytes, Fields]]:
     """The oldest entries of the stream, one batch at most."""
     batch: list[tuple[bytes, Fields]] = []
     start = b"-"
     while len(batch) < BATCH_ENTRIES:
         chunk = cast(
-            "list[tuple[bytes, Fields]]", client.xrange(gate.USAGE, cast(str, start), "+", count=CHUNK_ENTRIES)
+            "list[tuple[bytes, Fields]]",
+            client.xrange(gate.USAGE, cast(str, start), cast(str, until), count=CHUNK_ENTRIES),
         )
         batch += chunk
         if len(chunk) < CHUNK_ENTRIES:

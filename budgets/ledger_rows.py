@@ -189,6 +189,8 @@ _ADD_TAGS = (
     + " ON CONFLICT (hour, team_id, project_id, tag_key, tag_value) DO UPDATE SET "
     + _added("requests", "tokens", "cost_usd")
 )
+# For the verifier, which compares what has changed.
+_TOUCH = _insert_sql("budgets_touchedhour", {"hour": "bigint"}) + " ON CONFLICT DO NOTHING"
 _ADVANCE = (
     "INSERT INTO budgets_ingestwatermark AS mark (worker, seq, updated_at)"
     " SELECT worker, seq, now() FROM json_to_recordset(%s) AS new (worker text, seq bigint)"
@@ -216,6 +218,7 @@ def add_hours(hours: Mapping[HourKey, HourSum]) -> None:
         for key, total in sorted(hours.items(), key=_by_key)
     ]
     _execute(_ADD_HOURS, _HOUR_COLUMNS, rows)
+    _execute(_TOUCH, ("hour",), [(hour_us,) for hour_us in sorted({key.hour_us for key in hours})])
 
 
 def add_tags(tags: Mapping[TagKey, TagSum]) -> None:

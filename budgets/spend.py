@@ -279,7 +279,7 @@ def counters_of(attempt: Mapping[str, str], at_s: float) -> list[gate.BudgetCoun
         if matches(row.subject, attempt) and start_s <= at_s < end_s:
             key = gate.spend_key(str(row.pk), start_s, *counter_values(row.subject, attempt))
             # What it allows is not asked of what was admitted.
-            counters.append(gate.BudgetCounter(key, 0, False, end_s))
+            counters.append(gate.BudgetCounter(key, 0, False, end_s, gate.UNITS[row.unit]))
     return counters
 
 

@@ -6,7 +6,7 @@ import redis
 from celery import shared_task
 from django.db import InterfaceError, OperationalError
 
-from budgets import ledger, reap
+from budgets import ledger, reap, verifier
 from keys.redis import redis_client
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,16 @@ def ingest_usage() -> None:
         pass  # Two beats, or a long run: the other one goes on.
     except (redis.RedisError, OperationalError, InterfaceError) as error:
         log.warning("ingest is put off: %s", error)
+
+
+@shared_task(name="budgets.verify")
+def verify() -> None:
+    try:
+        verifier.verify(redis_client())
+    except verifier.Taken:
+        pass
+    except (OperationalError, InterfaceError) as error:
+        log.warning("verifying is put off: %s", error)
 
 
 @shared_task(name="budgets.reap_lost_workers")

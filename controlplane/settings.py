@@ -179,6 +179,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULE = {
     "ingest_usage": {"task": "budgets.ingest_usage", "schedule": 1.0, "options": {"expires": 5}},
     "watch_epoch": {"task": "controlplane.watch_epoch", "schedule": 1.0, "options": {"expires": 5}},
+    "verify": {"task": "budgets.verify", "schedule": 60.0, "options": {"expires": 50}},
     "reap_lost_workers": {"task": "budgets.reap_lost_workers", "schedule": 2.0, "options": {"expires": 5}},
     "record_unrecorded_kills": {
         "task": "controlplane.record_unrecorded_kills",
