@@ -86,8 +86,10 @@ _METERS_BY_REMAINING = {meter.remaining: meter for meter in METERS}
 _RETRY_AFTER, _RETRY_AFTER_MS = b"retry-after", b"retry-after-ms"
 TOO_MANY_REQUESTS = 429
 
-_NUMBER = re.compile(r"\d+(\.\d+)?")
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_NUMBER = re.compile(r"\d{1,18}(\.\d{1,18})?")
+_DURATION = re.compile(
+    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?(?:(\d{1,9}(?:\.\d{1,18})?)s)?(?:(\d{1,9}(?:\.\d{1,18})?)ms)?"
+)
 _DURATION_S = (86_400, 3_600, 60, 1, 0.001)
 # Numbers from here on are moments of Unix time, and from the second on of its milliseconds.
 _UNIX_S, _UNIX_MS = 1e9, 1e12

@@ -66,6 +66,7 @@ def _post(stack: Stack, secret: str, body: dict | None = None, path: str = CHAT)
         (b"soon", None),
         (b"-1", None),
         (b"nan", None),
+        (b"9" * 400, None),
     ],
 )
 def test_a_wait_is_read_however_it_is_written(value, seconds):
