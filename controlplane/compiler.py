@@ -7,7 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from decimal import ROUND_CEILING, Context, Decimal
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +15,7 @@ from django.db.models import QuerySet
 from django.utils import timezone
 
 from budgets import models as budgets
-from budgets.pricing import Price
+from budgets.price_book import Book, nanos
 from keys.models import UpstreamCredential, VirtualKey
 from proxy import snapshot
 from routing import engine
@@ -25,20 +25,9 @@ from teams.models import Project, Team
 
 log = logging.getLogger(__name__)
 
-NANO_DIGITS = 9
-USD = "USD"
 KEYS_PER_BATCH = 5_000
 
-# Exact for the product of the largest price and the largest exchange rate that the models allow.
-_exact = Context(prec=64)
-
 Rules = tuple[list[snapshot.Budget], list[snapshot.Limit]]
-
-
-def nanos(amount: Decimal, usd_per_unit: Decimal = Decimal(1)) -> int:
-    """`amount` of a currency in nano-USD, rounded up: what is held and charged is never below the price."""
-    exact = _exact.scaleb(_exact.multiply(amount, usd_per_unit), NANO_DIGITS)
-    return int(exact.to_integral_value(ROUND_CEILING))
 
 
 def compile_snapshot(version: int, now: datetime) -> snapshot.Snapshot:
@@ -243,7 +232,7 @@ def _provider(provider: routing.Provider) -> snapshot.Provider:
 
 
 def _deployments(now: datetime) -> dict[str, snapshot.Deployment]:
-    prices, credentials = _prices(now), _credentials()
+    book, credentials = Book(now), _credentials()
     return {
         str(deployment.pk): snapshot.Deployment(
             deployment_id=str(deployment.pk),
@@ -251,7 +240,7 @@ def _deployments(now: datetime) -> dict[str, snapshot.Deployment]:
             provider=deployment.provider.slug,
             model=deployment.model.name,
             upstream_model=deployment.upstream_model,
-            price=prices.get((deployment.model_id, deployment.provider_id)),
+            price=book.price(deployment),
             pool=str(deployment.pool_id) if deployment.pool_id else "",
             credentials=tuple(credentials[deployment.pool_id]) if deployment.pool_id else (),
             max_output_tokens=deployment.max_output_tokens or deployment.model.max_output_tokens,
@@ -259,6 +248,7 @@ def _deployments(now: datetime) -> dict[str, snapshot.Deployment]:
             output_is_visible=deployment.model.output_is_visible,
             operations=tuple(deployment.model.operations),
             is_active=deployment.is_active and deployment.model.is_active,
+            auto_tier=deployment.auto_tier,
         )
         for deployment in routing.Deployment.objects.select_related("model", "provider")
     }
@@ -272,57 +262,6 @@ def _credentials() -> Mapping[UUID, list[snapshot.Credential]]:
             snapshot.Credential(credential_id=str(credential.pk), sealed=credential.sealed)
         )
     return by_pool
-
-
-def _prices(now: datetime) -> dict[tuple[UUID, UUID], Price]:
-    """The price in force by (model, provider). None where there is no rate for the provider's currency."""
-    usd_per_unit = {USD: Decimal(1)} | dict(
-        routing.ExchangeRate.objects.filter(effective_from__lte=now)
-        .order_by("currency", "-effective_from")
-        .distinct("currency")
-        .values_list("currency", "usd_per_unit")
-    )
-    in_force = (
-        routing.Price.objects.filter(effective_from__lte=now)
-        .order_by("model_id", "provider_id", "-effective_from")
-        .distinct("model_id", "provider_id")
-        .select_related("provider")
-    )
-    prices = {}
-    for price in in_force:
-        rate = usd_per_unit.get(price.provider.currency)
-        if rate is None:
-            log.warning("no exchange rate for %s: models at %s are unpriced", price.provider.currency, price.provider)
-            continue
-        prices[price.model_id, price.provider_id] = price_in_usd(price, rate)
-    return prices
-
-
-def price_in_usd(price: routing.Price, usd_per_unit: Decimal) -> Price:
-    """The price as the data path reckons with it; `usd_per_unit` is of the provider's currency."""
-
-    def usd(amount: Decimal) -> int:
-        return nanos(amount, usd_per_unit)
-
-    def usd_apart(amount: Decimal | None) -> int | None:
-        return None if amount is None else nanos(amount, usd_per_unit)
-
-    return Price(
-        price_id=str(price.pk),
-        input_nanos=usd(price.input),
-        output_nanos=usd(price.output),
-        cache_read_nanos=usd(price.cached_input),
-        cache_write_nanos=usd(price.cache_write),
-        request_nanos=usd(price.per_request),
-        cache_write_1h_nanos=usd_apart(price.cache_write_1h),
-        input_audio_nanos=usd_apart(price.input_audio),
-        input_image_nanos=usd_apart(price.input_image),
-        output_audio_nanos=usd_apart(price.output_audio),
-        output_image_nanos=usd_apart(price.output_image),
-        tool_call_nanos=usd(price.per_tool_call),
-        unit_nanos=usd(price.per_unit),
-        batch_percent=price.batch_percent,
-    )
 
 
 def _aliases() -> dict[str, snapshot.Alias]:

@@ -3,15 +3,16 @@
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import NamedTuple
 
+import msgspec
+
 from audit.models import UsageRecord
-from audit.records import encode_event
+from audit.records import PriceTerms, encode_event
 from budgets import gate, ledger
+from budgets.price_book import compiled
 from budgets.pricing import Price, batch_price
 from budgets.spend import counters_of, dimensions_of
-from controlplane import compiler
 from proxy.jobs import EXPIRES_OTHERWISE_S, Job, StoredObject, encode_stored, expires_s, kind_of, stored_key
 from routing import models as routing
 
@@ -61,18 +62,11 @@ def _job(record: UsageRecord) -> Job | None:
 
 
 def _price(record: UsageRecord) -> Price | None:
-    """As it was when the attempt was admitted, in USD of then."""
+    """As it was when the attempt was admitted, under the terms of then."""
     if record.price_id is None:
         return None
-    price = routing.Price.objects.filter(pk=record.price_id).select_related("provider").first()
-    if price is None:
-        return None
-    currency = price.provider.currency
-    if currency == compiler.USD:
-        return compiler.price_in_usd(price, Decimal(1))
-    rates = routing.ExchangeRate.objects.filter(currency=currency, effective_from__lte=record.admitted_at)
-    rate = rates.order_by("-effective_from").first()
-    return compiler.price_in_usd(price, rate.usd_per_unit) if rate is not None else None
+    row = routing.Price.objects.filter(pk=record.price_id).first()
+    return None if row is None else compiled(row, msgspec.convert(record.terms, PriceTerms))
 
 
 def _deployments(provider_slug: str) -> dict[str, tuple[str, str]]:

@@ -26,7 +26,19 @@ from controlplane.models import Unpublished
 from keys.models import CredentialPool, UpstreamCredential, VirtualKey
 from keys.redis import redis_client
 from proxy.snapshot import KeyRecord, Snapshot, encode
-from routing.models import AliasTarget, Deployment, ExchangeRate, Model, ModelAlias, Price, Provider
+from routing.models import (
+    AliasTarget,
+    Contract,
+    ContractStanding,
+    ContractTier,
+    Deployment,
+    ExchangeRate,
+    Model,
+    ModelAlias,
+    Price,
+    PriceTier,
+    Provider,
+)
 from teams.models import Project, Team
 
 log = logging.getLogger(__name__)
@@ -42,6 +54,10 @@ IN_SNAPSHOT = (
     Provider,
     Model,
     Price,
+    PriceTier,
+    Contract,
+    ContractTier,
+    ContractStanding,
     ExchangeRate,
     Deployment,
     ModelAlias,
@@ -192,8 +208,10 @@ def _notes(entry: AuditEntry, obj: models.Model | None) -> Iterator[Unpublished]
         yield Unpublished(digest=_digest_of(obj.budget))
     elif isinstance(obj, IN_SNAPSHOT):
         yield Unpublished()
-        if isinstance(obj, Price | ExchangeRate) and obj.effective_from > timezone.now():
+        if isinstance(obj, Price | ExchangeRate | Contract) and obj.effective_from > timezone.now():
             yield Unpublished(due_at=obj.effective_from)
+        if isinstance(obj, Contract) and obj.effective_until is not None:
+            yield Unpublished(due_at=obj.effective_until)
         if isinstance(obj, Team) and _changed(entry, "time_zone"):
             yield from _notes_of_windows(obj)
 

@@ -8,9 +8,8 @@ from django.contrib.auth.models import Permission
 from django.urls import reverse
 
 from audit.records import Usage
-from budgets import pricing
+from budgets import price_book, pricing
 from budgets.receipt import attempts_of, receipt_of
-from controlplane import compiler
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -66,7 +65,7 @@ RATES = {
 def test_the_lines_of_every_meter_add_up_to_what_was_charged(operation, left_out):
     rates = {name: rate for name, rate in RATES.items() if name != left_out}
     price = factories.PriceFactory(input=2, cached_input=1, cache_write=4, output=8, batch_percent=50, **rates)
-    charged = compiler.price_in_usd(price, Decimal(1))
+    charged = price_book.compiled(price)
     if operation == "batch":
         charged = pricing.batch_price(charged)
     cost_nanos = pricing.cost_nanos(Usage(**RARE), charged)

@@ -13,10 +13,10 @@ from django.utils import timezone
 
 from audit import services as audit
 from audit.records import UsageEvent, encode_event
-from budgets import gate, ledger
+from budgets import gate, ledger, price_book
 from budgets import services as budgets
 from budgets.windows import window_bounds
-from controlplane import compiler, publish, tasks
+from controlplane import publish, tasks
 from controlplane.models import Unpublished
 from keys import services as keys
 from keys.redis import redis_client
@@ -130,7 +130,7 @@ def test_a_provider_is_published_with_what_its_kind_knows(client, project):
     assert key_record(client, issued.virtual_key).passthrough == ("vertex",)
 
 
-def test_every_rate_of_a_price_is_published_in_usd(client):
+def test_every_rate_of_a_price_is_published_with_what_its_currency_is_worth(client):
     deployment = factories.DeploymentFactory(provider__currency="EUR")
     routing.set_exchange_rate("EUR", Decimal("1.1"), actor=ACTOR)
     routing.set_price(
@@ -147,10 +147,11 @@ def test_every_rate_of_a_price_is_published_in_usd(client):
         batch_percent=50,
     )
     price = snapshot(client).deployments[str(deployment.pk)].price
-    assert (price.cache_write_1h_nanos, price.input_audio_nanos) == (2_200_000_000, 11_000_000_000)
+    assert (price.cache_write_1h_nanos, price.input_audio_nanos) == (2_000_000_000, 10_000_000_000)
     assert (price.input_image_nanos, price.output_audio_nanos) == (None, None)
-    assert (price.output_image_nanos, price.batch_percent) == (33_000_000_000, 50)
-    assert (price.tool_call_nanos, price.unit_nanos) == (11_000_000, 44_000_000)
+    assert (price.output_image_nanos, price.batch_percent) == (30_000_000_000, 50)
+    assert (price.tool_call_nanos, price.unit_nanos) == (10_000_000, 40_000_000)
+    assert (price.usd_per_unit_nanos, price.terms.currency) == (1_100_000_000, "EUR")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_every_rate_of_a_price_is_published_in_usd(client):
     ],
 )
 def test_a_price_in_nano_usd_is_rounded_up_exactly(amount, usd_per_unit, expected):
-    assert compiler.nanos(Decimal(amount), Decimal(usd_per_unit)) == expected
+    assert price_book.nanos(Decimal(amount), Decimal(usd_per_unit)) == expected
 
 
 def test_the_latest_price_in_force_counts_in_the_currency_of_the_provider(client):
@@ -184,7 +185,8 @@ def test_the_latest_price_in_force_counts_in_the_currency_of_the_provider(client
     assert snapshot(client).deployments[str(deployment.pk)].price is None
     routing.set_exchange_rate("EUR", Decimal("1.5"), actor=ACTOR)
     price = snapshot(client).deployments[str(deployment.pk)].price
-    assert price.price_id == str(current.pk) and price.input_nanos == 15_000_000_000
+    assert price.price_id == str(current.pk) and price.input_nanos == 10_000_000_000
+    assert price.usd_per_unit_nanos == 1_500_000_000
 
 
 def test_a_price_of_the_future_is_published_when_its_time_comes(client):

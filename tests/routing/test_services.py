@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError
+from django.db import IntegrityError, ProgrammingError
 
 from audit import services as audit
 from audit.models import AuditEntry
@@ -65,9 +65,17 @@ def test_a_rate_apart_that_is_none_is_refused(rates):
 
 @pytest.mark.parametrize("column", ["input_audio", "per_tool_call", "batch_percent"])
 def test_the_database_itself_refuses_a_rate_below_nothing(column):
-    price = factories.PriceFactory()
+    price = factories.PriceFactory.build(
+        model=factories.ModelFactory(), provider=factories.ProviderFactory(), **{column: -1}
+    )
     with pytest.raises(IntegrityError):
-        Price.objects.filter(pk=price.pk).update(**{column: -1})
+        Price.objects.bulk_create([price])
+
+
+def test_the_database_itself_refuses_to_edit_a_price():
+    price = factories.PriceFactory()
+    with pytest.raises(ProgrammingError, match="never edited"):
+        Price.objects.filter(pk=price.pk).update(input=2)
 
 
 @pytest.mark.parametrize("amount", ["-0.000000001", "1234567890", "0.0000000001", "NaN"])
