@@ -1,19 +1,39 @@
 """The Celery application: `celery -A controlplane worker`, `celery -A controlplane beat`. Tasks live in the apps' `tasks.py`."""
 
+import logging
 import os
 from typing import Any
 
 import django
 from celery import Celery
 from celery.signals import beat_init, worker_init
+from celery.worker import consumer
+from celery.worker.state import maybe_shutdown
 from django.core.exceptions import ImproperlyConfigured
 
 from controlplane.checks import refuse_weak_settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
 
+log = logging.getLogger(__name__)
+
+
+class Consumer(consumer.Consumer):
+    """Celery's own, but for how soon it looks whether its broker is back: the broker is the gate too, which stays closed
+    until a task has rebuilt it. Two seconds between the first looks, as Celery has it, would be most of the outage."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        def report(error: Exception, wait_s: float) -> None:
+            log.warning("the broker cannot be reached: %s; trying again in %.1f s", error, wait_s)
+
+        conn.ensure_connection(report, interval_start=0.2, interval_step=0.1, interval_max=2.0, callback=maybe_shutdown)
+        self.first_connection_attempt = False
+        return conn
+
+
 app = Celery("tollgate")
 app.config_from_object("django.conf:settings", namespace="CELERY")
+app.conf.worker_consumer = Consumer
 app.autodiscover_tasks()
 
 

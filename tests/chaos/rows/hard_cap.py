@@ -24,7 +24,7 @@ PER_MILLION = 1_000_000
 
 def run(rig: Rig, options: Options) -> Measured:
     redis = rig.redis()
-    stack = rig.stack(WORKERS, redis_url=redis.url)
+    stack = rig.stack(WORKERS, redis_url=redis.url, TOLLGATE_LEASE_S="30")
     witness = Witness(stack.simulator.journal)
     worst_nanos, worst_seed, commits, statuses = -CAP_NANOS, 0, 0, Counter[int]()
     seeds = options.seeds_of(short=2, full=50)

@@ -1,8 +1,13 @@
-"""Whatever a provider sends: the client's answer ends well, the attempt is settled once, and the worker stays small."""
+"""Whatever a provider sends: the client's answer ends well, the attempt is settled once, and the worker stays small.
+
+A whole answer is read up to a bound of its own (`proxy/relay.py`), and only then refused: what that takes is told apart.
+"""
 
 import asyncio
 import json
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import psutil
@@ -49,14 +54,18 @@ def run(rig: Rig, options: Options) -> Measured:
     worker = psutil.Process(stack.proxy.workers()[0])
     assert asyncio.run(ask(stack.proxy.port, secret, chat())).status == 200
     growths: dict[str, int] = {}
+    whole_growth = 0
     badly_ended: list[str] = []
     asked = 1
     for _ in range(rounds):
         for fault in Fault:
             before = worker.memory_info().rss
             with Watch(worker) as watch:
-                answers = asyncio.run(_ask_all(stack, secret, fault))
+                answers = asyncio.run(_ask(stack, secret, _streams(fault)))
             growths[fault] = max(growths.get(fault, 0), watch.largest - before)
+            with Watch(worker) as watch:
+                answers += asyncio.run(_ask(stack, secret, [_whole(fault)]))
+            whole_growth = max(whole_growth, watch.largest - before)
             badly_ended += [fault for answer in answers if not _is_well_ended(answer)]
             asked += len(answers)
     wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
@@ -68,18 +77,24 @@ def run(rig: Rig, options: Options) -> Measured:
         figure=f"RSS +{growths[largest] / MIB:.0f} MiB at most ({largest}); {len(badly_ended)} ended badly; "
         f"{'each settled once' if settled_once else f'{len(events)} events for {asked} calls'}",
         counts=f"{len(Fault)} kinds, {asked} calls",
-        detail=f"ended badly: {sorted(set(badly_ended))}" if badly_ended else "",
+        detail=f"whole answers +{whole_growth / MIB:.0f} MiB; ended badly: {sorted(set(badly_ended)) or 'none'}",
     )
 
 
-async def _ask_all(stack: Stack, secret: str, fault: Fault) -> list[Answer]:
-    """Whole, from the first byte of a stream, and in its middle."""
+def _whole(fault: Fault) -> dict[str, Any]:
+    return chat(f"[[simulate {fault}=1,fault_bytes={FLOOD_BYTES}]]")
+
+
+def _streams(fault: Fault) -> list[dict[str, Any]]:
+    """From the first byte, and in the middle."""
     told = f"{fault}=1,fault_bytes={FLOOD_BYTES}"
-    bodies = (
-        chat(f"[[simulate {told}]]"),
+    return [
         chat(f"[[simulate {told}]]", stream=True),
         chat(f"[[simulate {told},after_tokens=3]]", stream=True),
-    )
+    ]
+
+
+async def _ask(stack: Stack, secret: str, bodies: Sequence[dict[str, Any]]) -> list[Answer]:
     return [await ask(stack.proxy.port, secret, body) for body in bodies]
 
 

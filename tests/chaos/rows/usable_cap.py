@@ -37,7 +37,7 @@ class Crowd:
 def run(rig: Rig, options: Options) -> Measured:
     calls = options.calls_of(short=1_000, full=10_000)
     cap_nanos = calls * CALL_NANOS
-    stack = rig.stack(WORKERS)
+    stack = rig.stack(WORKERS, TOLLGATE_LEASE_S="30")
     stack.control.add_deployment("sim-fast", max_output_tokens=ASKED_TOKENS, context_window=ASKED_TOKENS * 2)
     budget = Budget(budget_id="cap", name="cap", window="total", amount=cap_nanos)
     stack.wait_for_version(stack.control.publish(budgets=(budget,)))
