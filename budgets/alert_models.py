@@ -111,21 +111,21 @@ class Alert(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     kind = models.CharField(max_length=16, choices=Kind)
-    team_id = models.UUIDField(null=True)
+    team_id = models.UUIDField(null=True, blank=True)
     about_id = models.UUIDField()
     counter = ArrayField(models.CharField(), default=list, blank=True)
     percent = models.PositiveIntegerField(default=0)
-    window_start = models.DateTimeField(null=True)
-    window_end = models.DateTimeField(null=True)
+    window_start = models.DateTimeField(null=True, blank=True)
+    window_end = models.DateTimeField(null=True, blank=True)
     severity = models.CharField(max_length=16, choices=Severity)
     title = models.CharField()
     text = models.TextField()
     # How often it has opened: what recovered may come back within its window.
     occurrence = models.PositiveIntegerField(default=1)
     opened_at = models.DateTimeField(default=timezone.now)
-    recovered_at = models.DateTimeField(null=True)
+    recovered_at = models.DateTimeField(null=True, blank=True)
     recovery = models.CharField(blank=True)
-    acknowledged_at = models.DateTimeField(null=True)
+    acknowledged_at = models.DateTimeField(null=True, blank=True)
     acknowledged_by = models.CharField(max_length=200, blank=True)
     note = models.TextField(blank=True)
 
@@ -199,9 +199,9 @@ class Delivery(models.Model):
         DEAD = "dead", "given up"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
-    channel = models.ForeignKey(Channel, models.SET_NULL, null=True, related_name="deliveries")
+    channel = models.ForeignKey(Channel, models.SET_NULL, null=True, blank=True, related_name="deliveries")
     channel_name = models.CharField(max_length=100)
-    alert = models.ForeignKey(Alert, models.CASCADE, null=True, related_name="deliveries")
+    alert = models.ForeignKey(Alert, models.CASCADE, null=True, blank=True, related_name="deliveries")
     occurrence = models.PositiveIntegerField(default=1)
     event = models.CharField(max_length=16, choices=Event)
     state = models.CharField(max_length=16, choices=State, default=State.WAITING)
@@ -209,7 +209,7 @@ class Delivery(models.Model):
     due_at = models.DateTimeField(default=timezone.now)
     last_error = models.CharField(max_length=300, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
-    ended_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
         ordering = ["-id"]

@@ -19,7 +19,7 @@ from django.db import DataError, IntegrityError, connection, transaction
 
 from audit.models import UsageRecord
 from audit.records import Candidate, PriceTerms, State, Usage, UsageEvent, UsageSource, decode_event
-from budgets import gate, ledger_rows
+from budgets import gate, ledger_rows, watch
 from budgets.rollups import Rollups
 
 log = logging.getLogger(__name__)
@@ -171,6 +171,7 @@ def _ingest_batch(client: redis.Redis, batch: Sequence[tuple[bytes, Fields]]) ->
     refused += _store_what_fits([item for item in understood if isinstance(item, Entry)], watermarks)
     if refused:
         _put_aside(client, refused)
+    watch.note(client, (item.event for item in understood if isinstance(item, Entry)))
     entry_ids = [entry_id for entry_id, _ in batch]
     with client.pipeline(transaction=False) as pipeline:
         if watermarks:

@@ -1,12 +1,15 @@
 """Celery's face of the ledger and of the holds. What PostgreSQL or Redis does not answer is left for the next beat."""
 
 import logging
+from collections.abc import Callable
+from datetime import datetime
 
 import redis
 from celery import shared_task
 from django.db import InterfaceError, OperationalError
+from django.utils import timezone
 
-from budgets import ledger, reap, verifier
+from budgets import ledger, notify, reap, verifier, watch
 from keys.redis import redis_client
 
 log = logging.getLogger(__name__)
@@ -38,3 +41,30 @@ def reap_lost_workers() -> None:
         reap.reap_lost_workers(redis_client())
     except redis.RedisError as error:
         log.warning("reaping is put off: %s", error)
+
+
+@shared_task(name="budgets.watch")
+def watch_everything() -> None:
+    _watch(watch.watch)
+
+
+@shared_task(name="budgets.watch_touched")
+def watch_touched() -> None:
+    _watch(watch.watch_touched)
+
+
+def _watch(look: Callable[[redis.Redis, datetime], object]) -> None:
+    try:
+        look(redis_client(), timezone.now())
+    except watch.Taken:
+        pass
+    except (redis.RedisError, OperationalError, InterfaceError) as error:
+        log.warning("watching is put off: %s", error)
+
+
+@shared_task(name="budgets.deliver_alerts")
+def deliver_alerts() -> None:
+    try:
+        notify.deliver_due()
+    except (OperationalError, InterfaceError) as error:
+        log.warning("notices are put off: %s", error)

@@ -23,6 +23,8 @@ LOOPBACK_HOSTS = ["127.0.0.1", "localhost", "[::1]"]
 ALLOWED_HOSTS = env.list("TOLLGATE_ALLOWED_HOSTS", default=LOOPBACK_HOSTS if DEMO else [])
 # Proxies in front of the control plane whose X-Forwarded-For and X-Forwarded-Proto are to be believed.
 TRUSTED_PROXIES = env.int("TOLLGATE_TRUSTED_PROXIES", default=0)
+# Where people open the admin, for the links in alerts: https://tollgate.example.com/admin. Without it there are none.
+TOLLGATE_ADMIN_URL = env.str("TOLLGATE_ADMIN_URL", default="").rstrip("/")
 DATA_DIR = Path(env.str("TOLLGATE_DATA_DIR", default=str(BASE_DIR / "var")))
 
 # Secrets. Without a secret key each process makes up its own, so nothing is signed with a known one; the checks refuse it.
@@ -180,6 +182,9 @@ CELERY_BEAT_SCHEDULE = {
     "ingest_usage": {"task": "budgets.ingest_usage", "schedule": 1.0, "options": {"expires": 5}},
     "watch_epoch": {"task": "controlplane.watch_epoch", "schedule": 1.0, "options": {"expires": 5}},
     "verify": {"task": "budgets.verify", "schedule": 60.0, "options": {"expires": 50}},
+    "watch": {"task": "budgets.watch", "schedule": 60.0, "options": {"expires": 50}},
+    "watch_touched": {"task": "budgets.watch_touched", "schedule": 2.0, "options": {"expires": 5}},
+    "deliver_alerts": {"task": "budgets.deliver_alerts", "schedule": 2.0, "options": {"expires": 5}},
     "reap_lost_workers": {"task": "budgets.reap_lost_workers", "schedule": 2.0, "options": {"expires": 5}},
     "record_unrecorded_kills": {
         "task": "controlplane.record_unrecorded_kills",
@@ -257,6 +262,10 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env.str("TOLLGATE_LOG_LEVEL", default="INFO")},
-    # Four tasks a second that say "sent", "received" and "succeeded" would bury what matters.
-    "loggers": {name: {"level": "WARNING"} for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace")},
+    # Four tasks a second that say "sent", "received" and "succeeded" would bury what matters. Clients of HTTP tell addresses,
+    # and those of channels are secrets.
+    "loggers": {
+        name: {"level": "WARNING"}
+        for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace", "httpx", "httpcore", "urllib3")
+    },
 }

@@ -26,14 +26,15 @@ def check_base_url(url: str, *, may_be_private: bool) -> None:
         raise InvalidAddress("User and password do not belong in the URL: use a credential.")
     if parts.query or parts.fragment:
         raise InvalidAddress("Leave out the query and the fragment.")
-    is_private = _is_private(host)
-    if is_private and not may_be_private:
+    is_inside = is_private(host)
+    if is_inside and not may_be_private:
         raise InvalidAddress("This host is on a private network: allow that explicitly.")
-    if parts.scheme == "http" and not is_private:
+    if parts.scheme == "http" and not is_inside:
         raise InvalidAddress("Use https: plain http would show prompts and credentials to the network.")
 
 
-def _is_private(host: str) -> bool:
+def is_private(host: str) -> bool:
+    """An address that is not on the internet, or a name that nobody out there has."""
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:

@@ -11,6 +11,7 @@ from factory.django import DjangoModelFactory
 
 from audit.actors import Actor
 from audit.models import UsageRecord
+from budgets.alert_models import Alert, Channel
 from budgets.models import Budget, Increase, Limit, Threshold
 from keys.kills import KillFlag
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
@@ -241,6 +242,30 @@ class LimitFactory(DjangoModelFactory):
     )
     metric = "requests"
     amount = 60
+
+
+class ChannelFactory(DjangoModelFactory):
+    """Of no team, and not really sealed: use `budgets.alert_services.add_channel` where something is to be sent."""
+
+    class Meta:
+        model = Channel
+
+    name = factory.Sequence(lambda n: f"channel {n}")
+    kind = "webhook"
+    sealed = "v1.none"
+
+
+class AlertFactory(DjangoModelFactory):
+    """Of no team and no window, unless it is said."""
+
+    class Meta:
+        model = Alert
+
+    kind = "kill_switch"
+    about_id = factory.LazyFunction(uuid.uuid4)
+    severity = "critical"
+    title = factory.Sequence(lambda n: f"alert {n}")
+    text = "Something happened."
 
 
 class UsageRecordFactory(DjangoModelFactory):

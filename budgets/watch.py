@@ -1,0 +1,489 @@
+"""Looks for what is worth an alert, and for what is over.
+
+Each minute at everything: the counters of budgets, alerts that are open, the ledger, kill switches, credentials. Every few
+seconds at the counters that were spent on since: ingest leaves word of them (`note`), so that no counter of a budget that has
+one for each end user, or of one of the very many virtual keys, has to be looked for.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import NamedTuple, cast
+from uuid import UUID
+
+import msgspec
+import redis
+from django.db import connection
+from django.db.models import Count, Min, Q, Sum
+from django.db.models.functions import Coalesce
+
+from audit.models import UsageRecord
+from audit.records import UsageEvent
+from budgets import alerts, gate
+from budgets.alert_models import Alert, Severity
+from budgets.alert_services import Finding, identity, open_alerts, recover_alerts
+from budgets.matching import EACH, Index, counter_values
+from budgets.models import TAG, Budget, BudgetQuerySet, Drift, Increase, Scope, Threshold, amount_text
+from budgets.spend import COUNTER_GRACE_S, NANO_DIGITS, Row, rows_of
+from budgets.windows import FOREVER_S
+from keys.models import CredentialPool, KillSwitch, VirtualKey
+from routing.models import Deployment
+from teams.models import Project
+
+# What was spent on since the last look: a set of JSON objects of dimensions and values.
+TOUCHED = "tg:touched"
+TOUCHED_MAX = 100_000
+TOUCHED_PER_LOOK = 10_000
+KEYS_PER_COMMAND = 5_000
+
+# A counter that was not spent on for so long has no pace.
+PACE_KEPT_S = 90 * alerts.DAY_S
+
+# What alerts are about that are of the gateway as a whole.
+GATEWAY = UUID(int=0)
+# The provider of a request whose worker died has long answered.
+SUSPENSE_AGE = timedelta(hours=1)
+CREDENTIALS_SEEN_FOR = timedelta(minutes=5)
+REFUSALS_MIN = 3
+REFUSED = ("401", "403")
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+_decode_values = msgspec.json.Decoder(dict[str, str]).decode
+_decode_pace = msgspec.json.Decoder(alerts.Pace).decode
+
+
+class Taken(Exception):
+    """Another process is watching."""
+
+
+class Counter(NamedTuple):
+    """One counter of a budget, in one window."""
+
+    row: Row
+    each: tuple[str, ...]
+    start_s: int
+    end_s: int
+
+    @property
+    def key(self) -> str:
+        return gate.spend_key(str(self.row.pk), self.start_s, *self.each)
+
+    @property
+    def half_life_s(self) -> float:
+        return alerts.half_life_s(self.start_s, self.end_s)
+
+
+class Terms(NamedTuple):
+    """What a budget says, as far as its alerts need it. `amount` is in nano-USD, tokens or requests, with its increases."""
+
+    name: str
+    unit: str
+    mode: str
+    amount: int
+    team_id: UUID | None
+    effects: Mapping[int, list[str]]
+
+    def text(self, amount: int) -> str:
+        return amount_text(Decimal(amount).scaleb(-NANO_DIGITS if self.unit == Budget.Unit.USD else 0), self.unit)
+
+    @property
+    def is_hard(self) -> bool:
+        return self.mode == Budget.Mode.HARD
+
+
+def note(client: redis.Redis, events: Iterable[UsageEvent]) -> None:
+    """Leave word of the counters that these were counted in. Where nobody listens, the words do not pile up without end."""
+    touched = {_encode(_values_of(event)) for event in events}
+    if touched and client.scard(TOUCHED) < TOUCHED_MAX:
+        client.sadd(TOUCHED, *touched)
+
+
+def watch(client: redis.Redis, now: datetime) -> None:
+    """At everything. Raises `Taken`, `redis.RedisError` or OperationalError."""
+    with _alone():
+        counters = [
+            counter
+            for row in rows_of(Budget.objects.filter(is_active=True).exclude(scope=Scope.KEY))
+            if EACH not in row.subject.values()
+            for counter in _present(row, (), now)
+        ]
+        _look_at(client, counters, now)
+        _recover_budgets(client, now)
+        _watch_one(Alert.Kind.SUSPENSE, _old_suspense(client, now), "No suspense is old any more.", now)
+        _watch_one(Alert.Kind.DRIFT, _drift(), "All copies of the same money agree again.", now)
+        _watch_one(Alert.Kind.KILL_SWITCH, _kill_switches(), "It is lifted.", now)
+        _watch_credentials(now)
+
+
+def watch_touched(client: redis.Redis, now: datetime) -> int:
+    """At what was spent on since; how many words of it were left. Raises as `watch`."""
+    with _alone():
+        words = cast("list[bytes]", client.srandmember(TOUCHED, TOUCHED_PER_LOOK))
+        if not words:
+            return 0
+        deployments = {name: str(pk) for pk, name in Deployment.objects.values_list("pk", "name")}
+        spent_by = []
+        for word in words:
+            values = _decode_values(word)
+            spent_by.append(values | {"deployment": deployments.get(values["deployment"], "")})
+        keys = {values["key"] for values in spent_by}
+        rows = Budget.objects.filter(~Q(scope=Scope.KEY) | Q(virtual_key__in=keys), is_active=True)
+        index = Index(rows_of(rows))
+        counters = {
+            counter.key: counter
+            for values in spent_by
+            for row in index.matching(values)
+            for counter in _present(row, counter_values(row.subject, values), now)
+        }
+        _look_at(client, list(counters.values()), now)
+        # Only now: who died on the way has forgotten nothing.
+        client.srem(TOUCHED, *words)
+        return len(words)
+
+
+def _values_of(event: UsageEvent) -> dict[str, str]:
+    """By dimension; of the deployment the name."""
+    values = {
+        "team": event.team_id,
+        "project": event.project_id,
+        "key": event.virtual_key_id,
+        "environment": event.environment,
+        "end_user": event.end_user,
+        "alias": event.alias,
+        "model": event.model,
+        "provider": event.provider,
+        "deployment": event.deployment,
+        "pool": event.pool,
+    }
+    return values | {f"{TAG}{name}": value for name, value in event.tags.items()}
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two who watch would only do the same work: which alerts are opened, the database decides."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('budgets.watch'))")
+        if not cursor.fetchone()[0]:
+            raise Taken
+        try:
+            yield
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(hashtext('budgets.watch'))")
+
+
+# Budgets
+
+
+def _present(row: Row, each: tuple[str, ...], now: datetime) -> Iterator[Counter]:
+    """The counter in the window that is now; none outside of fixed dates."""
+    start_s, end_s = row.bounds(now.timestamp())
+    if start_s <= now.timestamp() < end_s:
+        yield Counter(row, each, start_s, end_s)
+
+
+def _look_at(client: redis.Redis, counters: list[Counter], now: datetime) -> None:
+    if not client.exists(gate.EPOCH):
+        return  # It is being rebuilt: what the counters say is not so.
+    used = _read(client, [counter.key for counter in counters])
+    spent_on = [counter for counter in counters if used.get(counter.key, 0) > 0]
+    terms = _terms([counter.row.pk for counter in spent_on], now)
+    spent_on = [counter for counter in spent_on if counter.row.pk in terms]
+    paces = _move_paces(client, spent_on, used, now.timestamp())
+    findings: list[Finding] = []
+    for counter in spent_on:
+        its = terms[counter.row.pk]
+        findings += _crossed(counter, its, used[counter.key])
+        findings += _running_out(counter, its, paces[counter.key], now)
+    open_alerts(_not_open(findings), now=now)
+
+
+def _read(client: redis.Redis, keys: list[str]) -> dict[str, int]:
+    return {key: int(value) for key, value in _get(client, keys).items()}
+
+
+def _get(client: redis.Redis, keys: list[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for start in range(0, len(keys), KEYS_PER_COMMAND):
+        chunk = keys[start : start + KEYS_PER_COMMAND]
+        values = cast("list[bytes | None]", client.mget(chunk))
+        found |= {key: value for key, value in zip(chunk, values, strict=True) if value is not None}
+    return found
+
+
+def _terms(budget_ids: list[UUID], now: datetime) -> dict[UUID, Terms]:
+    chosen = Budget.objects.filter(pk__in=set(budget_ids), is_active=True)
+    effects: defaultdict[UUID, dict[int, list[str]]] = defaultdict(dict)
+    for threshold in Threshold.objects.filter(budget__in=chosen.values("pk")).select_related("alias"):
+        of_percent = effects[threshold.budget_id].setdefault(threshold.percent, [])
+        if threshold.action != Threshold.Action.ALERT:
+            of_percent.append(threshold.effect)
+    more = dict(_increases(chosen, now))
+    owners = Coalesce("team_id", "project__team_id", "virtual_key__project__team_id")
+    return {
+        pk: Terms(name, unit, mode, _whole(amount + more.get(pk, 0), unit), team_id, effects[pk])
+        for pk, name, unit, mode, amount, team_id in chosen.annotate(owner_id=owners).values_list(
+            "pk", "name", "unit", "mode", "amount", "owner_id"
+        )
+    }
+
+
+def _increases(budgets: BudgetQuerySet, now: datetime) -> Iterable[tuple[UUID, Decimal]]:
+    rows = Increase.objects.in_force(now).filter(budget__in=budgets.values("pk"), starts_at__lte=now)
+    return rows.values_list("budget_id").annotate(Sum("amount")).order_by()
+
+
+def _whole(amount: Decimal, unit: str) -> int:
+    return int(amount.scaleb(NANO_DIGITS if unit == Budget.Unit.USD else 0))
+
+
+def _pace_key(counter_key: str) -> str:
+    return counter_key.replace("tg:spend:", "tg:pace:", 1)
+
+
+def _move_paces(
+    client: redis.Redis, counters: list[Counter], used: Mapping[str, int], now_s: float
+) -> dict[str, alerts.Pace]:
+    stored = _get(client, [_pace_key(counter.key) for counter in counters])
+    paces = {}
+    with client.pipeline(transaction=False) as pipeline:
+        for counter in counters:
+            key = _pace_key(counter.key)
+            before = _decode_pace(stored[key]) if key in stored else None
+            pace = alerts.moved(before, used[counter.key], now_s, counter.half_life_s)
+            paces[counter.key] = pace
+            kept_s = min(counter.end_s + COUNTER_GRACE_S - int(now_s), PACE_KEPT_S)
+            pipeline.set(key, _encode(pace), ex=kept_s)
+        pipeline.execute()
+    return paces
+
+
+def _crossed(counter: Counter, its: Terms, used: int) -> Iterator[Finding]:
+    for percent in alerts.crossed(used, its.amount, its.effects, is_hard=its.is_hard):
+        is_whole = percent >= alerts.WHOLE_PERCENT
+        said = [f"{its.text(used)} of {its.text(its.amount)} are spent or held{_window_text(counter)}."]
+        if is_whole:
+            said.append(_ENDS[Budget.Mode(its.mode)])
+        said += [f"From here on: {effect}." for effect in its.effects.get(percent, ())]
+        yield _finding(
+            counter,
+            its,
+            Alert.Kind.THRESHOLD,
+            percent=percent,
+            severity=Severity.CRITICAL if is_whole else Severity.WARNING,
+            title=f"{_name(counter, its)}: {percent} % of {its.text(its.amount)}",
+            text=" ".join(said),
+        )
+
+
+_ENDS = {
+    Budget.Mode.HARD: "What would pass it is refused.",
+    Budget.Mode.SOFT: "Nothing is refused: the budget is soft.",
+    Budget.Mode.OBSERVE: "Nothing is refused: the budget only observes what a hard one would.",
+}
+
+
+def _running_out(counter: Counter, its: Terms, pace: alerts.Pace, now: datetime) -> Iterator[Finding]:
+    at_s = alerts.runs_out_at_s(pace, its.amount, counter.half_life_s)
+    if pace.used >= its.amount or at_s is None or not alerts.runs_out(at_s, now.timestamp(), counter.end_s):
+        return
+    moment = alerts.moment_text(at_s, counter.row.zone)
+    yield _finding(
+        counter,
+        its,
+        Alert.Kind.FORECAST,
+        percent=0,
+        severity=Severity.WARNING,
+        title=f"{_name(counter, its)}: runs out on {moment}",
+        text=(
+            f"At the recent pace nothing is left on {moment}. {its.text(pace.used)} of {its.text(its.amount)} are spent or"
+            f" held{_window_text(counter)}."
+        ),
+    )
+
+
+def _finding(
+    counter: Counter, its: Terms, kind: str, *, percent: int, severity: Severity, title: str, text: str
+) -> Finding:
+    each = dict(zip(_each(counter.row), counter.each, strict=True))
+    return Finding(
+        kind=kind,
+        about_id=counter.row.pk,
+        counter=counter.each,
+        percent=percent,
+        window_start=_moment(counter.start_s),
+        window_end=None if counter.end_s >= FOREVER_S else _moment(counter.end_s),
+        team_id=UUID(each["team"]) if "team" in each else its.team_id,
+        severity=severity,
+        title=title,
+        text=text,
+    )
+
+
+def _each(row: Row) -> list[str]:
+    return [name for name in sorted(row.subject) if row.subject[name] == EACH]
+
+
+def _name(counter: Counter, its: Terms) -> str:
+    return f"{its.name} ({', '.join(counter.each)})" if counter.each else its.name
+
+
+def _window_text(counter: Counter) -> str:
+    if counter.end_s >= FOREVER_S:
+        return ""
+    return f"; the window ends on {alerts.moment_text(counter.end_s, counter.row.zone)}"
+
+
+def _not_open(findings: list[Finding]) -> list[Finding]:
+    """What is found is nearly always found again, so it is read first and written only where it is new."""
+    chosen = Alert.objects.open().filter(about_id__in={finding.about_id for finding in findings})
+    known = {identity(alert) for alert in chosen}
+    return [finding for finding in findings if finding.identity not in known]
+
+
+def _recover_budgets(client: redis.Redis, now: datetime) -> None:
+    still_open = list(Alert.objects.open().filter(kind__in=(Alert.Kind.THRESHOLD, Alert.Kind.FORECAST)))
+    terms = _terms([alert.about_id for alert in still_open], now)
+    rows = {row.pk: row for row in rows_of(Budget.objects.filter(pk__in=list(terms)))}
+    recoveries: dict[UUID, str] = {}
+    counters: dict[UUID, Counter] = {}
+    for alert in still_open:
+        if alert.about_id not in terms:
+            recoveries[alert.pk] = "The budget is gone, or switched off."
+        elif alert.window_end is not None and alert.window_end <= now:
+            recoveries[alert.pk] = "The window has ended, and another has begun."
+        elif alert.window_start is not None:
+            start_s, end_s = int(alert.window_start.timestamp()), _end_s(alert)
+            counters[alert.pk] = Counter(rows[alert.about_id], tuple(alert.counter), start_s, end_s)
+    if client.exists(gate.EPOCH):
+        used = _read(client, [counter.key for counter in counters.values()])
+        paces = _get(client, [_pace_key(counter.key) for counter in counters.values()])
+        for alert in still_open:
+            counter = counters.get(alert.pk)
+            if counter is None:
+                continue
+            its, its_used = terms[alert.about_id], used.get(counter.key, 0)
+            now_text = f"{its.text(its_used)} of {its.text(its.amount)} are spent or held now."
+            if alert.kind == Alert.Kind.THRESHOLD:
+                is_over = alerts.is_behind(its_used, its.amount, alert.percent)
+            else:
+                pace = paces.get(_pace_key(counter.key))
+                is_over = pace is not None and _lasts(counter, its, _decode_pace(pace), now)
+            if is_over:
+                recoveries[alert.pk] = now_text
+    recover_alerts(recoveries, now=now)
+
+
+def _lasts(counter: Counter, its: Terms, pace: alerts.Pace, now: datetime) -> bool:
+    # Idle since the last look: as if it had been looked at now.
+    pace = alerts.moved(pace, pace.used, now.timestamp(), counter.half_life_s)
+    at_s = alerts.runs_out_at_s(pace, its.amount, counter.half_life_s)
+    return pace.used >= its.amount or alerts.runs_out(at_s, now.timestamp(), counter.end_s) is False
+
+
+def _end_s(alert: Alert) -> int:
+    return FOREVER_S if alert.window_end is None else int(alert.window_end.timestamp())
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+# The ledger, kill switches, credentials
+
+
+def _watch_one(kind: str, findings: list[Finding], over: str, now: datetime) -> None:
+    """Alerts of a kind that have no window: those found are open, and those open that are not found are over."""
+    open_alerts(_not_open(findings), now=now)
+    found = {finding.about_id for finding in findings}
+    rest = Alert.objects.open().filter(kind=kind).exclude(about_id__in=found).values_list("pk", flat=True)
+    recover_alerts(dict.fromkeys(rest, over), now=now)
+
+
+def _lasting(
+    kind: str, about_id: UUID, *, team_id: UUID | None = None, severity: Severity, title: str, text: str
+) -> Finding:
+    """A finding of what has no window."""
+    return Finding(kind, about_id, (), 0, None, None, team_id, severity, title, text)
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
+def _old_suspense(client: redis.Redis, now: datetime) -> list[Finding]:
+    """Attempts long in suspense that nobody follows: a batch is, until it is over."""
+    old = UsageRecord.objects.filter(state=UsageRecord.State.SUSPENSE, admitted_at__lt=now - SUSPENSE_AGE)
+    jobs = [UUID(attempt_id.decode()) for attempt_id in cast("list[bytes]", client.zrange(gate.JOBS, 0, -1))]
+    sums = old.exclude(attempt_id__in=jobs).aggregate(
+        count=Count("attempt_id"), oldest=Min("admitted_at"), cost=Sum("cost_usd")
+    )
+    if not sums["count"]:
+        return []
+    attempts = _number(sums["count"], "attempt")
+    text = (
+        f"{attempts} in suspense for more than an hour, the oldest since"
+        f" {sums['oldest']:%Y-%m-%d %H:%M} UTC; they count as {amount_text(sums['cost'], 'usd')}. Look up what the provider"
+        " has billed for them, and resolve them in the admin."
+    )
+    title = f"{attempts} in suspense"
+    return [_lasting(Alert.Kind.SUSPENSE, GATEWAY, severity=Severity.WARNING, title=title, text=text)]
+
+
+def _drift() -> list[Finding]:
+    count = Drift.objects.filter(closed_at__isnull=True).count()
+    if not count:
+        return []
+    title = f"The books differ in {_number(count, 'sum')}"
+    text = "The verifier finds that the ledger, its roll-ups and the counters in Redis do not say the same."
+    return [_lasting(Alert.Kind.DRIFT, GATEWAY, severity=Severity.CRITICAL, title=title, text=text)]
+
+
+def _kill_switches() -> list[Finding]:
+    thrown = list(KillSwitch.objects.active())
+    teams = {switch.target: UUID(switch.target) for switch in thrown if switch.scope == "team"}
+    targets = {scope: [switch.target for switch in thrown if switch.scope == scope] for scope in ("project", "key")}
+    teams |= _owners(Project.objects.filter(pk__in=targets["project"]).values_list("pk", "team_id"))
+    teams |= _owners(VirtualKey.objects.filter(pk__in=targets["key"]).values_list("pk", "project__team_id"))
+    return [
+        _lasting(
+            Alert.Kind.KILL_SWITCH,
+            switch.pk,
+            team_id=teams.get(switch.target),
+            severity=Severity.CRITICAL,
+            title=f"Kill switch thrown: {' '.join(filter(None, (switch.scope, switch.target)))}",
+            text=f"{switch.thrown_by} halted this traffic at {switch.thrown_at:%Y-%m-%d %H:%M:%S} UTC: {switch.reason}",
+        )
+        for switch in thrown
+    ]
+
+
+def _owners(rows: Iterable[tuple[UUID, UUID]]) -> dict[str, UUID]:
+    return {str(pk): team_id for pk, team_id in rows}
+
+
+def _watch_credentials(now: datetime) -> None:
+    """A provider that refuses all that a pool's credentials were presented for, a few times running."""
+    recent = UsageRecord.objects.filter(admitted_at__gte=now - CREDENTIALS_SEEN_FOR).exclude(pool="").order_by()
+    counted = recent.values("pool").annotate(
+        refused=Count("attempt_id", filter=Q(error_type__in=REFUSED)),
+        taken=Count("attempt_id", filter=Q(status_code=200)),
+    )
+    by_pool = {UUID(row["pool"]): row for row in counted}
+    names = dict(CredentialPool.objects.filter(pk__in=list(by_pool)).values_list("pk", "name"))
+    findings = [
+        _lasting(
+            Alert.Kind.CREDENTIAL,
+            pool,
+            severity=Severity.CRITICAL,
+            title=f"Credentials refused: {names.get(pool, pool)}",
+            text=f"The provider refused {row['refused']:,} requests with credentials of this pool in five minutes, and took none.",
+        )
+        for pool, row in by_pool.items()
+        if row["refused"] >= REFUSALS_MIN and not row["taken"]
+    ]
+    open_alerts(_not_open(findings), now=now)
+    taken = [pool for pool, row in by_pool.items() if row["taken"]]
+    over = Alert.objects.open().filter(kind=Alert.Kind.CREDENTIAL, about_id__in=taken).values_list("pk", flat=True)
+    recover_alerts(dict.fromkeys(over, "The provider takes them again."), now=now)
