@@ -1,6 +1,7 @@
 """Admin pages of budgets, limits and the ledger of usage records."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from django import forms
@@ -42,7 +43,7 @@ from audit.admin_base import (
 from audit.filters import ExactFilter, PeriodFilter
 from audit.models import UsageRecord
 from budgets import services
-from budgets.counters import WindowSpend, spend_of, spends, spent_in_parts
+from budgets.counters import WindowSpend, refused_by_limit, spend_of, spends, spent_in_parts
 from budgets.models import (
     DIMENSION_LABELS,
     OWNERS,
@@ -138,6 +139,12 @@ class SubjectForm(ReasonForm):
     )
     viewer: Any  # Set by the page.
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        for name in ("amount", "rollover", "burst"):
+            if self.initial.get(name) is not None:
+                self.initial[name] = f"{Decimal(self.initial[name]).normalize():f}"
+
     def clean(self) -> Any:
         cleaned = super().clean() or {}
         if not self.instance._state.adding:
@@ -167,7 +174,7 @@ class SubjectForm(ReasonForm):
     def _get_validation_exclusions(self) -> set[str]:
         # They are no fields here, or others, but are set by now: the constraints that name them can be checked.
         excluded: set[str] = super()._get_validation_exclusions()  # type: ignore[misc]
-        return excluded - {"scope", "each", "tags"} if self.instance.scope else excluded
+        return excluded - {"scope", "each", "tags", "window"} if self.instance.scope else excluded
 
 
 class SubjectRuleAdmin(TollgateAdmin):
@@ -234,6 +241,14 @@ class SubjectRuleAdmin(TollgateAdmin):
 
 
 class BudgetForm(SubjectForm):
+    # Not by the name of its column: the page's script would take it for the browser's window.
+    each_window = forms.ChoiceField(
+        label="Window",
+        choices=Budget.Window.choices,
+        initial=Budget.Window.MONTH,
+        widget=UnfoldAdminSelectWidget,
+        help_text=Budget._meta.get_field("window").help_text,
+    )
     is_confirmed = forms.BooleanField(
         label="It may be used up with this",
         required=False,
@@ -243,10 +258,18 @@ class BudgetForm(SubjectForm):
 
     class Meta:
         model = Budget
-        fields = ("name", "window", "amount", "mode")
+        fields = ("name", "amount", "mode")
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        if not self.instance._state.adding:
+            self.initial["each_window"] = self.instance.window
 
     def clean(self) -> Any:
         cleaned = super().clean() or {}
+        self.instance.window = cleaned.get("each_window") or ""
+        if self.instance.window != Budget.Window.FIXED:
+            cleaned["starts_at"] = cleaned["ends_at"] = None
         if not self.instance._state.adding and not self.errors and not cleaned.get("is_confirmed"):
             used_up = self._used_up(cleaned)
             if used_up:
@@ -337,11 +360,13 @@ class BudgetAdmin(SubjectRuleAdmin):
             {
                 "fields": (
                     "name",
-                    ("amount", "unit"),
-                    "window",
-                    ("starts_at", "ends_at"),
-                    "mode",
+                    "amount",
+                    "unit",
                     "is_confirmed",
+                    "each_window",
+                    "starts_at",
+                    "ends_at",
+                    "mode",
                     "is_active",
                 )
             },
@@ -349,16 +374,19 @@ class BudgetAdmin(SubjectRuleAdmin):
         ("Calendar", {"fields": ("time_zone", "fiscal_month", "rollover"), "classes": ("collapse",)}),
     )
     conditional_fields: Any = SubjectRuleAdmin.conditional_fields | {
-        "starts_at": "window == 'fixed'",
-        "ends_at": "window == 'fixed'",
-        "time_zone": "!['total', 'fixed'].includes(window)",
-        "fiscal_month": "['quarter', 'year'].includes(window)",
-        "rollover": "!['total', 'fixed'].includes(window)",
+        "starts_at": "each_window == 'fixed'",
+        "ends_at": "each_window == 'fixed'",
+        "time_zone": "!['total', 'fixed'].includes(each_window)",
+        "fiscal_month": "['quarter', 'year'].includes(each_window)",
+        "rollover": "!['total', 'fixed'].includes(each_window)",
     }
     actions_detail = ("spend", "grant", "ask", "undo")
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[TollgateChangeList]:
         return BudgetChangeList
+
+    def perform_change(self, obj: Any, values: dict[str, Any], form: Any, actor: Actor, reason: str) -> None:
+        super().perform_change(obj, values | {"window": form.cleaned_data["each_window"]}, form, actor, reason)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return () if obj is None else ("subject", "unit")
@@ -547,10 +575,20 @@ class LimitForm(SubjectForm):
         fields = ("name", "metric", "amount")
 
 
+class LimitChangeList(TollgateChangeList):
+    """With what those on the page that only observe would have refused."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        refused = refused_by_limit(self.result_list, redis_client()) or {}
+        for limit in self.result_list:
+            limit.refused = refused.get(limit.pk)
+
+
 @admin.register(Limit)
 class LimitAdmin(SubjectRuleAdmin):
     form = LimitForm
-    list_display = ("__str__", "subject", "amount_shown", "observed", "is_active")
+    list_display = ("__str__", "subject", "amount_shown", "mode_label", "would_have_refused", "is_active")
     list_filter = (
         ("scope", ChoicesDropdownFilter),
         ("metric", ChoicesDropdownFilter),
@@ -576,7 +614,7 @@ class LimitAdmin(SubjectRuleAdmin):
     )
     fieldsets = (
         *SubjectRuleAdmin.subject_fieldsets,
-        ("How much", {"fields": ("name", "metric", ("amount", "window_s"), "burst", "is_observed", "is_active")}),
+        ("How much", {"fields": ("name", "metric", "amount", "window_s", "burst", "is_observed", "is_active")}),
     )
     conditional_fields: Any = SubjectRuleAdmin.conditional_fields | {
         "window_s": "metric != 'concurrency'",
@@ -588,9 +626,17 @@ class LimitAdmin(SubjectRuleAdmin):
     def amount_shown(self, limit: Limit) -> str:
         return limit.amount_text
 
-    @admin.display(description="only observed", boolean=True, ordering="is_observed")
-    def observed(self, limit: Limit) -> bool:
-        return limit.is_observed
+    @coloured("mode", {"enforced": "success", "observed": "info"})
+    def mode_label(self, limit: Limit) -> tuple[str, str]:
+        word = "observed" if limit.is_observed else "enforced"
+        return word, word
+
+    @admin.display(description="would have refused", empty_value="")
+    def would_have_refused(self, limit: Any) -> str | None:
+        return None if limit.refused is None else f"{limit.refused:,} requests"
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[TollgateChangeList]:
+        return LimitChangeList
 
 
 def _moment(text: str) -> datetime | None:
@@ -612,6 +658,7 @@ def _chart(budget: Budget, window: WindowSpend, now: datetime) -> dict[str, Any]
         "cap": None if cap is None else float(cap),
         "thresholds": [] if cap is None else [threshold.percent for threshold in budget.thresholds.all()],
         "isLong": (parts[-1][0] - parts[0][0]).days > 1 if parts else False,
+        "timeZone": window.zone,
     }
 
 

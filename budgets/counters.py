@@ -5,7 +5,7 @@ what is held is not known.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time
 from decimal import Decimal
@@ -18,7 +18,7 @@ from django.db.models import Min, Sum
 
 from budgets import gate
 from budgets.matching import EACH
-from budgets.models import Budget, BudgetQuerySet, Increase, UsageDay
+from budgets.models import Budget, BudgetQuerySet, Increase, Limit, UsageDay
 from budgets.spend import DAY_S, NANO_DIGITS, Spent, rows_of, spent, spent_by_value
 from budgets.windows import FOREVER_S
 
@@ -76,6 +76,7 @@ class WindowSpend:
     budget: Budget
     starts_at: datetime
     ends_at: datetime | None
+    zone: str
     increased_by: Decimal
     counters: Sequence[Counter]
 
@@ -133,7 +134,7 @@ def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[W
                 )
             )
         counters.sort(key=lambda counter: (-counter.spent_share - counter.held_share, *counter.each.values()))
-        answers.append(WindowSpend(budget, starts_at, ends_at, more, counters))
+        answers.append(WindowSpend(budget, starts_at, ends_at, row.zone, more, counters))
     return answers
 
 
@@ -179,6 +180,21 @@ def read(client: redis.Redis, keys: Sequence[str]) -> tuple[dict[str, int] | Non
     if not is_built:
         return None, None
     return _by_key(keys, values), _by_key(keys, refused)
+
+
+def refused_by_limit(limits: Iterable[Limit], client: redis.Redis) -> dict[UUID, int] | None:
+    """How many requests each of those that only observe would have refused, all its values together; None where not known."""
+    observed = {str(limit.pk): limit.pk for limit in limits if limit.is_observed}
+    refused = dict.fromkeys(observed.values(), 0)
+    try:
+        counts = cast("dict[bytes, bytes]", client.hgetall(gate.OBSERVED)) if observed else {}
+    except redis.RedisError:
+        return None
+    for key, count in counts.items():
+        _, kind, rule_id, *_ = *key.decode().split(":"), ""
+        if kind != "spend" and rule_id in observed:
+            refused[observed[rule_id]] += int(count)
+    return refused
 
 
 def _by_key(keys: Sequence[str], values: Sequence[bytes | None]) -> dict[str, int]:

@@ -146,10 +146,11 @@ class SubjectRule(models.Model):
     team = models.ForeignKey(Team, models.PROTECT, null=True, blank=True)
     project = models.ForeignKey(Project, models.PROTECT, null=True, blank=True)
     virtual_key = models.ForeignKey(VirtualKey, models.PROTECT, null=True, blank=True)
-    environment = models.CharField(max_length=16, choices=Project.Environment, blank=True, db_default="")
+    environment = models.CharField(max_length=16, choices=Project.Environment, blank=True, default="", db_default="")
     end_user = models.CharField(
         max_length=END_USER_LENGTH_MAX,
         blank=True,
+        default="",
         db_default="",
         validators=[name_validator],
         help_text="As applications name them: OpenAI's user, Anthropic's metadata.user_id, or the header x-tollgate-user.",
@@ -291,6 +292,7 @@ class Budget(SubjectRule):
     time_zone = models.CharField(
         max_length=64,
         blank=True,
+        default="",
         db_default="",
         validators=[validate_time_zone],
         help_text="IANA name, such as Europe/Berlin. Empty: the team's, else UTC.",
@@ -547,7 +549,7 @@ class Limit(SubjectRule):
         SPEND = "spend", "spend in US dollars"
         CONCURRENCY = "concurrency", "requests at once"
 
-    name = models.CharField(max_length=100, blank=True, db_default="", validators=[name_validator])
+    name = models.CharField(max_length=100, blank=True, default="", db_default="", validators=[name_validator])
     metric = models.CharField(max_length=16, choices=Metric)
     amount = models.DecimalField(max_digits=24, decimal_places=9, validators=[MinValueValidator(0)])
     window_s = models.PositiveIntegerField(

@@ -23,7 +23,7 @@ from audit.ids import uuid7
 from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate, pricing
 from budgets import services as budgets
-from budgets.models import Budget, Limit
+from budgets.models import Budget, Limit, Threshold
 from controlplane.private_file import write_private
 from keys import services as keys
 from keys.models import VirtualKey
@@ -47,6 +47,7 @@ SIMULATOR = "simulator"
 # Where the simulator speaks as OpenAI does.
 OPENAI_PATH = "/v1"
 CUSTOMERS = ("globex", "initech", "umbrella")
+END_USERS = ("ann", "bob", "carla", "dmitri", "emeka")
 PAST_HOURS = 14 * 24
 NANOS = 1_000_000_000
 
@@ -212,11 +213,43 @@ def _create_organisation(simulator_url: str) -> None:
     ):
         name = f"{subject.name} by the {window}"
         budgets.create_budget(subject, name, window, Decimal(amount), actor=ACTOR, reason=REASON)
+    _create_telling_budgets(search, support)
     budgets.create_limit(research, Limit.Metric.CONCURRENCY, 2_000, actor=ACTOR, reason=REASON)
+    observed = {"name": "Would 20 a minute do?", "is_observed": True}
+    budgets.create_limit(search, Limit.Metric.REQUESTS, 20, actor=ACTOR, reason=REASON, **observed)
     budgets.create_limit(support, Limit.Metric.REQUESTS, 600, actor=ACTOR, reason=REASON)
     # Their secrets are shown to nobody: these keys are those of the past usage.
     for project in (search, summaries, support):
         keys.issue_virtual_key(project, f"{project.slug}-application", actor=ACTOR, aliases=[ALIAS], reason=REASON)
+
+
+def _create_telling_budgets(search: Project, support: Project) -> None:
+    """One of each kind that people ask for: per end user, per customer, per model, with thresholds and a request for more."""
+
+    def create(project: Project, name: str, window: str, amount: str, **fields: Any) -> Budget:
+        return budgets.create_budget(project, name, window, Decimal(amount), actor=ACTOR, reason=REASON, **fields)
+
+    create(search, "Each end user of Search", Budget.Window.DAY, "1", each=["end_user"], mode=Budget.Mode.SOFT)
+    create(support, f"Customer {CUSTOMERS[0]}", Budget.Window.MONTH, "25", tags={"customer": CUSTOMERS[0]})
+    tokens = {"unit": Budget.Unit.TOKENS, "mode": Budget.Mode.OBSERVE}
+    create(support, "Tokens of each customer", Budget.Window.WEEK, "1000000", each=["tag:customer"], **tokens)
+    of_model = create(
+        search,
+        "Chat model in Search",
+        Budget.Window.MONTH,
+        "40",
+        model=Model.objects.get(name="simulated-chat"),
+        rollover=Decimal(10),
+    )
+    for percent, action, fields in (
+        (80, Threshold.Action.ALERT, {}),
+        (90, Threshold.Action.THROTTLE, {"per_minute": 30}),
+        (95, Threshold.Action.DOWNGRADE, {"alias": ModelAlias.objects.get(name="demo-ollama")}),
+    ):
+        budgets.add_threshold(of_model, percent, action, actor=ACTOR, reason=REASON, **fields)
+    now = timezone.now()
+    asker, why = Actor.system("Search's lead"), "The index is rebuilt next week."
+    budgets.request_increase(of_model, Decimal(15), now, now + timedelta(days=7), actor=asker, reason=why)
 
 
 def _create_project(
@@ -452,5 +485,6 @@ def _past_event(
         price_id=rates.price_id,
         latency_ms=latency_ms,
         first_token_ms=latency_ms // 4,
+        end_user=draw.choice(END_USERS),
         tags={"feature": project.slug, "customer": draw.choice(CUSTOMERS), "demo": "true"},
     )

@@ -25,6 +25,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
         [
             ("Past kill switches", "history_toggle_off", "admin:keys_killswitch_changelist", "keys.view_killswitch"),
             ("Limits", "speed", "admin:budgets_limit_changelist", "budgets.view_limit"),
+            ("Increases", "trending_up", "admin:budgets_increase_changelist", "budgets.view_increase"),
             ("Audit", "history", "admin:audit_auditentry_changelist", "audit.view_auditentry"),
         ],
     ),

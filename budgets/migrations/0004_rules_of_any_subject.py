@@ -191,6 +191,7 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True,
                 db_default="",
+                default="",
                 help_text="As applications name them: OpenAI's user, Anthropic's metadata.user_id, or the header x-tollgate-user.",
                 max_length=200,
                 validators=[
@@ -212,6 +213,7 @@ class Migration(migrations.Migration):
                 blank=True,
                 choices=[("dev", "development"), ("staging", "staging"), ("prod", "production")],
                 db_default="",
+                default="",
                 max_length=16,
             ),
         ),
@@ -300,6 +302,7 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True,
                 db_default="",
+                default="",
                 help_text="IANA name, such as Europe/Berlin. Empty: the team's, else UTC.",
                 max_length=64,
                 validators=[teams.models.validate_time_zone],
@@ -363,6 +366,7 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True,
                 db_default="",
+                default="",
                 help_text="As applications name them: OpenAI's user, Anthropic's metadata.user_id, or the header x-tollgate-user.",
                 max_length=200,
                 validators=[
@@ -377,6 +381,7 @@ class Migration(migrations.Migration):
                 blank=True,
                 choices=[("dev", "development"), ("staging", "staging"), ("prod", "production")],
                 db_default="",
+                default="",
                 max_length=16,
             ),
         ),
@@ -403,6 +408,7 @@ class Migration(migrations.Migration):
             field=models.CharField(
                 blank=True,
                 db_default="",
+                default="",
                 max_length=100,
                 validators=[
                     django.core.validators.RegexValidator("\\A[^\\x00-\\x1f\\x7f]+\\Z", "No control characters.")

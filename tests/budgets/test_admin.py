@@ -28,7 +28,7 @@ def url(name, *args):
 
 def budget_form(**fields):
     about = next((name for name in ("team", "project", "virtual_key") if name in fields), "everybody")
-    form = {"about": about, "name": "cap", "window": "month", "amount": "100", "unit": "usd", "mode": "hard"}
+    form = {"about": about, "name": "cap", "each_window": "month", "amount": "100", "unit": "usd", "mode": "hard"}
     form |= {"fiscal_month": "1", "rollover": "0", "is_active": "on"}
     return form | {"thresholds-TOTAL_FORMS": "0", "thresholds-INITIAL_FORMS": "0"} | fields
 

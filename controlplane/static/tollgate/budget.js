@@ -14,7 +14,7 @@
 
     function labels() {
         const parts = data.isLong ? { day: "numeric", month: "short" } : { hour: "2-digit", minute: "2-digit", hour12: false };
-        const format = new Intl.DateTimeFormat("en-GB", { ...parts, timeZone: "UTC" });
+        const format = new Intl.DateTimeFormat("en-GB", { ...parts, timeZone: data.timeZone });
         return data.starts.map((start) => format.format(new Date(start)));
     }
 
