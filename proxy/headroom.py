@@ -6,6 +6,7 @@ channel of its own. It only ever passes a deployment over: what a provider says 
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -83,6 +84,7 @@ METERS = (
     Meter("requests", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"),
 )
 _METERS_BY_REMAINING = {meter.remaining: meter for meter in METERS}
+_REMAINING = frozenset(_METERS_BY_REMAINING)
 _RETRY_AFTER, _RETRY_AFTER_MS = b"retry-after", b"retry-after-ms"
 TOO_MANY_REQUESTS = 429
 
@@ -112,7 +114,7 @@ class Left(msgspec.Struct, frozen=True, array_like=True):
 def read(headers: Mapping[bytes, bytes], now_s: float) -> list[Left]:
     """What an answer says of its provider's limits; what cannot be understood is not said. `now_s` is Unix time."""
     found = []
-    for name in headers.keys() & _METERS_BY_REMAINING.keys():
+    for name in _REMAINING.intersection(headers):
         meter = _METERS_BY_REMAINING[name]
         remaining = _amount(headers[name])
         if remaining is None:
@@ -163,24 +165,42 @@ def _amount(value: bytes) -> float | None:
 class Headroom:
     """Of one deployment under one credential. Moments are of the monotonic clock, in seconds."""
 
-    __slots__ = ("closed_until_s", "left", "read_again_s", "seen_at_s", "share_again_s", "taken")
+    __slots__ = (
+        "closed_until_s",
+        "left",
+        "read_again_s",
+        "requests_left",
+        "requests_taken",
+        "seen_at_s",
+        "share_again_s",
+        "tokens_left",
+        "tokens_taken",
+    )
 
     def __init__(self) -> None:
         self.closed_until_s = 0.0
-        self.left: Sequence[Left] = ()
-        self.seen_at_s = 0.0
-        # Since it was seen, by the requests of this worker.
-        self.taken: dict[Unit, float] = {"requests": 0.0, "tokens": 0.0}
         self.read_again_s = 0.0
         self.share_again_s = 0.0
+        self.see((), 0.0)
 
     def see(self, left: Sequence[Left], at_s: float) -> None:
         self.left = left
         self.seen_at_s = at_s
-        self.taken = {"requests": 0.0, "tokens": 0.0}
+        # The least of what its limits have left, and what this worker's requests have taken of it since.
+        self.requests_left = min((each.remaining for each in left if each.unit == "requests"), default=math.inf)
+        self.tokens_left = min((each.remaining for each in left if each.unit == "tokens"), default=math.inf)
+        self.requests_taken = 0.0
+        self.tokens_taken = 0.0
+
+    def take(self, tokens: float) -> None:
+        self.requests_taken += 1
+        self.tokens_taken += tokens
 
     def wait_s(self, tokens: float, at_s: float) -> float:
         """Until one more request of at least `tokens` may be sent; 0 for now."""
+        is_ample = self.requests_taken < self.requests_left and self.tokens_taken + tokens <= self.tokens_left
+        if is_ample and self.closed_until_s <= at_s:
+            return 0.0
         longest = self.closed_until_s - at_s
         age_s = at_s - self.seen_at_s
         for left in self.left:
@@ -191,11 +211,11 @@ class Headroom:
         reset_s = WAIT_S_UNKNOWN if left.reset_s is None else min(left.reset_s, WAIT_S_MAX)
         if age_s >= reset_s:
             return 0.0
-        needed = 1.0 if left.unit == "requests" else tokens
+        needed, taken = (1.0, self.requests_taken) if left.unit == "requests" else (tokens, self.tokens_taken)
         if left.limit is not None:
             # What is large besides is the provider's to judge: what it counts of images is not known.
             needed = min(needed, max(left.limit / 2, 1.0))
-        missing = needed - (left.remaining - self.taken[left.unit] + left.per_s * age_s)
+        missing = needed - (left.remaining - taken + left.per_s * age_s)
         if missing <= 0:
             return 0.0
         return min(missing / left.per_s, reset_s - age_s) if left.per_s else reset_s - age_s
@@ -245,8 +265,7 @@ class Headrooms:
         """A request is being sent."""
         room = self._rooms.get((upstream.deployment.deployment_id, credential_id))
         if room is not None:
-            room.taken["requests"] += 1
-            room.taken["tokens"] += _tokens_min(call)
+            room.take(_tokens_min(call))
 
     def hear(self, upstream: Upstream, credential_id: str, status: int, answered: Headers) -> None:
         """What an answer says of what is left."""
@@ -254,7 +273,10 @@ class Headrooms:
         room, at_s = self._rooms.get(name), self._clock.monotonic_s()
         if status < TOO_MANY_REQUESTS and room is not None and at_s < room.read_again_s:
             return
-        headers, now_s = dict(answered), self._clock.now_s()
+        headers = dict(answered)
+        if status != TOO_MANY_REQUESTS and _REMAINING.isdisjoint(headers):
+            return
+        now_s = self._clock.now_s()
         left = read(headers, now_s)
         closed_s = min(retry_after_s(headers, now_s), WAIT_S_MAX) if status == TOO_MANY_REQUESTS else 0.0
         if not left and not closed_s:

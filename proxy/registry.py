@@ -79,6 +79,8 @@ class Upstream:
             for authorizer in self._authorizers:
                 if authorizer.credential_id == credential_id:
                     return authorizer
+        if len(self._authorizers) == 1:
+            return self._authorizers[0]
         for _ in self._authorizers:
             self._turn = (self._turn + 1) % len(self._authorizers)
             if may_use(self._authorizers[self._turn].credential_id):
