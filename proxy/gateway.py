@@ -8,15 +8,16 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 import structlog
+from msgspec import structs
 
-from proxy.admission import Admission, Attempt, Outcome
+from proxy.admission import Admission, Attempt, Downgrade, Outcome
 from proxy.authenticate import KeyCache, Subject, authenticate, presented_key
 from proxy.cache import look_in_cache
 from proxy.call import call_provider, open_session
 from proxy.clock import Clock
 from proxy.control import Control
 from proxy.describe import Described, describe
-from proxy.dialects.dialect import Dialect
+from proxy.dialects.dialect import Call, Dialect
 from proxy.dialects.stored import CANCEL, DELETE, StoredDialect
 from proxy.dialects.table import CONVERSE, INFER, MODELS, RECEIPT, STORED, STORED_LIST, TABLE, Match, dialect_of
 from proxy.errors import (
@@ -44,7 +45,7 @@ from proxy.providers.provider import Kept
 from proxy.realtime import converse
 from proxy.receipts import Receipts
 from proxy.receive import Receive, Request, Scope, Send, body_at_hand, read_body
-from proxy.registry import Registry
+from proxy.registry import Registry, Upstream
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
 from proxy.route import allowed_aliases, choose_route, halted, passed_over
@@ -86,8 +87,8 @@ class Gateway:
         admission: Admission,
         stored: Stored,
         idempotency: Idempotency,
-        headrooms: Headrooms,
         receipts: Receipts,
+        headrooms: Headrooms,
         follower: Follower,
         keys: KeyCache,
         pool: UpstreamPool,
@@ -101,8 +102,8 @@ class Gateway:
         self._admission = admission
         self._stored = stored
         self._idempotency = idempotency
-        self._headrooms = headrooms
         self._receipts = receipts
+        self._headrooms = headrooms
         self._follower = follower
         self._keys = keys
         self._pool = pool
@@ -197,22 +198,43 @@ class Gateway:
         if len(route) < len(chosen):
             others = [upstream for upstream in chosen if upstream not in route]
             described = passed_over(described, others, "does not have what the call refers to")
+        try:
+            await self._try_in_turn(exchange, described, route, may_downgrade=_may_downgrade(described.call))
+        except Downgrade as downgrade:
+            await self._try_in_turn(exchange, *self._downgraded(described, route, downgrade.alias))
+
+    async def _try_in_turn(
+        self, exchange: Exchange, described: Described, route: Sequence[Upstream], *, may_downgrade: bool = False
+    ) -> None:
+        """Until one answers. Raises `Downgrade` before anybody has."""
         failure: GatewayError | None = None
         for attempt_number, upstream in enumerate(route, start=1):
             try:
                 prepared = prepare(described, upstream, attempt_number)
-                await self._attempt(exchange, prepared, remember=self._stored.remember)
+                await self._attempt(exchange, prepared, remember=self._stored.remember, may_downgrade=may_downgrade)
             except CannotCarry as error:
                 failure = failure or error  # What a provider that was asked has said tells the client more.
                 described = passed_over(described, [upstream], f"cannot carry {', '.join(error.lost)}")
             except (UpstreamFailed, TrafficHalted) as error:
-                if responder.has_started or not _may_do_better(error):
+                if exchange.responder.has_started or not _may_do_better(error):
                     raise
                 failure = error
             else:
                 return
         assert failure is not None, "a route has at least one upstream"
         raise failure
+
+    def _downgraded(
+        self, described: Described, route: Sequence[Upstream], alias: str
+    ) -> tuple[Described, Sequence[Upstream]]:
+        """The call under the cheaper alias that a budget asks for; as it was where that one cannot serve it."""
+        asked = described.call
+        call = structs.replace(asked, alias=alias, prompt=None)
+        cheaper = described._replace(call=call, candidates=(), downgraded_from=asked.alias)
+        try:
+            return choose_route(cheaper, self._control.kills, random.random, self._headrooms)
+        except GatewayError:
+            return described, route
 
     async def _once(self, handler: Handler, exchange: Exchange) -> None:
         """A request with an `Idempotency-Key`: the first is served, and whoever repeats it gets its answer."""
@@ -247,12 +269,18 @@ class Gateway:
         return described
 
     async def _attempt(
-        self, exchange: Exchange, prepared: Prepared, *, remember: Remember, relay: Relay | None = None
+        self,
+        exchange: Exchange,
+        prepared: Prepared,
+        *,
+        remember: Remember,
+        relay: Relay | None = None,
+        may_downgrade: bool = False,
     ) -> None:
         """One upstream call under one hold. Leaving settles what was counted, however it ends."""
         live, described = exchange.live, prepared.described
         live.kill_fields = described.subject.kill_fields + prepared.upstream.kill_fields
-        attempt = await self._admission.admit(prepared)
+        attempt = await self._admission.admit(prepared, may_downgrade=may_downgrade)
         attempt.remember = remember
         outcome = Outcome(may_have_been_billed=True)
         response: UpstreamResponse | WebSocket | None = None
@@ -263,9 +291,7 @@ class Gateway:
                 )
                 await converse(session, attempt, outcome, exchange.responder, self._admission)
                 return
-            response = answer = await call_provider(
-                self._pool, attempt, exchange.request, self._clock, self._headrooms
-            )
+            response = answer = await call_provider(self._pool, attempt, exchange.request, self._clock, self._headrooms)
             if relay is None:
                 relay = relay_stream if answers_in_stream(answer, attempt) else relay_whole
             await relay(answer, attempt, outcome, exchange.responder, self._admission)
@@ -368,6 +394,11 @@ class Gateway:
 
     async def _show_metrics(self, exchange: Exchange) -> None:
         await exchange.responder.whole(200, await self._metrics(), [(b"content-type", b"text/plain; version=0.0.4")])
+
+
+def _may_downgrade(call: Call) -> bool:
+    """Not where it must be this provider: what the call refers to is there, or the client named it."""
+    return not (call.follows or call.file_ids or call.capability == "passthrough")
 
 
 def _may_do_better(error: GatewayError) -> bool:
