@@ -5,26 +5,36 @@ Time stands still between two calls unless the test moves it.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from budgets import gate, limits
 from budgets.gate import BudgetCounter, LimitCheck
 
-SUSPENSE = "suspense"
+AMPLE_PARTS = 256
+
+
+# Amounts by unit: (nano-USD, tokens, requests).
+Amounts = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Hold:
     nanos: int
+    tokens: int
     counters: tuple[BudgetCounter, ...]
     running_keys: tuple[str, ...]
     event: bytes
 
-    def grown(self, nanos: int) -> "Hold":
-        return Hold(self.nanos + nanos, self.counters, self.running_keys, self.event)
+    @property
+    def amounts(self) -> Amounts:
+        return self.nanos, self.tokens, 1
+
+    def grown(self, nanos: int, tokens: int) -> "Hold":
+        return replace(self, nanos=self.nanos + nanos, tokens=self.tokens + tokens)
 
     def text(self) -> bytes:
-        return b"%d|%s" % (self.nanos, gate.hold_value(self.counters, self.running_keys, self.event))
+        tokens = b",%d" % self.tokens if gate.BudgetCounters(self.counters).units else b""
+        return b"%d%b|%b" % (self.nanos, tokens, gate.hold_value(self.counters, self.running_keys, self.event))
 
 
 @dataclass(frozen=True)
@@ -44,11 +54,12 @@ class GateModel:
     has_epoch: bool = False
     leases: set[str] = field(default_factory=set)
     kills: dict[str, bytes] = field(default_factory=dict)
-    spent: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    spent: dict[str, int] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    arrivals_us: dict[str, int] = field(default_factory=dict)
+    ahead: dict[str, limits.Ahead | None] = field(default_factory=dict)
+    observed: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     holds: dict[str, dict[str, Hold]] = field(default_factory=lambda: defaultdict(dict))
-    suspense: dict[str, int] = field(default_factory=dict)
+    suspense: dict[str, Amounts] = field(default_factory=dict)
     jobs: set[str] = field(default_factory=set)
     applied: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     stream: list[Event] = field(default_factory=list)
@@ -59,40 +70,63 @@ class GateModel:
         attempt_id: str,
         kill_fields: Sequence[str],
         checks: Sequence[LimitCheck],
+        costs_ns: Sequence[int],
         counters: Sequence[BudgetCounter],
-        full_nanos: int,
-        tranche_nanos: int,
+        downgrades: Sequence[tuple[int, gate.Downgrade]],
+        full: Amounts,
+        tranche: Amounts,
         event: bytes,
     ) -> object:
         if refusal := self._not_ready(worker) or self._halted(kill_fields):
             return refusal
-        taken = []
+        taken, would_refuse = [], []
         for index, check in enumerate(checks):
-            verdict = self._take(check)
+            verdict = self._take(check, costs_ns[index] if check.window_ns else 1)
             if isinstance(verdict, limits.Refused):
-                return gate.Limited(index, verdict.remaining, verdict.retry_after_ms)
+                if not check.is_observed:
+                    return gate.Limited(index, verdict.free_ns, verdict.retry_after_ms)
+                would_refuse.append(check.key)
+                verdict = self._taken_all_the_same(check)
             taken.append(verdict)
-        for held_nanos in (full_nanos, tranche_nanos):
-            refusal = self._over_budget(counters, held_nanos)
-            if refusal is None:
-                break
-        else:
+        spent = [self._spent_with_carry(counter) for counter in counters]
+        throttled: dict[str, limits.Ahead] = {}
+        for index, counter in enumerate(counters):
+            if counter.is_observed and tranche[counter.unit - 1] > counter.cap - spent[index]:
+                would_refuse.append(counter.key)
+            for throttle in counter.throttles:
+                if spent[index] >= throttle.at:
+                    verdict = limits.take(
+                        self.ahead.get(throttle.key), self.now_us, throttle.capacity_ns, throttle.cost_ns
+                    )
+                    if isinstance(verdict, limits.Refused):
+                        return gate.Throttled(index, verdict.retry_after_ms)
+                    throttled[throttle.key] = verdict.ahead
+        for index, downgrade in downgrades:
+            if spent[index] >= downgrade.at:
+                return gate.Downgraded(index, downgrade.alias)
+        if refusal := self._over_budget(counters, spent, tranche):
             return refusal
+        held = full if self._is_ample(counters, spent, full, tranche) else tranche
         for check, verdict in zip(checks, taken, strict=True):
-            if check.kind == "running":
-                self.running[check.key] += 1
+            if check.window_ns:
+                self.ahead[check.key] = verdict.ahead
             else:
-                self.arrivals_us[check.key] = verdict.arrival_us
-        self._add(counters, held_nanos)
-        slots = tuple(check.key for check in checks if check.kind == "running")
-        self.holds[worker][attempt_id] = Hold(held_nanos, tuple(counters), slots, event)
-        return gate.Admitted(held_nanos, tuple(v.remaining for v in taken), tuple(v.reset_ms for v in taken))
+                self.running[check.key] += 1
+        self.ahead |= throttled
+        for index, counter in enumerate(counters):
+            self._carry(counter, -spent[index])
+        for key in would_refuse:
+            self.observed[key] += 1
+        self._add(counters, held)
+        slots = tuple(check.key for check in checks if not check.window_ns)
+        self.holds[worker][attempt_id] = Hold(held[0], held[1], tuple(counters), slots, event)
+        return gate.Admitted(held[0], tuple(v.free_ns for v in taken), tuple(v.reset_ms for v in taken), held[1])
 
     def extend(
         self,
         worker: str,
         attempt_id: str,
-        add_nanos: int,
+        add: Amounts,
         kill_fields: Sequence[str],
         counters: Sequence[BudgetCounter],
     ) -> object:
@@ -100,11 +134,11 @@ class GateModel:
             return refusal
         if attempt_id not in self.holds[worker]:
             return gate.NotReady("no_hold")
-        if refusal := self._over_budget(counters, add_nanos):
+        if refusal := self._over_budget(counters, [self.spent.get(counter.key, 0) for counter in counters], add):
             return refusal
-        self._add(counters, add_nanos)
-        self.holds[worker][attempt_id] = grown = self.holds[worker][attempt_id].grown(add_nanos)
-        return gate.Extended(grown.nanos)
+        self._add(counters, add)
+        self.holds[worker][attempt_id] = grown = self.holds[worker][attempt_id].grown(add[0], add[1])
+        return gate.Extended(grown.nanos, grown.tokens)
 
     def settle(
         self,
@@ -112,8 +146,10 @@ class GateModel:
         seq: int,
         attempt_id: str,
         cost_nanos: int,
+        tokens: int,
+        requests: int,
         counters: Sequence[BudgetCounter],
-        tpm: Sequence[tuple[str, int, int]],
+        corrections: Sequence[tuple[str, int]],
         running_keys: Sequence[str],
         event: bytes,
         kept_hold: bytes = b"",
@@ -132,20 +168,19 @@ class GateModel:
                 self.applied[worker] = seq
                 return gate.Settled(0)
         if hold is None:
-            held_nanos = self.suspense.pop(attempt_id, 0)
+            held = self.suspense.pop(attempt_id, (0, 0, 0))
         else:
-            held_nanos = hold.nanos
+            held = hold.amounts
             self._free(running_keys)
-            for key, per_minute, delta in tpm:
-                corrected = limits.correct(self.arrivals_us.get(key), self.now_us, per_minute, delta)
-                self.arrivals_us[key] = corrected or 0
-        self._add(counters, cost_nanos - held_nanos)
+            for key, delta_ns in corrections:
+                self.ahead[key] = limits.correct(self.ahead.get(key), self.now_us, delta_ns)
+        self._add(counters, (cost_nanos - held[0], tokens - held[1], requests - held[2]))
         if kept_hold:
-            self.suspense[attempt_id] = cost_nanos
+            self.suspense[attempt_id] = (cost_nanos, tokens, 1)
             self.jobs.add(attempt_id)
         self.stream.append(Event(worker, seq, event))
         self.applied[worker] = seq
-        return gate.Settled(held_nanos)
+        return gate.Settled(held[0])
 
     def restore(self, worker: str, attempt_id: str, hold: Hold) -> object:
         if not self.has_epoch:
@@ -154,7 +189,7 @@ class GateModel:
             return gate.Present()
         for key in hold.running_keys:
             self.running[key] += 1
-        self._add(hold.counters, hold.nanos)
+        self._add(hold.counters, hold.amounts)
         self.holds[worker][attempt_id] = hold
         return gate.Restored()
 
@@ -168,10 +203,10 @@ class GateModel:
         for attempt_id, hold in holds.items():
             self._free(hold.running_keys)
             if attempt_id in void_attempt_ids:
-                self._add(hold.counters, -hold.nanos)
+                self._add(hold.counters, (-hold.nanos, -hold.tokens, -1))
                 self.stream.append(Event(worker, 0, hold.event, "voided", 0))
             else:
-                self.suspense[attempt_id] = hold.nanos
+                self.suspense[attempt_id] = hold.amounts
                 self.stream.append(Event(worker, 0, hold.event, "suspense", hold.nanos))
         voided = sum(1 for attempt_id in holds if attempt_id in void_attempt_ids)
         return gate.Reaped(len(holds) - voided, voided)
@@ -187,24 +222,59 @@ class GateModel:
         thrown = [self.kills[name] for name in kill_fields if name in self.kills]
         return gate.Halted(thrown[0]) if thrown else None
 
-    def _take(self, check: LimitCheck) -> limits.Taken | limits.Refused:
-        if check.kind != "running":
-            return limits.take(self.arrivals_us.get(check.key), self.now_us, check.per_minute, check.cost)
-        free = check.per_minute - self.running[check.key]
-        if free > 0:
-            return limits.Taken(0, free - 1, 0)
-        return limits.Refused(0, 1000 if check.per_minute else limits.NEVER_FITS)
+    def _take(self, check: LimitCheck, cost: int) -> limits.Taken | limits.Refused:
+        if check.window_ns:
+            return limits.take(self.ahead.get(check.key), self.now_us, check.capacity, cost)
+        free = check.capacity - self.running[check.key]
+        if free < cost:
+            return limits.Refused(0, 1000 if check.capacity else limits.NEVER_FITS)
+        return limits.Taken(limits.Ahead(0, 0), free - 1, 0)
 
-    def _over_budget(self, counters: Sequence[BudgetCounter], nanos: int) -> gate.OverBudget | None:
+    def _taken_all_the_same(self, check: LimitCheck) -> limits.Taken:
+        """By one that is only observed: no more than there was, and a slot that there is not."""
+        if not check.window_ns:
+            return limits.Taken(limits.Ahead(0, 0), 0, 0)
+        before_ns = check.capacity - limits.take(self.ahead.get(check.key), self.now_us, check.capacity, 0).free_ns
+        return limits.Taken(limits.Ahead(before_ns, self.now_us), check.capacity - before_ns, before_ns // 1_000_000)
+
+    def _spent_with_carry(self, counter: BudgetCounter) -> int:
+        """What the first of a new window finds: what the last one left is spent below nothing."""
+        carry = counter.carry
+        if counter.key in self.spent or carry is None:
+            return self.spent.get(counter.key, 0)
+        if carry.from_key not in self.spent and not carry.is_empty_when_absent:
+            return 0
+        return -max(min(carry.most, carry.from_cap - self.spent.get(carry.from_key, 0)), 0)
+
+    def _carry(self, counter: BudgetCounter, carried: int) -> None:
+        if counter.carry is None or counter.key in self.spent:
+            return
+        if counter.carry.from_key in self.spent or counter.carry.is_empty_when_absent:
+            self.spent[counter.carry.from_key] = self.spent.get(counter.carry.from_key, 0) + carried
+            self.spent[counter.key] = -carried
+
+    def _over_budget(
+        self, counters: Sequence[BudgetCounter], spent: Sequence[int], wanted: Amounts
+    ) -> gate.OverBudget | None:
         for index, counter in enumerate(counters):
-            left_nanos = counter.cap_nanos - self.spent[counter.key]
-            if counter.is_hard and nanos > left_nanos:
-                return gate.OverBudget(index, left_nanos)
+            left = counter.cap - spent[index]
+            if counter.is_hard and wanted[counter.unit - 1] > left:
+                return gate.OverBudget(index, left)
         return None
 
-    def _add(self, counters: Sequence[BudgetCounter], nanos: int) -> None:
+    def _is_ample(
+        self, counters: Sequence[BudgetCounter], spent: Sequence[int], full: Amounts, tranche: Amounts
+    ) -> bool:
+        for index, counter in enumerate(counters):
+            whole, part = full[counter.unit - 1], tranche[counter.unit - 1]
+            if counter.is_hard and whole > part and whole * AMPLE_PARTS > counter.cap - spent[index]:
+                return False
+        return True
+
+    def _add(self, counters: Sequence[BudgetCounter], amounts: Amounts) -> None:
         for counter in counters:
-            self.spent[counter.key] += nanos
+            if amounts[counter.unit - 1]:
+                self.spent[counter.key] = self.spent.get(counter.key, 0) + amounts[counter.unit - 1]
 
     def _free(self, running_keys: Sequence[str]) -> None:
         for key in running_keys:
