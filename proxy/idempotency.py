@@ -7,7 +7,7 @@ answer, or hears that there is none yet, or none any more. Only the request that
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -162,9 +162,8 @@ class Idempotency:
             else:
                 return
 
-    def _spawn(self, work: "Awaitable[None]") -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(work)
-        assert isinstance(task, asyncio.Task)
+    def _spawn(self, work: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
