@@ -8,16 +8,20 @@ import logging
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar, cast
 
 import redis
+from django.db import transaction
 
+from audit import services as audit
+from audit.actors import Actor
 from audit.models import UsageRecord
-from budgets import gate, ledger
-from budgets.models import IngestWatermark
+from budgets import balance, gate, ledger
+from budgets.comparison import Difference
+from budgets.models import Drift, IngestWatermark
 from budgets.spend import COUNTER_GRACE_S, spent
 from controlplane import compiler, jobs, publish
 from keys.kills import encode_flag
@@ -30,6 +34,8 @@ log = logging.getLogger(__name__)
 KEYS_IN_PROGRESS = "tg:keys:rebuilding"
 COUNTERS = "tg:spend:*"
 FIELDS_PER_CALL = 5_000
+# Between two looks at counters that differ.
+CONFIRM_S = 2.0
 
 Item = TypeVar("Item")
 
@@ -158,6 +164,68 @@ def _write_counters(client: redis.Redis) -> int:
             pipeline.incrby(key, nanos)
             pipeline.expireat(key, window_end_s + COUNTER_GRACE_S)
     return len(counters)
+
+
+class NotBuilt(Exception):
+    """Redis has no epoch: it is being rebuilt, and its counters with it."""
+
+
+def drifted_counters(
+    client: redis.Redis, *, confirm_s: float = CONFIRM_S, sleep: Callable[[float], None] = time.sleep
+) -> list[Difference]:
+    """The counters that do not hold what the ledger says and running attempts hold, by as much at two moments.
+
+    Twice, since what workers put back after a Redis that had lost something looks like drift until they have.
+    Raises `NotBuilt`, `ledger.Taken`, `redis.RedisError` or OperationalError.
+    """
+    differences = _differences(client)
+    if differences:
+        sleep(confirm_s)
+        before = {difference.what: difference.found - difference.expected for difference in differences}
+        differences = [
+            difference
+            for difference in _differences(client)
+            if before.get(difference.what) == difference.found - difference.expected
+        ]
+    return differences
+
+
+def repair_counters(client: redis.Redis, differences: Sequence[Difference], *, actor: Actor, reason: str = "") -> None:
+    """Move each counter by what it differs, and leave an audit entry.
+
+    Moved, not set: attempts that hold, settle and give back meanwhile have moved it by theirs, and that stays.
+    """
+    expire_at_s = {counter.key: counter.expire_at_s for counter in spent(client.time()[0])}
+    with transaction.atomic():
+        states = [
+            {difference.what: getattr(difference, name) for difference in differences} for name in ("found", "expected")
+        ]
+        audit.record(
+            actor,
+            "rebuild_counters",
+            object_type="budgets.budget",
+            object_name=f"{len(differences)} counters",
+            before=states[0],
+            after=states[1],
+            reason=reason,
+        )
+        with client.pipeline(transaction=True) as pipeline:
+            pipeline.watch(gate.EPOCH)  # type: ignore[no-untyped-call]
+            if not pipeline.exists(gate.EPOCH):
+                raise NotBuilt
+            pipeline.multi()
+            for difference in differences:
+                pipeline.incrby(difference.what, difference.expected - difference.found)
+                if difference.what in expire_at_s:
+                    pipeline.expireat(difference.what, expire_at_s[difference.what])
+            pipeline.execute()
+
+
+def _differences(client: redis.Redis) -> list[Difference]:
+    compared = balance.compare(client)
+    if compared is None:
+        raise NotBuilt
+    return [difference for difference in compared.differences if difference.kind == Drift.Kind.COUNTERS]
 
 
 def _held(client: redis.Redis) -> dict[tuple[str, int], int]:

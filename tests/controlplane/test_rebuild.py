@@ -1,6 +1,7 @@
 """Rebuild: an emptied Redis holds again what it held, to the nano, and nobody rebuilds over living traffic."""
 
 import datetime
+import functools
 import random
 import threading
 import uuid
@@ -9,12 +10,12 @@ from decimal import Decimal
 import msgspec
 import pytest
 import redis
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
-from audit.models import UsageRecord
-from audit.records import UsageEvent, decode_event, encode_event
+from audit.models import AuditEntry, UsageRecord
+from audit.records import Usage, UsageEvent, decode_event, encode_event
 from budgets import gate, ledger, reap, spend
 from budgets.models import Budget, IngestWatermark
 from budgets.windows import window_bounds
@@ -25,6 +26,7 @@ from keys.redis import redis_client
 from proxy.jobs import decode_job, decode_stored, stored_key
 from proxy.snapshot import decode_key, decode_snapshot
 from tests import factories
+from tests.factories import ACTOR
 
 WINDOWS = [window for window in Budget.Window if window != Budget.Window.FIXED]
 
@@ -53,7 +55,7 @@ class Worker:
         argument = gate.encode_heartbeat(worker=self.name, lease_ms=30_000, status=b"{}")
         return gate.decode_heartbeat(self.call(gate.HEARTBEAT, argument))
 
-    def admit(self, virtual_key, counters, nanos, **said):
+    def admit(self, virtual_key, counters, nanos, tokens=0, **said):
         event = UsageEvent(
             attempt_id=str(uuid.uuid4()),
             request_id=str(uuid.uuid4()),
@@ -76,6 +78,8 @@ class Worker:
             budgets=counters,
             full_nanos=nanos,
             tranche_nanos=nanos,
+            full_tokens=tokens,
+            tranche_tokens=tokens,
             hold=hold,
         )
         assert isinstance(gate.decode_admit(self.call(gate.ADMIT, argument)), gate.Admitted)
@@ -91,6 +95,8 @@ class Worker:
             seq=self.seq,
             attempt_id=event.attempt_id,
             cost_nanos=nanos,
+            tokens=event.usage.input_tokens + event.usage.output_tokens,
+            requests=1,
             budgets=counters,
             event=encode_event(event),
         )
@@ -407,6 +413,80 @@ def test_counters_end_with_their_windows(client, virtual_key, budgets):
     for counter in counters:
         expected_s = counter.expire_at_s + spend.COUNTER_GRACE_S - now_s
         assert abs(client.ttl(counter.key) - expected_s) <= 2
+
+
+# Repair
+
+
+def test_a_counter_that_drifted_is_moved_back_while_attempts_run(client, virtual_key, budgets):
+    rebuild.rebuild_redis()
+    worker = Worker(client)
+    worker.beat()
+    counters = counters_of(*budgets)
+    worker.settle(worker.admit(virtual_key, counters, 9_000), 4_000)
+    running = worker.admit(virtual_key, counters, 700)
+    before = spent_counters(client)
+    too_high, too_low, gone = counters[0].key, counters[1].key, counters[2].key
+    client.incrby(too_high, 55)
+    client.decrby(too_low, 1_000)
+    client.delete(gone)
+
+    def meanwhile(_):
+        worker.settle(worker.admit(virtual_key, counters, 300), 200)
+
+    drifted = rebuild.drifted_counters(client, sleep=meanwhile)
+    assert {d.what: d.found - d.expected for d in drifted} == {too_high: 55, too_low: -1_000, gone: -4_700}
+    worker.settle(worker.admit(virtual_key, counters, 300), 100)
+    rebuild.repair_counters(client, drifted, actor=ACTOR, reason="a drill")
+    assert spent_counters(client) == {name: amount + 300 for name, amount in before.items()}
+    assert client.ttl(gone) > 0
+    entry = AuditEntry.objects.get(action="rebuild_counters")
+    assert entry.before[too_high] - entry.after[too_high] == 55 and entry.reason == "a drill"
+    worker.settle(running, 0)
+    assert rebuild.drifted_counters(client, sleep=meanwhile) == []
+
+
+def test_the_command_shows_what_differs_and_then_sets_it_right(client, virtual_key, budgets, monkeypatch, capsys):
+    at_once = functools.partial(rebuild.drifted_counters, confirm_s=0)
+    monkeypatch.setattr("controlplane.management.commands.rebuild_counters.drifted_counters", at_once)
+    with pytest.raises(CommandError, match="being rebuilt"):
+        call_command("rebuild_counters")
+    rebuild.rebuild_redis()
+    (counter, *_) = counters_of(*budgets)
+    client.set(counter.key, 1_234_567)
+    call_command("rebuild_counters", "--dry-run")
+    assert f"{counter.key}: 1,234,567 where 0 is right (+1,234,567 usd)" in capsys.readouterr().out
+    assert client.get(counter.key) == b"1234567"
+    call_command("rebuild_counters")
+    assert "1 counters are set right." in capsys.readouterr().out
+    assert client.get(counter.key) == b"0"
+    call_command("rebuild_counters")
+    assert "Every counter is as the ledger says." in capsys.readouterr().out
+
+
+def test_counters_of_every_scope_and_unit_come_back(client, virtual_key):
+    team, project = virtual_key.project.team, virtual_key.project
+    factories.BudgetFactory(team=team, unit="tokens")
+    factories.BudgetFactory(team=team, unit="requests", window="week")
+    factories.BudgetFactory(team=team, each=["end_user"])
+    factories.BudgetFactory(team=None, scope="project", project=project, tags={"customer": "acme"}, window="total")
+    factories.BudgetFactory(team=None, scope="global", each=["tag:customer"], unit="tokens")
+    rebuild.rebuild_redis()
+    worker = Worker(client)
+    worker.beat()
+    said = {"end_user": "ann", "tags": {"customer": "acme"}, "usage": Usage(input_tokens=30, output_tokens=12)}
+    counters = []
+    for row, each in zip(spend.rows_of(), ([], [], ["ann"], [], ["acme"]), strict=True):
+        start_s, end_s = row.bounds(timezone.now().timestamp())
+        key = gate.spend_key(str(row.pk), start_s, *each)
+        counters.append(gate.BudgetCounter(key, 10**15, True, end_s, gate.UNITS[row.unit]))
+    worker.settle(worker.admit(virtual_key, counters, 9_000, tokens=50, **said), 4_000)
+    ledger.ingest(client)
+    before = spent_counters(client)
+    assert sorted(before.values()) == [1, 42, 42, 4_000, 4_000]
+    client.flushall()
+    rebuild.rebuild_redis()
+    assert spent_counters(client) == before
 
 
 # Two at once
