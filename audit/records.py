@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 State = Literal["posted", "voided", "suspense"]
-UsageSource = Literal["provider", "estimated", "none"]
+# "invoice": what it has cost was entered by hand, from the provider's bill.
+UsageSource = Literal["provider", "estimated", "none", "invoice"]
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):

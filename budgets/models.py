@@ -864,12 +864,12 @@ class SuspenseResolution(models.Model):
     proposed_by_id = models.CharField(max_length=64)
     proposed_by = models.CharField(max_length=200)
     proposed_at = models.DateTimeField(default=timezone.now)
-    is_approved = models.BooleanField(null=True)
+    is_approved = models.BooleanField(null=True, blank=True)
     decided_by_id = models.CharField(max_length=64, blank=True)
     decided_by = models.CharField(max_length=200, blank=True)
-    decided_at = models.DateTimeField(null=True)
+    decided_at = models.DateTimeField(null=True, blank=True)
     note = models.TextField(blank=True)
-    applied_at = models.DateTimeField(null=True)
+    applied_at = models.DateTimeField(null=True, blank=True)
 
     objects = SuspenseResolutionQuerySet.as_manager()
 

@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
-from budgets import ledger, notify, reap, verifier, watch
+from budgets import ledger, notify, reap, suspense, verifier, watch
 from keys.redis import redis_client
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,14 @@ def ingest_usage() -> None:
         pass  # Two beats, or a long run: the other one goes on.
     except (redis.RedisError, OperationalError, InterfaceError) as error:
         log.warning("ingest is put off: %s", error)
+
+
+@shared_task(name="budgets.resolve_suspense")
+def resolve_suspense() -> None:
+    try:
+        suspense.apply_approved(redis_client())
+    except (redis.RedisError, OperationalError, InterfaceError) as error:
+        log.warning("resolutions are put off: %s", error)
 
 
 @shared_task(name="budgets.verify")

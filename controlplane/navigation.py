@@ -11,6 +11,8 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
             ("Overview", "monitoring", "admin:index", ""),
             ("Budgets", "account_balance_wallet", "admin:budgets_budget_changelist", "budgets.view_budget"),
             ("Usage records", "receipt_long", "admin:audit_usagerecord_changelist", "audit.view_usagerecord"),
+            ("In suspense", "pending_actions", "suspense", "audit.view_usagerecord"),
+            ("Books", "fact_check", "books", "budgets.view_verification"),
             ("Prices", "sell", "admin:routing_price_changelist", "routing.view_price"),
             (
                 "Exchange rates",

@@ -181,6 +181,7 @@ CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULE = {
     "ingest_usage": {"task": "budgets.ingest_usage", "schedule": 1.0, "options": {"expires": 5}},
     "watch_epoch": {"task": "controlplane.watch_epoch", "schedule": 1.0, "options": {"expires": 5}},
+    "resolve_suspense": {"task": "budgets.resolve_suspense", "schedule": 5.0, "options": {"expires": 5}},
     "verify": {"task": "budgets.verify", "schedule": 60.0, "options": {"expires": 50}},
     "watch": {"task": "budgets.watch", "schedule": 60.0, "options": {"expires": 50}},
     "watch_touched": {"task": "budgets.watch_touched", "schedule": 2.0, "options": {"expires": 5}},

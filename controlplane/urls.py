@@ -5,7 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path, reverse_lazy
 from django.views.generic import RedirectView
 
-from controlplane import api, problems, views
+from controlplane import api, books, metrics, problems, views
 
 
 def healthz(request: HttpRequest) -> HttpResponse:
@@ -24,6 +24,12 @@ urlpatterns = [
     path("admin/kill-switch/<uuid:kill_switch_id>/", views.kill_page, name="kill-switch-thrown"),
     path("admin/kill-switch/<uuid:kill_switch_id>/acks/", views.kill_acks, name="kill-switch-acks"),
     path("admin/kill-switch/<uuid:kill_switch_id>/lift/", views.kill_lift, name="kill-switch-lift"),
+    path("admin/receipts/<uuid:request_id>/", books.receipt_page, name="receipt"),
+    path("admin/books/", books.books_page, name="books"),
+    path("admin/suspense/", books.suspense_page, name="suspense"),
+    path("admin/suspense/<uuid:attempt_id>/", books.resolve_page, name="suspense-resolve"),
+    path("admin/suspense/decide/<uuid:resolution_id>/", books.decide_resolution, name="suspense-decide"),
+    path("metrics", metrics.show_metrics, name="metrics"),
     path("admin/", admin.site.urls),
     path("api/", include(api.urlpatterns)),
 ]
