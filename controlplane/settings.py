@@ -230,6 +230,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "ENUM_NAME_OVERRIDES": {
         "KillSwitchScopeEnum": "keys.models.KillSwitch.Scope",
         "SubjectEnum": "budgets.models.Scope",
+        "UsageRecordStateEnum": "audit.models.UsageRecord.State",
         "ApiScopeEnum": "teams.scopes.SCOPES",
     },
     "POSTPROCESSING_HOOKS": [
