@@ -160,6 +160,7 @@ class UsageRecord(models.Model):
             models.Index(fields=["virtual_key_id", "-admitted_at"], name="audit_usage_key"),
             models.Index(fields=["request_id"], name="audit_usage_request"),
             models.Index(fields=["admitted_at"], name="audit_usage_suspense", condition=models.Q(state="suspense")),
+            models.Index(fields=["admitted_at"], name="audit_usage_voided", condition=models.Q(state="voided")),
             models.Index(fields=["adjusts"], name="audit_usage_adjusts", condition=models.Q(adjusts__isnull=False)),
             GinIndex(fields=["tags"], name="audit_usage_tags", opclasses=["jsonb_path_ops"]),
         ]

@@ -340,7 +340,9 @@ class Budget(SubjectRule):
                 violation_error_message="Tokens and requests are whole numbers.",
             ),
             models.CheckConstraint(
-                condition=models.Q(window="fixed", starts_at__isnull=False, ends_at__gt=models.F("starts_at"))
+                condition=models.Q(
+                    window="fixed", starts_at__isnull=False, ends_at__isnull=False, ends_at__gt=models.F("starts_at")
+                )
                 | ~models.Q(window="fixed") & models.Q(starts_at__isnull=True, ends_at__isnull=True),
                 name="budgets_budget_dates",
                 violation_error_message="Fixed dates have a beginning and a later end; other windows have neither.",
@@ -441,7 +443,7 @@ class Threshold(models.Model):
                 condition=models.Q(percent__gte=1, percent__lte=PERCENT_MAX), name="budgets_threshold_percent"
             ),
             models.CheckConstraint(
-                condition=models.Q(action="throttle", per_minute__gte=1, alias__isnull=True)
+                condition=models.Q(action="throttle", per_minute__isnull=False, per_minute__gte=1, alias__isnull=True)
                 | models.Q(action="downgrade", per_minute__isnull=True, alias__isnull=False)
                 | models.Q(action__in=("alert", "block"), per_minute__isnull=True, alias__isnull=True),
                 name="budgets_threshold_action",
