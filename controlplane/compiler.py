@@ -228,6 +228,7 @@ def _provider(provider: routing.Provider) -> snapshot.Provider:
         is_active=provider.is_active,
         options=provider.options,
         passthrough_hold_nanos=None if provider.passthrough_hold is None else nanos(provider.passthrough_hold),
+        runs_on=provider.runs_on,
     )
 
 
@@ -245,7 +246,8 @@ def _deployments(now: datetime) -> dict[str, snapshot.Deployment]:
             credentials=tuple(credentials[deployment.pool_id]) if deployment.pool_id else (),
             max_output_tokens=deployment.max_output_tokens or deployment.model.max_output_tokens,
             context_window=deployment.model.context_window,
-            output_is_visible=deployment.model.output_is_visible,
+            # A stream that is cut because its cap has no room for the next tranche must stop costing.
+            output_is_visible=deployment.model.output_is_visible and not deployment.provider.runs_on,
             operations=tuple(deployment.model.operations),
             is_active=deployment.is_active and deployment.model.is_active,
             auto_tier=deployment.auto_tier,

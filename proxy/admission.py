@@ -693,7 +693,9 @@ def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
     """Tokens of a call whose usage never came: what was seen of the output, and the prompt by its length."""
     seen = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
     # Never past what is held: it is the provider that made it longer than it was allowed to.
-    output = min(seen, output_tokens_max(attempt.described, attempt.upstream))
+    most = output_tokens_max(attempt.described, attempt.upstream)
+    # We were cut off, and the provider goes on: nobody knows for how long.
+    output = most if attempt.upstream.provider.runs_on else min(seen, most)
     known = outcome.usage_so_far
     if known is not None:
         return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))

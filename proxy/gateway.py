@@ -279,7 +279,10 @@ class Gateway:
     ) -> None:
         """One upstream call under one hold. Leaving settles what was counted, however it ends."""
         live, described = exchange.live, prepared.described
+        if live.is_client_gone:
+            raise ClientGone("the client left")  # It ran on; another attempt would be for nobody.
         live.kill_fields = described.subject.kill_fields + prepared.upstream.kill_fields
+        live.runs_on = prepared.upstream.provider.runs_on and not described.call.is_session
         attempt = await self._admission.admit(prepared, may_downgrade=may_downgrade)
         attempt.remember = remember
         outcome = Outcome(may_have_been_billed=True)

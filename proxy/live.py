@@ -9,13 +9,16 @@ from proxy.errors import ClientGone, GatewayError, TrafficHalted
 class LiveRequest:
     """One client request while it is served. Cutting it cancels its task, which then settles and tells the client why."""
 
-    __slots__ = ("_task", "cut_by", "is_stream", "kill_fields", "may_have_been_billed")
+    __slots__ = ("_task", "cut_by", "is_client_gone", "is_stream", "kill_fields", "may_have_been_billed", "runs_on")
 
     def __init__(self, task: "asyncio.Task[None]") -> None:
         self._task = task
         self.cut_by: GatewayError | None = None
         self.kill_fields: tuple[str, ...] = ()
         self.is_stream = False
+        self.is_client_gone = False
+        # Its provider bills it to the end, with or without us: then we want to hear how much that is.
+        self.runs_on = False
         # By any of its attempts, once that has ended.
         self.may_have_been_billed = False
 
@@ -26,7 +29,9 @@ class LiveRequest:
             self._task.cancel()
 
     def client_gone(self) -> None:
-        self.cut(ClientGone("the client left"))
+        self.is_client_gone = True
+        if not self.runs_on:
+            self.cut(ClientGone("the client left"))
 
 
 class LiveRequests:

@@ -94,6 +94,8 @@ class Provider(Struct, frozen=True, kw_only=True, omit_defaults=True):
     options: dict[str, str] = {}
     # What is held for a call that is passed through at an unknown price; None refuses it.
     passthrough_hold_nanos: int | None = None
+    # It finishes, and bills, an answer that nobody reads any more. So such an answer is read to its end.
+    runs_on: bool = False
 
 
 class Deployment(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -43,7 +43,7 @@ class ProviderAdmin(TollgateAdmin):
     fieldsets = (
         (None, {"fields": ("name", "slug", "is_active")}),
         ("Where", {"fields": ("api", "base_url", "options", "may_be_private", "output_cap_field")}),
-        ("Money", {"fields": ("currency", "passthrough_hold")}),
+        ("Money", {"fields": ("currency", "passthrough_hold", "runs_on")}),
         ("Patience, in seconds", {"fields": ("connect_timeout_s", "first_byte_timeout_s", "idle_timeout_s")}),
     )
 

@@ -31,6 +31,7 @@ class ProviderSerializer(ApiSerializer):
             "currency",
             "output_cap_field",
             "passthrough_hold",
+            "runs_on",
             "connect_timeout_s",
             "first_byte_timeout_s",
             "idle_timeout_s",

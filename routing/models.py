@@ -93,6 +93,15 @@ class Provider(models.Model):
             " are refused. Virtual keys name the providers they may pass through to."
         ),
     )
+    runs_on = models.BooleanField(
+        "bills to the end",
+        default=False,
+        db_default=False,
+        help_text=(
+            "It finishes, and bills, an answer whose reader has left. The gateway then reads it to the end, and holds all that"
+            " it may cost from the start."
+        ),
+    )
     connect_timeout_s = models.FloatField(default=5.0, validators=[MinValueValidator(0.1)])
     first_byte_timeout_s = models.FloatField(default=120.0, validators=[MinValueValidator(0.1)])
     idle_timeout_s = models.FloatField(default=60.0, validators=[MinValueValidator(0.1)])

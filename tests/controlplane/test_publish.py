@@ -114,6 +114,7 @@ def test_a_provider_is_published_with_what_its_kind_knows(client, project):
         api="vertex",
         options={"project": "acme", "location": "europe-west4"},
         passthrough_hold=Decimal("0.5"),
+        runs_on=True,
     )
     routing.create_provider("groq", "Groq", "", actor=ACTOR, api="groq")
     routing.create_provider("own", "Own", "https://llm.example.com", actor=ACTOR, api="vllm")
@@ -124,6 +125,7 @@ def test_a_provider_is_published_with_what_its_kind_knows(client, project):
     vertex, groq, own = (published.providers[slug] for slug in ("vertex", "groq", "own"))
     assert (vertex.api, vertex.options) == ("vertex", {"project": "acme", "location": "europe-west4"})
     assert (vertex.passthrough_hold_nanos, groq.passthrough_hold_nanos) == (500_000_000, None)
+    assert (vertex.runs_on, groq.runs_on) == (True, False)
     assert (groq.base_url, groq.output_cap_field) == ("https://api.groq.com/openai/v1", "max_completion_tokens")
     assert own.output_cap_field == "max_tokens"
     assert published.aliases["loose"].is_lenient

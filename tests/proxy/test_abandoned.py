@@ -1,0 +1,72 @@
+"""Clients that leave: a provider that stops is left too; one that bills to the end is read to the end."""
+
+import msgspec
+import pytest
+
+from proxy.snapshot import Budget
+from tests.stack import PRICE, Stack, chat, wait_until
+
+TOKENS = 60
+BODY = chat(content=f"[[simulate tokens_per_second=200,output_tokens={TOKENS},runs_on=1]]", max_tokens=100)
+
+
+@pytest.fixture
+def running_on(stack: Stack) -> Stack:
+    """A stack whose provider says of itself that it runs on."""
+    stack.control.providers["sim"] = msgspec.structs.replace(stack.control.providers["sim"], runs_on=True)
+    budget = Budget(budget_id="all", name="all", window="month", amount=10**12)
+    stack.wait_for_version(stack.control.publish(budgets=(budget,)))
+    return stack
+
+
+def _leave(stack: Stack, body: dict) -> None:
+    """As soon as it streams; where it does not, while it is waited for."""
+    with stack.client(stack.control.issue_key()) as client:
+        if not body.get("stream"):
+            with pytest.raises(Exception, match="timed out"):
+                client.post("/v1/chat/completions", json=body, timeout=0.1)
+            return
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            next(response.iter_bytes())
+
+
+def _settled(stack: Stack) -> dict:
+    wait_until(lambda: len(stack.control.events()) == 1, "the usage event")
+    return stack.control.events()[0]
+
+
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_provider_that_runs_on_is_read_to_its_end_and_paid_what_it_bills(running_on, is_stream):
+    _leave(running_on, {**BODY, "stream": is_stream})
+    event = _settled(running_on)
+    assert event["usage_source"] == "provider"
+    assert event["usage"]["output_tokens"] == TOKENS
+    input_nanos = event["usage"]["input_tokens"] * PRICE.input_nanos // 1_000_000
+    assert event["cost_nanos"] == running_on.control.spent_nanos("all") == input_nanos + TOKENS * 2_000
+
+
+def test_a_stream_that_is_cut_costs_what_its_provider_may_go_on_to_bill(running_on):
+    with (
+        running_on.client(running_on.control.issue_key()) as client,
+        client.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as response,
+    ):
+        parts = response.iter_bytes()
+        next(parts)
+        running_on.control.throw("global")
+        assert b"error" in b"".join(parts)
+    event = _settled(running_on)
+    assert event["usage_source"] == "estimated"
+    assert event["usage"]["output_tokens"] == BODY["max_tokens"]
+
+
+def test_nothing_is_tried_again_for_a_client_that_has_left(running_on):
+    running_on.control.add_deployment("second")
+    running_on.control.add_alias("twice", "sim-fast", "second")
+    running_on.wait_for_version(running_on.control.publish())
+    body = chat("twice", "[[simulate latency_ms=300,error=503]]")
+    known = len(running_on.simulator.entries())
+    _leave(running_on, body)
+    assert _settled(running_on)["error_type"]
+    wait_until(lambda: running_on.control.holds() == 0, "the end of all holds")
+    calls = [line for line in running_on.simulator.entries()[known:] if line["event"] == "received"]
+    assert len(calls) == len(running_on.control.events()) == 1
