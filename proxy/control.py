@@ -7,6 +7,7 @@ admits nothing and cuts its streams.
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Coroutine
@@ -28,7 +29,7 @@ from proxy.metrics import Counts, WorkerStatus, encode_status
 from proxy.registry import OpenSealed, Registry
 from proxy.route import halted
 from proxy.snapshot import decode_snapshot
-from proxy.wire.redis import RedisPipeline
+from proxy.wire.redis import RedisPipeline, RedisReplyError
 
 log = structlog.get_logger()
 
@@ -42,6 +43,7 @@ CUT_WAIT_S = 1.0
 ACK_POLL_S = 0.002
 ACK_WAIT_S = 5.0
 SNAPSHOT_FILE = "snapshot.json"
+_RUN_ID = re.compile(rb"run_id:(\w+)")
 
 
 class Push(msgspec.Struct):
@@ -85,6 +87,8 @@ class Control:
         self._keys_version = -1
         self._kills_version = -1
         self._epoch = ""
+        # (the server's run id, its number for our last connection)
+        self._last_connection: tuple[bytes, int] | None = None
         self.ingested_seq = 0
         self._started_at_s = time.time()
         self._adopted: list[tuple[Orphan, bytes]] = []
@@ -117,7 +121,22 @@ class Control:
         """After each connect of the command connection: hear everything anew before anything is admitted."""
         self._admission.fall_out_of_step()
         self._epoch = ""
+        await self._end_last_connection()
         await self.beat()
+
+    async def _end_last_connection(self) -> None:
+        """At the server's side too: what we gave up may still be on its way there (a slow network), and would run after all that
+        we do from here on. It would leave a hold that nobody knows of."""
+        try:
+            found = _RUN_ID.search(await self._redis.call(b"INFO", b"server"))
+            number = await self._redis.call(b"CLIENT", b"ID")
+            run_id = found[1] if found else b""
+            # Another server numbers its connections anew, and has heard nothing of ours.
+            if self._last_connection is not None and self._last_connection[0] == run_id:
+                await self._redis.call(b"CLIENT", b"KILL", b"ID", self._last_connection[1])
+            self._last_connection = run_id, number
+        except RedisReplyError as error:
+            log.warning("this Redis user may not end our last connection: a hold may outlive it", reason=str(error))
 
     async def resubscribed(self) -> None:
         """After each connect of the push connection: what was pushed in between is lost, so look."""
