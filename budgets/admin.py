@@ -453,8 +453,8 @@ class BudgetAdmin(SubjectRuleAdmin):
         may = self.has_view_permission if perform is services.request_increase else self.has_change_permission
         if budget is None or not may(request, budget):
             raise PermissionDenied
-        form = IncreaseForm(request.POST or None, instance=Increase(budget=budget))
-        if request.method == "POST" and form.is_valid():
+        form = IncreaseForm(request.POST if request.method == "POST" else None, instance=Increase(budget=budget))
+        if form.is_valid():
             try:
                 increase = perform(budget, actor=Actor.from_request(request), **form.cleaned_data)
             except ValidationError as error:

@@ -117,6 +117,12 @@ class ThresholdSerializer(StrictSerializer):
     per_minute = serializers.IntegerField(min_value=1, max_value=2**31 - 1, required=False, allow_null=True)
     alias = OwnRows(queryset=ModelAlias.objects.all(), required=False, allow_null=True)
 
+    def validate(self, attrs: Any) -> Any:
+        # They are set as a whole, so each is whole, also where the budget is only changed in part.
+        if "percent" not in attrs:
+            raise ValidationError({"percent": "This field is required."})
+        return {"action": Threshold.Action.ALERT, **attrs}
+
 
 class BudgetSerializer(SubjectRuleSerializer):
     rollover = AmountField(required=False)

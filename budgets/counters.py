@@ -20,7 +20,7 @@ from budgets import gate
 from budgets.matching import EACH
 from budgets.models import Budget, BudgetQuerySet, Increase, Limit, UsageDay
 from budgets.spend import DAY_S, NANO_DIGITS, Spent, rows_of, spent, spent_by_value
-from budgets.windows import FOREVER_S
+from budgets.windows import FOREVER_S, HOUR_S
 
 COUNTERS_MAX = 1_000
 PARTS_MAX = 31
@@ -149,17 +149,19 @@ def spent_in_parts(budget: Budget, window: WindowSpend, now: datetime) -> list[t
 
 
 def _edges(window: WindowSpend, now: datetime) -> list[int]:
-    """Parts of an hour or of days, so that they are bars that can be told apart."""
+    """Parts of an hour or of days, so that they are bars that can be told apart; until the one that is now."""
     first_s = int(window.starts_at.timestamp())
     if window.ends_at is None:
         first = UsageDay.objects.aggregate(first=Min("day"))["first"]
         first_s = int(datetime.combine(first or now.date(), time.min, UTC).timestamp())
-    last_s = int(min(window.ends_at or now, now).timestamp())
-    length_s = max(int(window.ends_at.timestamp()) if window.ends_at else last_s, last_s) - first_s
+    now_s = int(now.timestamp())
+    end_s = int(window.ends_at.timestamp()) if window.ends_at else now_s + HOUR_S
+    length_s = max(end_s - first_s, 0)
     part_s = next(
         (part for part in PARTS_S if length_s <= part * PARTS_MAX), -(-length_s // PARTS_MAX // DAY_S) * DAY_S
     )
-    return [*range(first_s, last_s, part_s), last_s] if last_s > first_s else []
+    starts = [start_s for start_s in range(first_s, end_s, part_s) if start_s <= now_s]
+    return [*starts, min(starts[-1] + part_s, end_s)] if starts else []
 
 
 def read(client: redis.Redis, keys: Sequence[str]) -> tuple[dict[str, int] | None, dict[str, int] | None]:

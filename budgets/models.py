@@ -395,8 +395,9 @@ def amount_text(amount: Decimal, unit: str) -> str:
     return f"{amount:,.{places}f} USD"
 
 
-def _check_amount(field: str, amount: Decimal, *, is_money: bool) -> None:
-    if amount > (USD_MAX if is_money else COUNT_MAX):
+def _check_amount(field: str, amount: Decimal | None, *, is_money: bool) -> None:
+    # A form may have left it open; that is said apart.
+    if amount is not None and amount > (USD_MAX if is_money else COUNT_MAX):
         raise ValidationError(
             {field: "That is more than can be counted: below a billion dollars, or 2^53 of anything else."}
         )
@@ -532,7 +533,7 @@ class Increase(models.Model):
     def clean(self) -> None:
         is_money = self.budget.unit == Budget.Unit.USD
         _check_amount("amount", self.amount, is_money=is_money)
-        if not is_money and self.amount % 1:
+        if not is_money and self.amount is not None and self.amount % 1:
             raise ValidationError({"amount": "Tokens and requests are whole numbers."})
 
 
@@ -622,8 +623,7 @@ class Limit(SubjectRule):
         super().clean()
         is_money = self.metric == self.Metric.SPEND
         _check_amount("amount", self.amount, is_money=is_money)
-        if self.burst is not None:
-            _check_amount("burst", self.burst, is_money=is_money)
+        _check_amount("burst", self.burst, is_money=is_money)
 
 
 class UsageQuerySet(TeamQuerySet["Usage"]):

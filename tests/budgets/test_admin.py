@@ -1,18 +1,24 @@
 """Pages of budgets, limits and the ledger: the scope follows from the subject; names are shown where the ledger has ids."""
 
 import datetime
+import uuid
+from decimal import Decimal
 
 import pytest
 from django.contrib.auth.models import Permission
+from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
 from audit.models import AuditEntry
-from budgets.models import Budget, Limit
+from budgets import gate, services
+from budgets.models import Budget, Increase, Limit, UsageHour, subject_of
 from keys.models import VirtualKey
+from keys.redis import redis_client
 from tests import factories
+from tests.factories import ACTOR
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
 
 
 @pytest.fixture
@@ -31,6 +37,14 @@ def budget_form(**fields):
     form = {"about": about, "name": "cap", "each_window": "month", "amount": "100", "unit": "usd", "mode": "hard"}
     form |= {"fiscal_month": "1", "rollover": "0", "is_active": "on"}
     return form | {"thresholds-TOTAL_FORMS": "0", "thresholds-INITIAL_FORMS": "0"} | fields
+
+
+def used(team, cost_usd, model="model"):
+    """Spent in the present hour."""
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    names = {"alias": "alias", "model": model, "provider": "provider"}
+    ids = {"project_id": uuid.uuid4(), "virtual_key_id": uuid.uuid4()}
+    UsageHour.objects.create(team_id=team.pk, hour=hour, cost_usd=cost_usd, requests=1, **ids, **names)
 
 
 def test_the_scope_follows_from_the_subject(client, boss):
@@ -85,6 +99,146 @@ def test_a_limit_is_set(client, boss):
     client.post(url("budgets_limit_add"), form)
     assert Limit.objects.get().amount == 60
     assert "such a limit already" in client.post(url("budgets_limit_add"), form).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("about", "fields", "subject"),
+    [
+        ("everybody", {}, {}),
+        ("end_user", {"project": 1}, {"project": 1, "end_user": "*"}),
+        ("tag", {"tags": "customer=acme, feature=chat"}, {"tag:customer": "acme", "tag:feature": "chat"}),
+        ("model", {"project": 1, "model": 1}, {"project": 1, "model": "small"}),
+        (
+            "anything",
+            {"project": 1, "environment": "", "each_of": ["key"], "each_tags": "customer"},
+            {"project": 1, "key": "*", "tag:customer": "*"},
+        ),
+        # What the page has hidden since does not count.
+        ("project", {"project": 1, "end_user": "ann", "tags": "a=b"}, {"project": 1}),
+    ],
+)
+def test_a_subject_is_chosen_by_what_it_is_about(client, boss, about, fields, subject):
+    project, model = factories.ProjectFactory(), factories.ModelFactory(name="small")
+    ids = {"project": str(project.pk), "model": str(model.pk)}
+    form = budget_form(**{name: ids[name] if value == 1 else value for name, value in fields.items()}, about=about)
+    page = client.post(url("budgets_budget_add"), form)
+    assert page.status_code == 302, page.context["adminform"].form.errors
+    (budget,) = Budget.objects.all().with_subject()
+    assert subject_of(budget) == {name: ids[name] if value == 1 else value for name, value in subject.items()}
+
+
+@pytest.mark.parametrize("about", ["team", "tag", "provider", "model"])
+def test_what_is_left_open_is_asked_for(client, boss, about):
+    page = client.post(url("budgets_budget_add"), budget_form(about=about))
+    assert page.status_code == 200 and "Choose one." in page.content.decode()
+
+
+def test_a_cap_below_what_is_spent_is_confirmed_first(client, boss):
+    budget = factories.BudgetFactory(name="cap", amount=100, window="day")
+    used(budget.team, 60)
+    path = url("budgets_budget_change", budget.pk)
+    lower = budget_form(amount="50", each_window="day")
+    page = client.post(path, lower)
+    assert page.status_code == 200 and "60 USD used in this window already" in page.content.decode()
+    budget.refresh_from_db()
+    assert budget.amount == 100
+    assert client.post(path, lower | {"is_confirmed": "on"}).status_code == 302
+    assert client.post(path, budget_form(amount="60.5", each_window="day")).status_code == 302
+    budget.refresh_from_db()
+    assert budget.amount == Decimal("60.5")
+
+
+def test_thresholds_are_edited_with_their_budget(client, boss):
+    key = factories.VirtualKeyFactory()
+    budget = factories.BudgetFactory(scope="key", team=None, virtual_key=key)
+    rows = {"thresholds-TOTAL_FORMS": "1", "thresholds-0-percent": "90", "thresholds-0-action": "throttle"}
+    path = url("budgets_budget_change", budget.pk)
+    assert "requests per minute" in client.post(path, budget_form(**rows)).content.decode()
+    assert client.post(path, budget_form(**rows, **{"thresholds-0-per_minute": "5"})).status_code == 302
+    (threshold,) = budget.thresholds.all()
+    assert (threshold.percent, threshold.per_minute) == (90, 5)
+    key.refresh_from_db()
+    assert key.version > 2
+
+
+def test_a_budget_has_a_page_of_what_is_spent(client, boss):
+    budget = factories.BudgetFactory(name="Cap of all", amount=100, window="month", each=["model"])
+    for model, cost in (("small", 25), ("large", 125)):
+        used(budget.team, cost, model)
+    page = client.get(url("budgets_budget_spend", budget.pk))
+    text = page.content.decode()
+    assert [counter.each_text for counter in page.context["window"].counters] == ["large", "small"]
+    for word in ("Cap of all", "$125.00", "$25.00", "$75.00"):
+        assert word in text
+    assert sum(page.context["chart"]["spent"]) == 150
+    before = client.get(url("budgets_budget_spend", budget.pk), {"at": page.context["before"].isoformat()})
+    assert before.context["window"].ends_at == page.context["window"].starts_at
+    assert not before.context["window"].counters
+    assert client.get(url("budgets_budget_spend", budget.pk), {"at": "nonsense"}).status_code == 200
+    assert "$125.00" in client.get(url("budgets_budget_changelist")).content.decode()
+
+
+def increase_form(**fields):
+    until = timezone.now() + datetime.timedelta(days=2)
+    moments = {
+        "starts_at_0": "2026-01-01",
+        "starts_at_1": "00:00",
+        "ends_at_0": f"{until:%Y-%m-%d}",
+        "ends_at_1": "00:00",
+    }
+    return {"amount": "5", "reason": "launch", **moments, **fields}
+
+
+def test_alice_asks_bob_approves_and_charlie_sees_nothing():
+    permissions = Permission.objects.filter(content_type__app_label="budgets")
+    people = {name: factories.UserFactory(username=name) for name in ("alice", "bob", "charlie")}
+    budget = factories.BudgetFactory(name="Cap of all")
+    factories.MembershipFactory(user=people["alice"], team=budget.team, role="viewer")
+    factories.MembershipFactory(user=people["bob"], team=budget.team, role="owner")
+    factories.MembershipFactory(user=people["charlie"], role="owner")
+    clients = {name: Client() for name in people}
+    for name, person in people.items():
+        person.user_permissions.set(permissions)
+        clients[name].force_login(person)
+
+    def post(name, path, data):
+        return clients[name].post(path, data)
+
+    assert post("charlie", url("budgets_budget_ask", budget.pk), increase_form()).status_code == 403
+    assert post("alice", url("budgets_budget_grant", budget.pk), increase_form()).status_code == 403
+    assert "This field is required" in post("alice", url("budgets_budget_ask", budget.pk), {}).content.decode()
+    assert post("alice", url("budgets_budget_ask", budget.pk), increase_form()).status_code == 302
+    increase = Increase.objects.get()
+    approve = url("budgets_increase_approve", increase.pk)
+    for name in ("alice", "charlie"):
+        assert post(name, approve, {"confirmed": "yes", "reason": "mine"}).status_code == 403
+    assert post("bob", approve, {"confirmed": "yes", "reason": "go"}).status_code == 302
+    increase.refresh_from_db()
+    assert (increase.state, increase.note, increase.decided_by_name) == ("approved", "go", "bob")
+    for path in (url("budgets_increase_changelist"), url("budgets_budget_changelist")):
+        assert "Cap of all" not in clients["charlie"].get(path).content.decode()
+    assert clients["charlie"].get(url("budgets_budget_spend", budget.pk)).status_code == 403
+    assert "End it now" in clients["bob"].get(url("budgets_increase_change", increase.pk)).content.decode()
+
+
+def test_a_change_is_taken_back_by_a_button(client, boss):
+    budget = services.create_budget(factories.TeamFactory(), "cap", "month", Decimal(100), actor=ACTOR)
+    path = url("budgets_budget_change", budget.pk)
+    assert "Undo the last change" not in client.get(path).content.decode()
+    client.post(path, budget_form(amount="200"))
+    assert "Undo the last change" in client.get(path).content.decode()
+    client.post(url("budgets_budget_undo", budget.pk), {"confirmed": "yes", "reason": "a slip"})
+    budget.refresh_from_db()
+    assert budget.amount == 100
+
+
+def test_the_list_of_limits_says_what_would_have_been_refused(client, boss):
+    limit = factories.LimitFactory(is_observed=True, each=["end_user"])
+    factories.LimitFactory()
+    redis = redis_client()
+    for user, count in (("ann", 200), ("bob", 12)):
+        redis.hset(gate.OBSERVED, gate.rate_key(str(limit.pk), user), count)
+    assert "212 requests" in client.get(url("budgets_limit_changelist")).content.decode()
 
 
 def test_the_ledger_shows_names_and_exact_costs(client, boss):

@@ -2,14 +2,20 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
+from django.contrib.auth.models import Permission
+from django.test import Client
+from django.utils import timezone
 
 from audit.models import AuditEntry
 from audit.records import Usage, UsageEvent
-from budgets import ledger_rows
+from budgets import gate, ledger_rows
 from budgets.models import Budget
 from budgets.rollups import Rollups
+from budgets.windows import window_bounds
+from keys.redis import redis_client
 from tests import factories
 from tests.api import assert_problem, client_with, patch, post, results, url
 
@@ -63,6 +69,139 @@ def test_the_rules_within_a_team_are_found_together():
     factories.BudgetFactory()
     found = results(client_with().get(url("budgets"), {"of_team": key.project.team.pk}))
     assert {row["id"] for row in found} == {str(budget.pk) for budget in budgets}
+
+
+def test_a_budget_of_any_subject_goes_in_and_comes_out():
+    project, model = factories.ProjectFactory(), factories.ModelFactory(name="small")
+    body = {
+        "name": "cap",
+        "project": str(project.pk),
+        "model": str(model.pk),
+        "tags": {"customer": "acme"},
+        "each": ["end_user"],
+        "window": "quarter",
+        "fiscal_month": 4,
+        "unit": "tokens",
+        "amount": "5000000",
+        "mode": "observe",
+        "rollover": "10",
+        "thresholds": [{"percent": 80}, {"percent": 90, "action": "throttle", "per_minute": 30}],
+    }
+    answer = post(client_with(team=project.team), url("budgets"), body)
+    assert answer.status_code == 201, answer.content
+    said = answer.json()
+    thresholds = [(row["percent"], row["action"], row["per_minute"]) for row in said.pop("thresholds")]
+    assert thresholds == [(80, "alert", None), (90, "throttle", 30)]
+    assert {name: said[name] for name in body if name != "thresholds"} == {
+        name: value for name, value in body.items() if name != "thresholds"
+    }
+    assert [row["id"] for row in results(client_with().get(url("budgets"), {"tag": "customer=acme"}))] == [said["id"]]
+
+
+def test_thresholds_are_set_as_a_whole():
+    budget = factories.ThresholdFactory(percent=50).budget
+    factories.ThresholdFactory(budget=budget, percent=80)
+    body = {"thresholds": [{"percent": 80}, {"percent": 100, "action": "block"}]}
+    said = patch(client_with(), url("budgets", budget.pk), body).json()["thresholds"]
+    assert [(row["percent"], row["action"]) for row in said] == [(80, "alert"), (100, "block")]
+    assert patch(client_with(), url("budgets", budget.pk), {"name": "new"}).json()["thresholds"] == said
+    for wrong in ({"percent": 1, "colour": 1}, {"action": "alert"}, {"percent": 1, "action": "throttle"}):
+        assert_problem(patch(client_with(), url("budgets", budget.pk), {"thresholds": [wrong]}), 400)
+
+
+@pytest.mark.parametrize(("resource", "fields"), [("budgets", {"name": "x"}), ("limits", {"metric": "requests"})])
+def test_what_is_for_everybody_is_set_by_who_sees_every_team(resource, fields):
+    model = factories.ModelFactory()
+    body = fields | {"amount": "1", "model": str(model.pk)}
+    charlie = client_with(team=factories.TeamFactory())
+    assert_problem(post(charlie, url(resource), body), 403, "every team")
+    answer = post(client_with(), url(resource), body)
+    assert (answer.status_code, answer.json()["scope"]) == (201, "global")
+    assert_problem(charlie.get(url(resource, answer.json()["id"])), 404)
+
+
+# Spend
+
+
+def test_the_spend_of_a_budget_is_told_by_counter():
+    budget = factories.BudgetFactory(amount=Decimal(2), each=["model"], window="day", mode="observe")
+    now = timezone.now()
+    for model, nanos in (("small", 10**9), ("large", 3 * 10**9)):
+        spend(now, team=budget.team, nanos=nanos, model=model)
+    spend(now - timedelta(days=1), team=budget.team, nanos=5)
+    redis = redis_client()
+    (start_s, _) = window_bounds("day", "UTC", now.timestamp())
+    redis.set(gate.EPOCH, "epoch")
+    redis.set(gate.spend_key(str(budget.pk), start_s, "small"), 10**9 + 500)
+    redis.hset(gate.OBSERVED, gate.spend_key(str(budget.pk), start_s, "large"), 212)
+    client = client_with("budgets:read")
+    said = client.get(url("budgets", budget.pk, "spend")).json()
+    assert (said["unit"], said["amount"], said["increased_by"], said["is_cut"]) == ("usd", "2", "0", False)
+    large, small = said["counters"]
+    assert large | {"would_have_refused": 212, "left": "0", "spent": "3", "each": {"model": "large"}} == large
+    assert (small["spent"], small["held"], small["left"]) == ("1", "0.0000005", "0.9999995")
+    yesterday = client.get(url("budgets", budget.pk, "spend"), {"at": (now - timedelta(days=1)).isoformat()}).json()
+    assert [row["spent"] for row in yesterday["counters"]] == ["0.000000005"]
+    assert yesterday["window_end"] == said["window_start"]
+    assert_problem(client.get(url("budgets", budget.pk, "spend"), {"at": "soon"}), 400)
+
+
+def test_the_spend_of_a_total_has_no_end_and_is_told_while_redis_is_empty():
+    budget = factories.BudgetFactory(window="total", unit="requests", amount=Decimal(10))
+    factories.IncreaseFactory(budget=budget, amount=Decimal(5), state="approved", decided_by="x", decided_at=NOON)
+    said = client_with().get(url("budgets", budget.pk, "spend")).json()
+    (counter,) = said["counters"]
+    assert said["window_end"] is None and said["increased_by"] == "5"
+    assert (counter["spent"], counter["held"], counter["left"]) == ("0", None, "15")
+
+
+# Increases
+
+
+def increase_body(budget, **fields):
+    ends_at = (timezone.now() + timedelta(days=2)).isoformat()
+    return {"budget": str(budget.pk), "amount": "5", "ends_at": ends_at, "reason": "launch"} | fields
+
+
+def test_an_increase_is_asked_for_approved_by_another_and_ended():
+    budget = factories.BudgetFactory()
+    ann, bob = client_with(), client_with()
+    said = post(ann, url("increases"), increase_body(budget)).json()
+    assert (said["state"], said["amount"], said["decided_at"]) == ("requested", "5", None)
+    assert_problem(post(ann, url("increases", said["id"], "approve")), 400, "Somebody else")
+    said = post(bob, url("increases", said["id"], "approve"), {"reason": "fine"}).json()
+    assert (said["state"], said["note"]) == ("approved", "fine")
+    assert_problem(post(bob, url("increases", said["id"], "reject")), 400, "already")
+    assert post(bob, url("increases", said["id"], "end"), {"reason": "over"}).status_code == 204
+    assert_problem(post(bob, url("increases", said["id"], "end")), 400, "not in force")
+
+
+def test_who_may_change_a_budget_grants_at_once():
+    budget = factories.BudgetFactory()
+    body = increase_body(budget)
+    del body["budget"]
+    answer = post(client_with(), url("budgets", budget.pk, "grant"), body)
+    assert (answer.status_code, answer.json()["state"]) == (201, "approved")
+    assert_problem(post(client_with(), url("budgets", budget.pk, "grant"), body | {"amount": "0"}), 400)
+
+
+def test_a_viewer_asks_and_decides_nothing():
+    bob = factories.UserFactory(username="bob")
+    codenames = ["view_budget", "view_increase", "change_budget", "decide_increase"]
+    bob.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    team = factories.MembershipFactory(user=bob, role="viewer").team
+    budget, foreign = factories.BudgetFactory(team=team), factories.BudgetFactory()
+    client = Client()
+    client.force_login(bob)
+    assert post(client, url("increases"), increase_body(budget)).status_code == 201
+    assert_problem(post(client, url("increases"), increase_body(foreign)), 400, "does not exist")
+    others = factories.IncreaseFactory(budget=budget)
+    assert_problem(post(client, url("increases", others.pk, "approve")), 403)
+    body = increase_body(budget)
+    del body["budget"]
+    assert_problem(post(client, url("budgets", budget.pk, "grant"), body), 403)
+    others.refresh_from_db()
+    assert others.state == "requested"
 
 
 # Usage
