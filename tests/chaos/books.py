@@ -52,9 +52,9 @@ class Books:
         """`environ` is what it was started with; what it has supplied for itself is in a file."""
         lines = (data_dir / "environment").read_text().splitlines()
         supplied = {name: value.strip("'\"") for name, _, value in (line.partition("=") for line in lines)}
-        known = {**environ, **supplied}
-        self.database_url = known["DATABASE_URL"]
-        self.redis = redis.Redis.from_url(known["REDIS_URL"], socket_timeout=5)
+        self.environ = {**environ, **supplied}
+        self.database_url = self.environ["DATABASE_URL"]
+        self.redis = redis.Redis.from_url(self.environ["REDIS_URL"], socket_timeout=5)
         self.witness = Witness(data_dir / "simulator.jsonl")
 
     def close(self) -> None:

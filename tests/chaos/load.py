@@ -38,9 +38,11 @@ async def ask(
     body: Mapping[str, Any],
     *,
     leave_after_s: float | None = None,
+    leave_after_bytes: int | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answer:
-    """One call. With `leave_after_s` the client resets its connection so long after it has asked."""
+    """One call. With `leave_after_s` or `leave_after_bytes` the client drops its connection so long after it has asked, or when
+    so much has come."""
     began_at_s = time.monotonic()
     encoded = json.dumps(body).encode()
     lines = {
@@ -60,6 +62,8 @@ async def ask(
             writer.write(head.encode() + encoded)
             while part := await reader.read(65536):
                 parts.append(part)
+                if leave_after_bytes is not None and sum(map(len, parts)) >= leave_after_bytes:
+                    break
     except (OSError, TimeoutError):
         pass
     finally:

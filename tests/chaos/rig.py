@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from proxy.metrics import decode_status
 from tests.chaos.books import Books
 from tests.chaos.faults import FaultProxy
 from tests.e2e.conftest import Tollgate
-from tests.stack import ControlPlane, Process, Proxy, Simulator, Stack, free_port, wait_until
+from tests.stack import ROOT, ControlPlane, Process, Proxy, Simulator, Stack, free_port, wait_until
 
 LEASE_S = 3
 # A figure measured while somebody else has the machine says nothing.
@@ -214,6 +215,21 @@ def worker_pids(client: redis.Redis) -> dict[str, int]:
     """The workers that have a lease: name to process id."""
     statuses = [decode_status(body) for body in client.hvals(gate.WORKERS)]
     return {status.worker: status.pid for status in statuses if client.exists(gate.lease_key(status.worker))}
+
+
+def change(books: Books, code: str) -> None:
+    """Have the control plane change something, as `manage.py shell` does it, and wait until the workers know."""
+    before = books.redis.hget(gate.VERSIONS, "snapshot")
+    command = [sys.executable, "manage.py", "shell", "--command", code]
+    subprocess.run(command, cwd=ROOT, env=books.environ, check=True, capture_output=True)
+    wait_until(lambda: books.redis.hget(gate.VERSIONS, "snapshot") != before, "the new snapshot")
+    version = int(books.redis.hget(gate.VERSIONS, "snapshot") or 0)
+
+    def is_in_force() -> bool:
+        statuses = [decode_status(body) for body in books.redis.hvals(gate.WORKERS)]
+        return all(status.snapshot_version >= version for status in statuses)
+
+    wait_until(is_in_force, "the workers")
 
 
 def kill_process(pid: int) -> None:

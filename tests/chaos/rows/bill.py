@@ -9,15 +9,22 @@ import httpx
 
 from tests.chaos.books import SIMULATED_CHAT, Row
 from tests.chaos.load import Answer, ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of
+from tests.chaos.rig import Measured, Options, Promise, Rig, change, proxy_port, secret_of
 from tests.chaos.witness import Call
 
-CLIENTS = 40
+CLIENTS = 100
 ABORTED = 0.2
 OVER_MAX = 0.02
-TOKENS_PER_SECOND = 400
+TOKENS_PER_SECOND = 100
 MOST_TOKENS = 400
 # What the provider does when its client is gone: it stops and bills what it has made, or goes on and bills it all.
+SAY_THAT_IT_RUNS_ON = """
+from audit import services as audit
+from audit.actors import Actor
+from routing.models import Provider
+provider = Provider.objects.get(slug="simulator")
+audit.change(provider, values={"runs_on": True}, actor=Actor.system("chaos"))
+"""
 STYLES = {"stops": False, "runs_on": True}
 
 
@@ -39,6 +46,8 @@ def run(rig: Rig, options: Options, *, style: str) -> Measured:
     calls = options.calls_of(short=300, full=10_000)
     tollgate = rig.tollgate()
     books = rig.books(tollgate)
+    if STYLES[style]:
+        change(books, SAY_THAT_IT_RUNS_ON)
     # Not in the prompts: those are counted.
     manner = {"tokens_per_second": TOKENS_PER_SECOND, "output_tokens": MOST_TOKENS, "runs_on": STYLES[style]}
     simulator = tollgate.facts["simulator_url"].removesuffix("/v1")
