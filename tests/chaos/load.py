@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import uvloop
 
 CHAT = "/v1/chat/completions"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 class Answer(NamedTuple):

@@ -108,10 +108,13 @@ def _circumstances() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """With a plus where the tree differs from it."""
-    command = ["git", "describe", "--always", "--dirty=+", "--exclude", "*"]
+    """With a plus where the tree differs from it, but for what a run writes itself."""
+    own = [f":!{path.relative_to(ROOT)}" for path in (RESULTS, PAGE)]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+        commit, changes = (
+            subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", ".", *own])
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return commit + ("+" if changes else "")
