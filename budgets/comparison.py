@@ -62,11 +62,16 @@ SELECT team_id, project_id, virtual_key_id, alias, model, provider, sum(cost_usd
 FROM audit_usagerecord WHERE admitted_at >= %(start)s AND admitted_at < %(end)s
 GROUP BY team_id, project_id, virtual_key_id, alias, model, provider
 """
+# Records that have the same tags are many: they are added up before their tags are told apart.
 _TAGGED_RECORDS = """
-SELECT team_id, project_id, tag.key AS tag_key, tag.value AS tag_value, sum(cost_usd) AS cost_usd,
-    count(*) FILTER (WHERE adjusts IS NULL) AS requests, sum(input_tokens + output_tokens) AS tokens
-FROM audit_usagerecord, jsonb_each_text(tags) AS tag
-WHERE admitted_at >= %(start)s AND admitted_at < %(end)s GROUP BY team_id, project_id, tag.key, tag.value
+SELECT team_id, project_id, tag.key AS tag_key, tag.value AS tag_value, sum(cost_usd) AS cost_usd, sum(requests) AS requests,
+    sum(tokens) AS tokens
+FROM (
+    SELECT team_id, project_id, tags, sum(cost_usd) AS cost_usd, count(*) FILTER (WHERE adjusts IS NULL) AS requests,
+        sum(input_tokens + output_tokens) AS tokens
+    FROM audit_usagerecord WHERE admitted_at >= %(start)s AND admitted_at < %(end)s GROUP BY team_id, project_id, tags
+) AS alike, jsonb_each_text(tags) AS tag
+GROUP BY team_id, project_id, tag.key, tag.value
 """
 
 
