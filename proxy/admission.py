@@ -35,6 +35,7 @@ from proxy.prepare import Prepared
 from proxy.providers.provider import Kept
 from proxy.refusals import budget_exceeded, limit_exceeded, throttled
 from proxy.registry import Upstream
+from proxy.room import Room
 from proxy.route import may_use
 from proxy.rules import Rules
 from proxy.snapshot import Deployment
@@ -43,12 +44,26 @@ from proxy.wire.redis import RedisError, RedisPipeline
 log = structlog.get_logger()
 
 TRANCHE_TOKENS = 1024
+# The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.
+EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
 # Output that never shows as text: end-of-turn tokens, the frame around tool calls.
 HIDDEN_OUTPUT_TOKENS = 64
 BYTES_PER_TOKEN = 4
 # What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
 ASSUMED_OUTPUT_TOKENS = 256
 REPLAY_BATCH = 500
+# Most of what is held is given back soon. Where others' holds fill a cap, a request waits for room: so long from the last time
+# that anything was given back, and not longer in all. A running stream waits less: its provider goes on meanwhile.
+ROOM_WAIT_S = 3.0
+ROOM_WAIT_MAX_S = 15.0
+EXTEND_WAIT_S = 0.25
+# What other workers give back is not heard of, so it is asked for.
+ROOM_POLL_S = 0.1
+# What a stream is taken to need of a deployment that nobody has had an answer from. Too little, and streams that have begun would
+# keep each other from their ends; too much, and others wait for what is not used.
+FIRST_NEEDED_TOKENS = 4096
+# The longest output lately seen is forgotten by this part with each that is shorter.
+FORGETTING = 0.98
 NO_COUNTERS = gate.BudgetCounters()
 
 
@@ -84,6 +99,7 @@ class Attempt:
         "rules",
         "started_at_s",
         "subject",
+        "tranche_tokens",
         "upstream",
     )
 
@@ -98,6 +114,8 @@ class Attempt:
         self.started_at_s = started_at_s
         self.first_token_at_s: float | None = None
         self.full_nanos = 0
+        # How many tokens of output the first hold covers, where it is not the whole.
+        self.tranche_tokens = 0
         self.held_nanos = 0
         self.held_tokens = 0
         self.counters = NO_COUNTERS
@@ -149,6 +167,9 @@ class Admission:
         self._is_in_step = False
         self._catching_up = asyncio.Lock()
         self._outbox: list[Settled] = []
+        self._room = Room()
+        # By deployment, what streams have lately needed their holds to cover, in tokens of output.
+        self._needed_tokens: dict[str, float] = {}
 
     @property
     def is_ready(self) -> bool:
@@ -175,8 +196,9 @@ class Admission:
         rules = attempt.rules
         attempt.counters = rules.in_force(now_s).counters
         counters = attempt.counters
-        attempt.full_nanos, tranche_nanos = _hold_sizes(prepared)
-        full_tokens, tranche_tokens = _token_sizes(prepared) if counters.units else (0, 0)
+        attempt.tranche_tokens = self._tranche_tokens(prepared)
+        attempt.full_nanos, tranche_nanos = _hold_sizes(prepared, attempt.tranche_tokens)
+        full_tokens, tranche_tokens = _token_sizes(prepared, attempt.tranche_tokens) if counters.units else (0, 0)
         attempt.costs_ns = _limit_costs(attempt)
         attempt.admit_argument = gate.encode_admit(
             worker=self.worker,
@@ -193,6 +215,8 @@ class Admission:
             hold=gate.hold_value(counters, rules.checks.running_keys, encode_event(attempt.event)),
         )
         answer = gate.decode_admit(await self._ask_for_hold(attempt))
+        if isinstance(answer, gate.OverBudget):
+            answer = await self._ask_when_there_is_room(attempt, answer)
         if isinstance(answer, gate.Downgraded):
             raise Downgrade(answer.alias)
         if not isinstance(answer, gate.Admitted):
@@ -228,6 +252,14 @@ class Admission:
             budgets=attempt.counters,
         )
         answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
+        until_s = self.clock.monotonic_s() + EXTEND_WAIT_S
+        while (
+            isinstance(answer, gate.OverBudget)
+            and (left_s := until_s - self.clock.monotonic_s()) > 0
+            and self._do_others_hold(attempt, answer)
+        ):
+            await self._room.wait(attempt.counters[answer.index].key, min(left_s, ROOM_POLL_S), is_first=True)
+            answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
         if not isinstance(answer, gate.Extended):
             raise self._refusal(answer, attempt)
         attempt.held_nanos = answer.held_nanos
@@ -271,6 +303,10 @@ class Admission:
             kept_hold=kept_hold,
         )
         self._enter(attempt.attempt_id, argument)
+        if attempt.held_nanos > event.cost_nanos:
+            self._room.given_back(attempt.counters, self.clock.monotonic_s())
+        if attempt.described.call.is_stream:
+            self._note_length(attempt, outcome)
         return event.cost_nanos
 
     def settle_late(self, event: UsageEvent, budgets: Sequence[gate.BudgetCounter]) -> None:
@@ -287,6 +323,48 @@ class Admission:
             is_late=True,
         )
         self._enter(event.attempt_id, argument)
+
+    # Room under a cap
+
+    async def _ask_when_there_is_room(self, attempt: Attempt, refusal: gate.OverBudget) -> gate.AdmitAnswer:
+        answer: gate.AdmitAnswer = refusal
+        asked_at_s = self.clock.monotonic_s()
+        until_s, at_most_s = asked_at_s + ROOM_WAIT_S, asked_at_s + ROOM_WAIT_MAX_S
+        if not self._do_others_hold(attempt, refusal):
+            return refusal  # It is spent.
+        while isinstance(answer, gate.OverBudget) and (left_s := until_s - self.clock.monotonic_s()) > 0:
+            await self._room.wait(attempt.counters[answer.index].key, min(left_s, ROOM_POLL_S))
+            if self._room.has_given_back_since(asked_at_s):
+                asked_at_s = self.clock.monotonic_s()
+                until_s = min(asked_at_s + ROOM_WAIT_S, at_most_s)
+            answer = gate.decode_admit(await self._ask_for_hold(attempt))
+        if isinstance(answer, gate.Admitted):
+            self._room.next_of(attempt.counters)  # There may be room for more than this one.
+        return answer
+
+    def _do_others_hold(self, attempt: Attempt, refusal: gate.OverBudget) -> bool:
+        """Whether other attempts of this worker hold anything in the budget that has refused."""
+        key = attempt.counters[refusal.index].key.encode()
+        others = (entry for entry in self.journal.open_attempts() if entry.attempt_id != attempt.attempt_id)
+        return any(key in entry.admit for entry in others)
+
+    def _tranche_tokens(self, prepared: Prepared) -> int:
+        """How many tokens of output are held at first where room is tight: all where output can hide, or nothing streams, else
+        as many as streams of the deployment have lately needed, so that few have to ask for more."""
+        call, deployment = prepared.described.call, prepared.upstream.deployment
+        most = output_tokens_max(prepared.described, prepared.upstream)
+        # What is made in the background goes on, also where a tranche is refused; a session asks by the answer.
+        is_safe = call.is_stream and deployment.output_is_visible
+        if not is_safe or call.is_background or call.is_session or call.batch_requests:
+            return most
+        lately = int(self._needed_tokens.get(deployment.deployment_id, FIRST_NEEDED_TOKENS))
+        return min(most, max(TRANCHE_TOKENS, lately) * call.choices)
+
+    def _note_length(self, attempt: Attempt, outcome: Outcome) -> None:
+        deployment_id = attempt.upstream.deployment.deployment_id
+        needed = needed_tokens(outcome.output_bytes) / attempt.described.call.choices
+        lately = self._needed_tokens.get(deployment_id, 0.0)
+        self._needed_tokens[deployment_id] = max(needed, lately * FORGETTING)
 
     def _enter(self, attempt_id: str, argument: bytes) -> None:
         entry = Settled(self.journal.seq + 1, attempt_id, argument)
@@ -538,8 +616,14 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
     )
 
 
-def _hold_sizes(prepared: Prepared) -> tuple[int, int]:
-    """(the whole worst case, the first tranche) in nano-USD; equal where output can hide, or nothing streams."""
+def needed_tokens(output_bytes: int) -> int:
+    """How many tokens of output the hold of a stream is to cover that has come so far: its bytes bound them from above, and the
+    provider is some way ahead of what we have read."""
+    return output_bytes + HIDDEN_OUTPUT_TOKENS + EXTEND_AHEAD_TOKENS
+
+
+def _hold_sizes(prepared: Prepared, tranche_tokens: int) -> tuple[int, int]:
+    """(the whole worst case, with `tranche_tokens` of output only) in nano-USD."""
     described, deployment = prepared.described, prepared.upstream.deployment
     call = described.call
     assert deployment.price is not None
@@ -553,11 +637,10 @@ def _hold_sizes(prepared: Prepared) -> tuple[int, int]:
         return full, full
     rates = _ceiling(deployment.price, prepared, input_tokens)
     full = _hold(rates, call, input_tokens, output_tokens)
-    covered = min(output_tokens, first_tranche_tokens(prepared))
-    return full, full if covered == output_tokens else _hold(rates, call, input_tokens, covered)
+    return full, full if tranche_tokens == output_tokens else _hold(rates, call, input_tokens, tranche_tokens)
 
 
-def _token_sizes(prepared: Prepared) -> tuple[int, int]:
+def _token_sizes(prepared: Prepared, tranche_tokens: int) -> tuple[int, int]:
     """As `_hold_sizes`, in tokens."""
     call, deployment = prepared.described.call, prepared.upstream.deployment
     if call.is_free:
@@ -565,17 +648,7 @@ def _token_sizes(prepared: Prepared) -> tuple[int, int]:
     # The requests of a batch have a context each.
     input_tokens = call.input_tokens_max if call.batch_requests else input_tokens_max(call, deployment)
     output_tokens = output_tokens_max(prepared.described, prepared.upstream)
-    return input_tokens + output_tokens, input_tokens + min(output_tokens, first_tranche_tokens(prepared))
-
-
-def first_tranche_tokens(prepared: Prepared) -> int:
-    """How many tokens of output are held at first where room is tight: all where output can hide, or nothing streams."""
-    call = prepared.described.call
-    # What is made in the background goes on, also where a tranche is refused; a session asks by the answer.
-    is_safe = call.is_stream and prepared.upstream.deployment.output_is_visible
-    if not is_safe or call.is_background or call.is_session or call.batch_requests:
-        return output_tokens_max(prepared.described, prepared.upstream)
-    return TRANCHE_TOKENS * call.choices
+    return input_tokens + output_tokens, input_tokens + tranche_tokens
 
 
 def _ceiling(price: Price, prepared: Prepared, input_tokens: int) -> Rates:

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from proxy.admission import HIDDEN_OUTPUT_TOKENS, TRANCHE_TOKENS, Admission, Attempt, Outcome, output_tokens_max
+from proxy.admission import TRANCHE_TOKENS, Admission, Attempt, Outcome, needed_tokens, output_tokens_max
 from proxy.call import gateway_error
 from proxy.clock import Clock
 from proxy.dialects.dialect import RESPONSE, Call, StreamWriter
@@ -18,8 +18,6 @@ from proxy.wire import http1
 from proxy.wire.frame import Frame, StreamMalformed, StreamTooLarge
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-# The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.
-EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
 
 
 def answers_in_stream(response: http1.UpstreamResponse, attempt: Attempt) -> bool:
@@ -223,26 +221,21 @@ class Tranches:
         self._attempt = attempt
         self._admission = admission
         self._tokens_max = output_tokens_max(attempt.described, attempt.upstream)
-        choices = attempt.described.call.choices
         is_whole = attempt.held_nanos >= attempt.full_nanos
-        self._covered_tokens = self._tokens_max if is_whole else min(self._tokens_max, TRANCHE_TOKENS * choices)
+        self._covered_tokens = self._tokens_max if is_whole else attempt.tranche_tokens
 
     def are_short(self, output_bytes: int) -> bool:
         if self._covered_tokens >= self._tokens_max:
             return False
-        return _needed_tokens(output_bytes) > self._covered_tokens
+        return needed_tokens(output_bytes) > self._covered_tokens
 
     async def extend(self, output_bytes: int) -> None:
         """By a tranche, or by more where what has come is longer."""
         tranche = TRANCHE_TOKENS * self._attempt.described.call.choices
-        missing = _needed_tokens(output_bytes) - self._covered_tokens
+        missing = needed_tokens(output_bytes) - self._covered_tokens
         more = min(max(tranche, missing), self._tokens_max - self._covered_tokens)
         await self._admission.extend(self._attempt, more)
         self._covered_tokens += more
-
-
-def _needed_tokens(output_bytes: int) -> int:
-    return output_bytes + HIDDEN_OUTPUT_TOKENS + EXTEND_AHEAD_TOKENS
 
 
 def _check_lease(admission: Admission) -> None:

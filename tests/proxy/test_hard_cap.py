@@ -76,3 +76,43 @@ def test_two_hundred_clients_on_four_workers_spend_to_the_cap_and_not_past_it(ma
     # What is left is less than one request might have cost: bytes bound its input, its cap the output.
     worst_nanos = (len(json.dumps(BODY)) + TEMPLATE_TOKENS) * 1_250 + 200 * 2_000
     assert CAP_NANOS - cost < worst_nanos
+
+
+LONG_OUTPUT_TOKENS = 32_000
+LONG_CAP_NANOS = 400_000_000
+# Each asks for 32,000 tokens and gets 500.
+LONG = chat(content="[[simulate output_tokens=500,tokens_per_second=2000]]", max_tokens=LONG_OUTPUT_TOKENS, stream=True)
+
+
+async def _agent(client: httpx.AsyncClient, answers: Counter[str], calls: int) -> None:
+    """At it until the budget is spent: so many calls fit into it."""
+    while True:
+        response = await client.post("/v1/chat/completions", json=LONG)
+        if response.status_code == 200:
+            answers["cut" if '"error"' in response.text else "answered"] += 1
+        else:
+            assert response.json()["error"]["code"] == "budget_exceeded"
+            if answers["answered"] >= 0.97 * calls:
+                return
+
+
+def test_two_hundred_agents_that_ask_for_much_and_use_little_spend_a_cap_to_its_end(make_stack):
+    """What they ask for is 32 times the cap at once: their holds must not keep each other out."""
+    stack = make_stack(workers=2)
+    stack.control.add_deployment("sim-fast", max_output_tokens=LONG_OUTPUT_TOKENS)
+    budget = Budget(budget_id="cap", name="cap", window="month", amount=LONG_CAP_NANOS)
+    stack.wait_for_version(stack.control.publish(budgets=(budget,)))
+    answers: Counter[str] = Counter()
+    calls = LONG_CAP_NANOS // (500 * 2_000 + 2 * 1_000)  # A word is a token of the simulator's.
+
+    async def drive() -> None:
+        limits = httpx.Limits(max_connections=CLIENTS)
+        headers = {"authorization": f"Bearer {stack.control.issue_key()}"}
+        async with httpx.AsyncClient(base_url=stack.proxy.url, headers=headers, limits=limits, timeout=120) as client:
+            await asyncio.gather(*(_agent(client, answers, calls) for _ in range(CLIENTS)))
+
+    asyncio.run(drive())
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
+    billed = _billed_nanos(stack, {event["attempt_id"] for event in stack.control.events()})
+    assert 0.97 * LONG_CAP_NANOS <= stack.control.spent_nanos("cap") == billed <= LONG_CAP_NANOS
+    assert answers == {"answered": len(stack.control.events())}, "nobody who has begun is cut"
