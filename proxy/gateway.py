@@ -48,6 +48,7 @@ from proxy.receive import Receive, Request, Scope, Send, body_at_hand, read_body
 from proxy.registry import Registry, Upstream
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
+from proxy.retries import Retries
 from proxy.route import allowed_aliases, choose_route, halted, passed_over
 from proxy.stored import Collecting, OwnList, Stored, place_anywhere
 from proxy.wire.http1 import UpstreamPool, UpstreamResponse
@@ -112,6 +113,7 @@ class Gateway:
         self._counts = counts
         self._metrics = metrics
         self._body_bytes_max = body_bytes_max
+        self._retries = Retries()
         self.is_draining = False
         self._actions: dict[str, Handler] = {
             INFER: self._infer,
@@ -208,7 +210,12 @@ class Gateway:
     ) -> None:
         """Until one answers. Raises `Downgrade` before anybody has."""
         failure: GatewayError | None = None
+        self._retries.begin()
         for attempt_number, upstream in enumerate(route, start=1):
+            deployment_id = upstream.deployment.deployment_id
+            if isinstance(failure, UpstreamFailed) and not self._retries.may_try(deployment_id):
+                described = passed_over(described, [upstream], "keeps failing")
+                continue
             try:
                 prepared = prepare(described, upstream, attempt_number)
                 await self._attempt(exchange, prepared, remember=self._stored.remember, may_downgrade=may_downgrade)
@@ -216,10 +223,13 @@ class Gateway:
                 failure = failure or error  # What a provider that was asked has said tells the client more.
                 described = passed_over(described, [upstream], f"cannot carry {', '.join(error.lost)}")
             except (UpstreamFailed, TrafficHalted) as error:
+                if isinstance(error, UpstreamFailed) and error.transient:
+                    self._retries.failed(deployment_id)
                 if exchange.responder.has_started or not _may_do_better(error):
                     raise
                 failure = error
             else:
+                self._retries.answered(deployment_id)
                 return
         assert failure is not None, "a route has at least one upstream"
         raise failure
