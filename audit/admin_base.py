@@ -397,7 +397,7 @@ class ReadOnlyAdmin(TollgateAdmin):
     """Rows that nobody writes here."""
 
     form = forms.ModelForm
-    actions = ("export_csv",)
+    actions: Sequence[Any] = ("export_csv",)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -1,21 +1,24 @@
 """The price book read: which price is in force where and when, what becomes of its rates, and a record reckoned again from it.
 
 A region's uplift, a contract's discount and free quotas are folded into the rates here, so that the data path only multiplies.
-Reads only.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from datetime import date, datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from django.db.models import F, Sum
 
+from audit.actors import Actor
 from audit.records import LIST_TERMS, PriceTerms, UsageEvent
+from budgets.models import UsageDay
 from budgets.pricing import BATCH, LongContext, Price, Tier, batch_price, cost_nanos, fixed_price
 from routing import models as routing
+from routing import services
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +107,27 @@ class Book:
         return compiled(row, _with(terms, given), ceiling=None if given == certain else _with(terms, certain))
 
 
+def follow_contracts(now: datetime, *, actor: Actor) -> list[routing.ContractStanding]:
+    """Note what each contract gives after the use of the month so far; those whose gift has changed, and is published with that."""
+    month = date(now.year, now.month, 1)
+    changed = []
+    for contract in contracts_in_force(now):
+        used = UsageDay.objects.filter(
+            provider=contract.provider.slug, day__gte=max(month, contract.effective_from.astimezone(UTC).date())
+        )
+        if contract.model is not None:
+            used = used.filter(model=contract.model.name)
+        sums = used.aggregate(
+            spent_usd=Sum("cost_usd", default=Decimal(0)),
+            tokens=Sum(F("input_tokens") + F("output_tokens"), default=0),
+            requests=Sum("requests", default=0),
+        )
+        standing = services.follow_contract(contract, month, **sums, actor=actor)
+        if standing is not None:
+            changed.append(standing)
+    return changed
+
+
 class Given(NamedTuple):
     """What a contract gives at a moment."""
 
@@ -115,7 +139,11 @@ class Given(NamedTuple):
 
 def contracts_in_force(now: datetime) -> Iterable[routing.Contract]:
     contracts = routing.Contract.objects.filter(effective_from__lte=now).exclude(effective_until__lte=now)
-    return contracts.order_by("-effective_from", "-created_at").prefetch_related("tiers")
+    return (
+        contracts.select_related("provider", "model")
+        .order_by("-effective_from", "-created_at")
+        .prefetch_related("tiers")
+    )
 
 
 def _given(contract: routing.Contract, standing: routing.ContractStanding | None) -> tuple[Given, Given]:
@@ -145,34 +173,43 @@ def _basis_points(percent: Decimal) -> int:
 # One price, reckoned out
 
 
-def compiled(row: routing.Price, terms: PriceTerms = LIST_TERMS, *, ceiling: PriceTerms | None = None) -> Price:
-    """The price's rates under these terms; `ceiling` are those to hold by, where they may be dearer in a moment."""
-    in_geo = None if row.geo_percent == 100 else _price(row, terms, Decimal(row.geo_percent) / 100)
-    price = _price(row, terms, Decimal(1))
-    return msgspec.structs.replace(price, in_geo=in_geo, ceiling=None if ceiling is None else compiled(row, ceiling))
+def compiled(
+    row: routing.Price,
+    terms: PriceTerms = LIST_TERMS,
+    *,
+    ceiling: PriceTerms | None = None,
+    tiers: Sequence[routing.PriceTier] | None = None,
+) -> Price:
+    """The price's rates under these terms; `ceiling` are those to hold by, where they may be dearer in a moment. `tiers` are the
+    row's own where it is in the book."""
+    tiers = list(row.tiers.all()) if tiers is None else tiers
+    in_geo = None if row.geo_percent == 100 else _price(row, tiers, terms, Decimal(row.geo_percent) / 100)
+    price = _price(row, tiers, terms, Decimal(1))
+    dearest = None if ceiling is None else compiled(row, ceiling, tiers=tiers)
+    return msgspec.structs.replace(price, in_geo=in_geo, ceiling=dearest)
 
 
-def _price(row: routing.Price, terms: PriceTerms, geo: Decimal) -> Price:
+def _price(row: routing.Price, tiers: Sequence[routing.PriceTier], terms: PriceTerms, geo: Decimal) -> Price:
     base: Amounts = {name: getattr(row, name) for name in _RATES}
-    standard, tiers = _tiers(row, base, terms, geo)
+    long_contexts, others = _tiers(tiers, base, terms, geo)
     return Price(
         price_id=str(row.pk),
-        tiers=tiers,
+        tiers=others,
         batch_percent=row.batch_percent,
         terms=terms,
-        long_contexts=standard,
+        long_contexts=long_contexts,
         **_nanos_of(base, terms, geo),
     )
 
 
 def _tiers(
-    row: routing.Price, base: Amounts, terms: PriceTerms, geo: Decimal
+    rows: Sequence[routing.PriceTier], base: Amounts, terms: PriceTerms, geo: Decimal
 ) -> tuple[tuple[LongContext, ...], dict[str, Tier]]:
     """(long contexts of the standard tier, the other tiers)."""
     standard: dict[int, Amounts] = {}
     others: dict[str, dict[int, Amounts]] = {}
     percents: dict[str, Decimal] = {}
-    for tier in row.tiers.all():
+    for tier in rows:
         percent = Decimal(tier.percent) / 100
         own: Amounts = {name: getattr(tier, name) for name in _RATES}
         amounts: Amounts = {name: _of(base[name], percent) if own[name] is None else own[name] for name in _RATES}

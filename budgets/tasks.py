@@ -9,10 +9,14 @@ from celery import shared_task
 from django.db import InterfaceError, OperationalError
 from django.utils import timezone
 
-from budgets import ledger, notify, reap, suspense, verifier, watch
+from audit.actors import Actor
+from budgets import feeds, ledger, notify, price_book, reap, rerate, suspense, verifier, watch
 from keys.redis import redis_client
+from routing import catalogue, services
 
 log = logging.getLogger(__name__)
+
+PRICE_BOOK = Actor.system("price book")
 
 
 @shared_task(name="budgets.ingest_usage")
@@ -76,3 +80,38 @@ def deliver_alerts() -> None:
         notify.deliver_due()
     except (OperationalError, InterfaceError) as error:
         log.warning("notices are put off: %s", error)
+
+
+@shared_task(name="budgets.follow_contracts")
+def follow_contracts() -> None:
+    try:
+        price_book.follow_contracts(timezone.now(), actor=PRICE_BOOK)
+    except (OperationalError, InterfaceError) as error:
+        log.warning("contracts are followed later: %s", error)
+
+
+@shared_task(name="budgets.apply_rerates")
+def apply_rerates() -> None:
+    try:
+        rerate.apply_approved(actor=PRICE_BOOK)
+    except (OperationalError, InterfaceError) as error:
+        log.warning("a re-rate goes on later: %s", error)
+
+
+@shared_task(name="budgets.fetch_exchange_rates")
+def fetch_exchange_rates() -> None:
+    try:
+        feeds.fetch_all(actor=PRICE_BOOK)
+    except (OperationalError, InterfaceError) as error:
+        log.warning("exchange rates are fetched later: %s", error)
+
+
+@shared_task(name="budgets.propose_prices")
+def propose_prices() -> None:
+    """Only proposed: a person decides."""
+    try:
+        services.propose_prices(
+            services.compare_with_catalogue(timezone.now()), source=catalogue.source(), actor=PRICE_BOOK
+        )
+    except (OperationalError, InterfaceError) as error:
+        log.warning("the catalogue is compared later: %s", error)

@@ -10,6 +10,7 @@ from rest_framework.routers import SimpleRouter
 
 from audit import api as audit
 from budgets import api as budgets
+from budgets import price_api as prices
 from controlplane import kill_api, receipt_api
 from controlplane.problems import NotFoundView
 from keys import api as keys
@@ -42,6 +43,10 @@ for prefix, view in (
     ("models", routing.ModelView),
     ("prices", routing.PriceView),
     ("exchange-rates", routing.ExchangeRateView),
+    ("exchange-rate-feeds", routing.ExchangeRateFeedView),
+    ("contracts", routing.ContractView),
+    ("price-proposals", prices.PriceProposalView),
+    ("rerates", prices.RerateView),
     ("deployments", routing.DeploymentView),
     ("model-aliases", routing.ModelAliasView),
     ("budgets", budgets.BudgetView),

@@ -1,23 +1,38 @@
 """Admin pages of providers, models, prices, deployments and aliases."""
 
+from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
 
-from django.contrib import admin
-from django.http import HttpRequest
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.response import TemplateResponse
+from django.urls import reverse
+from django.utils import timezone
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import action
+from unfold.widgets import UnfoldAdminFileFieldWidget
 
-from audit.admin_base import TollgateAdmin, TollgateInline, choices_field
+from audit.actors import Actor
+from audit.admin_base import ReasonField, TollgateAdmin, TollgateInline, choices_field
 from audit.filters import PeriodFilter
+from routing import exchange_rates, services
 from routing.apis import APIS
 from routing.models import (
     PRICE_RATES,
     AliasTarget,
+    Contract,
+    ContractTier,
     Deployment,
     ExchangeRate,
+    ExchangeRateFeed,
     Model,
     ModelAlias,
     Operation,
     Price,
+    PriceTier,
     Provider,
 )
 
@@ -25,7 +40,7 @@ from routing.models import (
 class SupersededAdmin(TollgateAdmin):
     """Rows that are never edited: a new one supersedes the old."""
 
-    actions = ("export_csv",)
+    actions: Sequence[Any] = ("export_csv",)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
@@ -82,21 +97,46 @@ class ModelAdmin(TollgateAdmin):
         return super().formfield_for_dbfield(db_field, request, **kwargs)
 
 
+class PriceTierInline(TollgateInline):
+    model = PriceTier
+    verbose_name_plural = "other tiers, and long contexts"
+    fields = (
+        "service_tier",
+        "above_input_tokens",
+        "percent",
+        "input",
+        "cached_input",
+        "cache_write",
+        "cache_write_1h",
+        "output",
+    )
+    tab = False
+
+
 @admin.register(Price)
 class PriceAdmin(SupersededAdmin):
     list_display = (
         "model",
-        "provider",
+        "where",
         "currency",
         "input",
         "cached_input",
         "output",
-        "per_request",
-        "per_unit",
+        "other_rates",
         "effective_from",
     )
-    export_columns = ("model", "provider", "currency", *PRICE_RATES, "batch_percent", "effective_from")
-    list_select_related = ("model", "provider")
+    export_columns = (
+        "model",
+        "provider",
+        "deployment",
+        "currency",
+        *PRICE_RATES,
+        "batch_percent",
+        "geo_percent",
+        "other_rates",
+        "effective_from",
+    )
+    list_select_related = ("model", "provider", "deployment")
     list_filter = (
         ("model", AutocompleteSelectFilter),
         ("provider", AutocompleteSelectFilter),
@@ -105,43 +145,173 @@ class PriceAdmin(SupersededAdmin):
     list_filter_submit = True
     search_fields = ("model__name", "provider__name")
     ordering = ("-effective_from",)
-    autocomplete_fields = ("model", "provider")
+    autocomplete_fields = ("model", "provider", "deployment")
+    inlines = (PriceTierInline,)
     fieldsets = (
-        (None, {"fields": ("model", "provider", "effective_from")}),
+        (None, {"fields": ("model", "provider", "deployment", "effective_from")}),
         (
             "Per 1,000,000 tokens, in the provider's currency",
-            {"fields": ("input", "cached_input", "cache_write", "cache_write_1h", "output")},
+            {"fields": ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning")},
         ),
         (
             "Per 1,000,000 tokens of sound and pictures",
             {"fields": ("input_audio", "output_audio", "input_image", "output_image")},
         ),
-        ("Each", {"fields": ("per_request", "per_tool_call", "per_unit")}),
-        ("In a batch", {"fields": ("batch_percent",)}),
+        ("Each", {"fields": ("per_request", "per_tool_call", "per_search", "per_unit")}),
+        ("Otherwise", {"fields": ("batch_percent", "geo_percent")}),
     )
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("tiers")
+
+    @admin.display(description="at", ordering="provider")
+    def where(self, price: Price) -> str:
+        return price.deployment.name if price.deployment is not None else price.provider.name
 
     @admin.display(description="currency")
     def currency(self, price: Price) -> str:
         return price.provider.currency
 
+    @admin.display(description="other rates")
+    def other_rates(self, price: Price) -> str:
+        """What else there is, by name: the page of the price has the amounts."""
+        return "; ".join(str(tier) for tier in price.tiers.all())
+
+
+class ImportForm(forms.Form):
+    """A file of exchange rates, and why."""
+
+    file = forms.FileField(
+        widget=UnfoldAdminFileFieldWidget,
+        help_text=f"CSV with the columns {', '.join(exchange_rates.COLUMNS)}; what is in the book stays as it is.",
+    )
+    reason = ReasonField()
+
 
 @admin.register(ExchangeRate)
 class ExchangeRateAdmin(SupersededAdmin):
-    list_display = ("currency", "usd_per_unit", "effective_from")
-    list_filter = ("currency",)
+    list_display = ("currency", "usd_per_unit", "effective_from", "source")
+    list_filter = ("currency", "source")
     search_fields = ("currency",)
     ordering = ("currency", "-effective_from")
+    actions_list = ("import_csv",)
+
+    @action(description="Import CSV…", icon="upload", permissions=["add"], url_path="import")  # type: ignore[untyped-decorator]
+    def import_csv(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        form = ImportForm(request.POST or None, request.FILES or None)
+        if request.method == "POST" and form.is_valid():
+            try:
+                added = self._import(form, Actor.from_request(request))
+            except exchange_rates.InvalidRates as error:
+                form.add_error("file", str(error))
+            except ValidationError as error:
+                form.add_error("file", error.messages)
+            else:
+                self.message_user(request, f"{added} exchange rates were added.", messages.SUCCESS)
+                return HttpResponseRedirect(reverse(self._url_name("changelist")))
+        context = self._page_context(request, "Import exchange rates") | {"form": form}
+        return TemplateResponse(request, "admin/exchange_rates_import.html", context)
+
+    def _import(self, form: ImportForm, actor: Actor) -> int:
+        file = form.cleaned_data["file"]
+        if file.size > exchange_rates.BYTES_MAX:
+            raise exchange_rates.InvalidRates(f"more than {exchange_rates.BYTES_MAX:,} bytes")
+        rates = exchange_rates.read(file.read(), timezone.now())
+        reason = form.cleaned_data["reason"]
+        return len(services.import_exchange_rates(rates, source=file.name[:200], actor=actor, reason=reason))
+
+
+@admin.register(ExchangeRateFeed)
+class ExchangeRateFeedAdmin(TollgateAdmin):
+    list_display = ("name", "url", "is_active", "fetched_at", "problem")
+    list_filter = ("is_active",)
+    search_fields = ("name",)
+    ordering = ("name",)
+    fields = ("name", "url", "may_be_private", "is_active", "fetched_at", "problem")
+    readonly_fields = ("fetched_at", "problem")
+
+
+class ContractTierInline(TollgateInline):
+    model = ContractTier
+    verbose_name_plural = "discounts by the month's spend"
+    fields = ("from_usd", "discount_percent")
+    tab = False
+
+
+@admin.register(Contract)
+class ContractAdmin(SupersededAdmin):
+    list_display = (
+        "name",
+        "provider",
+        "model",
+        "discount_percent",
+        "commitment_usd",
+        "this_month",
+        "effective_from",
+        "effective_until",
+    )
+    list_select_related = ("provider", "model")
+    list_filter = (("provider", AutocompleteSelectFilter),)
+    list_filter_submit = True
+    search_fields = ("name", "provider__name")
+    ordering = ("-effective_from",)
+    autocomplete_fields = ("provider", "model")
+    inlines = (ContractTierInline,)
+    fieldsets = (
+        (None, {"fields": ("name", "provider", "model", "effective_from", "effective_until")}),
+        ("Gives", {"fields": ("discount_percent", "free_tokens", "free_requests")}),
+        ("Asks", {"fields": ("commitment_usd",)}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("standings")
+
+    @admin.display(description="gives now")
+    def this_month(self, contract: Contract) -> str:
+        today = timezone.now().astimezone(UTC).date()
+        for standing in contract.standings.all():
+            if (standing.month.year, standing.month.month) == (today.year, today.month):
+                free = [
+                    word
+                    for word, is_free in (
+                        ("free tokens", standing.has_free_tokens),
+                        ("free requests", standing.has_free_requests),
+                    )
+                    if is_free
+                ]
+                return ", ".join([f"{standing.discount_percent.normalize():f} %", *free])
+        return ""
 
 
 @admin.register(Deployment)
 class DeploymentAdmin(TollgateAdmin):
-    list_display = ("name", "model", "provider", "upstream_model", "region", "pool", "is_active")
+    list_display = ("name", "model", "provider", "upstream_model", "region", "uplift_percent", "pool", "is_active")
     list_select_related = ("model", "provider", "pool")
     list_filter = ("is_active", ("provider", AutocompleteSelectFilter), ("model", AutocompleteSelectFilter), "region")
     list_filter_submit = True
     search_fields = ("name", "upstream_model", "model__name", "provider__name")
     ordering = ("name",)
     autocomplete_fields = ("model", "provider", "pool")
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    "name",
+                    "model",
+                    "provider",
+                    "upstream_model",
+                    "region",
+                    "pool",
+                    "max_output_tokens",
+                    "is_active",
+                )
+            },
+        ),
+        ("Money", {"fields": ("uplift_percent", "auto_tier", "unpriced_hold")}),
+    )
 
 
 class AliasTargetInline(TollgateInline):

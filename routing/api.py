@@ -1,5 +1,6 @@
 """The API of providers, models, their prices, deployments, and the aliases clients ask for."""
 
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import django_filters
@@ -9,10 +10,22 @@ from rest_framework import serializers
 from audit.actors import Actor
 from audit.api_base import ApiFilterSet, ApiSerializer, CreatingView, OwnRows, StrictSerializer, WritingView
 from routing import services
-from routing.models import Deployment, ExchangeRate, Model, ModelAlias, Operation, Price, Provider
+from routing.models import (
+    PRICE_RATES,
+    Contract,
+    Deployment,
+    ExchangeRate,
+    ExchangeRateFeed,
+    Model,
+    ModelAlias,
+    Operation,
+    Price,
+    Provider,
+)
 
 TIMEOUT_S_MAX = 3_600
 TARGETS_MAX = 100
+TIERS_MAX = 50
 
 
 class ProviderSerializer(ApiSerializer):
@@ -82,27 +95,45 @@ class ModelView(WritingView):
     filterset_fields = ("name", "publisher", "is_active")
 
 
+class PriceTierSerializer(StrictSerializer):
+    """Rates in another service tier, above a length of input, or both. What `rates` leave out is `percent` of the price's."""
+
+    service_tier = serializers.SlugField(max_length=64, default="", allow_blank=True)
+    above_input_tokens = serializers.IntegerField(default=0, min_value=0, max_value=2_147_483_647)
+    percent = serializers.IntegerField(default=100, min_value=0, max_value=10_000)
+    rates = serializers.DictField(
+        child=serializers.DecimalField(max_digits=18, decimal_places=9, min_value=0, normalize_output=True),
+        default=dict,
+        help_text=f"Any of {', '.join(PRICE_RATES)}.",
+    )
+
+    def validate_rates(self, rates: dict[str, Any]) -> dict[str, Any]:
+        unknown = rates.keys() - set(PRICE_RATES)
+        if unknown:
+            raise serializers.ValidationError(f"Not a rate: {', '.join(sorted(unknown))}.")
+        return rates
+
+    def to_representation(self, tier: Any) -> dict[str, Any]:
+        fields = {name: getattr(tier, name) for name in ("service_tier", "above_input_tokens", "percent")}
+        rates = {name: str(getattr(tier, name)) for name in PRICE_RATES if getattr(tier, name) is not None}
+        return fields | {"rates": rates}
+
+
 class PriceSerializer(ApiSerializer):
+    tiers = PriceTierSerializer(many=True, max_length=TIERS_MAX, required=False)  # type: ignore[call-arg]
+
     class Meta:
         model = Price
         fields = (
             "id",
             "model",
             "provider",
+            "deployment",
             "effective_from",
-            "input",
-            "output",
-            "cached_input",
-            "cache_write",
-            "cache_write_1h",
-            "input_audio",
-            "input_image",
-            "output_audio",
-            "output_image",
-            "per_request",
-            "per_tool_call",
-            "per_unit",
+            *PRICE_RATES,
             "batch_percent",
+            "geo_percent",
+            "tiers",
             "created_at",
         )
         extra_kwargs: ClassVar[dict[str, Any]] = {
@@ -117,25 +148,27 @@ class PriceFilters(ApiFilterSet):
 
     class Meta:
         model = Price
-        fields = ("model", "provider")
+        fields = ("model", "provider", "deployment")
 
 
 class PriceView(CreatingView):
     """What a model costs at a provider from a moment on, in its currency per 1,000,000 tokens. A new one supersedes the old."""
 
     scope: ClassVar[str] = "routing"
-    queryset = Price.objects.all()
+    queryset = Price.objects.prefetch_related("tiers")
     serializer_class = PriceSerializer
     filterset_class = PriceFilters
 
     def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> Price:
-        return services.set_price(**values, actor=actor, reason=reason)
+        tiers = [services.Tier(**tier) for tier in values.pop("tiers", ())]
+        return services.set_price(**values, tiers=tiers, actor=actor, reason=reason)
 
 
 class ExchangeRateSerializer(ApiSerializer):
     class Meta:
         model = ExchangeRate
-        fields = ("id", "currency", "usd_per_unit", "effective_from")
+        fields = ("id", "currency", "usd_per_unit", "effective_from", "source")
+        read_only_fields = ("source",)
 
 
 class ExchangeRateView(CreatingView):
@@ -150,6 +183,63 @@ class ExchangeRateView(CreatingView):
         return services.set_exchange_rate(**values, actor=actor, reason=reason)
 
 
+class ExchangeRateFeedSerializer(ApiSerializer):
+    class Meta:
+        model = ExchangeRateFeed
+        fields = ("id", "name", "url", "may_be_private", "is_active", "fetched_at", "problem", "created_at")
+
+
+class ExchangeRateFeedView(WritingView):
+    """Where exchange rates are fetched from, once a day."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = ExchangeRateFeed.objects.all()
+    serializer_class = ExchangeRateFeedSerializer
+    filterset_fields = ("name", "is_active")
+
+
+class ContractDiscountSerializer(StrictSerializer):
+    """Another discount from so much of a month's spend on."""
+
+    from_usd = serializers.DecimalField(max_digits=18, decimal_places=2, min_value=Decimal("0.01"))
+    discount_percent = serializers.DecimalField(max_digits=5, decimal_places=2, min_value=0, max_value=100)
+
+
+class ContractSerializer(ApiSerializer):
+    tiers = ContractDiscountSerializer(many=True, max_length=TIERS_MAX, required=False)  # type: ignore[call-arg]
+
+    class Meta:
+        model = Contract
+        fields = (
+            "id",
+            "name",
+            "provider",
+            "model",
+            "effective_from",
+            "effective_until",
+            "discount_percent",
+            "tiers",
+            "commitment_usd",
+            "free_tokens",
+            "free_requests",
+            "created_at",
+        )
+
+
+class ContractView(CreatingView):
+    """What was negotiated with a provider: discounts, free quotas, a commitment. A new one supersedes the old."""
+
+    scope: ClassVar[str] = "routing"
+    queryset = Contract.objects.prefetch_related("tiers")
+    serializer_class = ContractSerializer
+    filterset_fields = ("provider", "model")
+
+    def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> Contract:
+        discounts = {tier["from_usd"]: tier["discount_percent"] for tier in values.pop("tiers", ())}
+        provider, name = values.pop("provider"), values.pop("name")
+        return services.add_contract(provider, name, discounts=discounts, actor=actor, reason=reason, **values)
+
+
 class DeploymentSerializer(ApiSerializer):
     class Meta:
         model = Deployment
@@ -162,6 +252,9 @@ class DeploymentSerializer(ApiSerializer):
             "upstream_model",
             "region",
             "max_output_tokens",
+            "uplift_percent",
+            "auto_tier",
+            "unpriced_hold",
             "is_active",
             "created_at",
         )

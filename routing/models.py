@@ -728,7 +728,7 @@ class PriceProposal(models.Model):
     # Fields of `Price`, amounts as text; `tiers` is a list of those of `PriceTier`.
     rates = models.JSONField()
     differences = models.JSONField(help_text="[what, before, after]; before is null where there is no price yet.")
-    remarks = models.JSONField(default=list, help_text="What the list says and no price here can.")
+    remarks = models.JSONField(default=list, blank=True, help_text="What the list says and no price here can.")
     state = models.CharField(max_length=16, choices=State, default=State.PROPOSED)
     price = models.OneToOneField(Price, models.PROTECT, null=True, blank=True, related_name="proposal")
     decided_by = models.CharField(max_length=200, blank=True, default="")

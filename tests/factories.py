@@ -16,7 +16,19 @@ from budgets.models import Budget, Increase, Limit, Threshold
 from keys.kills import KillFlag
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import digest, hint
-from routing.models import AliasTarget, Deployment, ExchangeRate, Model, ModelAlias, Price, Provider
+from routing.models import (
+    AliasTarget,
+    Contract,
+    Deployment,
+    ExchangeRate,
+    ExchangeRateFeed,
+    Model,
+    ModelAlias,
+    Price,
+    PriceProposal,
+    Provider,
+    Rerate,
+)
 from teams.models import ApiToken, Group, Membership, Project, ServiceAccount, Team, User
 
 ACTOR = Actor.system("test")
@@ -159,6 +171,56 @@ class PriceFactory(DjangoModelFactory):
     cached_input = Decimal("0.5")
     cache_write = Decimal("1.25")
     output = Decimal("4")
+
+
+class ContractFactory(DjangoModelFactory):
+    class Meta:
+        model = Contract
+
+    name = "framework"
+    provider = factory.SubFactory(ProviderFactory)
+
+
+class ExchangeRateFeedFactory(DjangoModelFactory):
+    class Meta:
+        model = ExchangeRateFeed
+
+    name = factory.Sequence(lambda n: f"feed {n}")
+    url = "https://rates.example/daily.csv"
+
+
+class PriceProposalFactory(DjangoModelFactory):
+    """Of a model that costs one of everything."""
+
+    class Meta:
+        model = PriceProposal
+
+    source = "a list"
+    model = factory.SubFactory(ModelFactory)
+    provider = factory.SubFactory(ProviderFactory)
+    effective_from = factory.LazyFunction(timezone.now)
+    rates = factory.LazyFunction(
+        lambda: {
+            **dict.fromkeys(("input", "output", "cached_input", "cache_write"), "1"),
+            **dict.fromkeys(("per_request", "per_tool_call", "per_unit"), "0"),
+            **dict.fromkeys(("batch_percent", "geo_percent"), 100),
+            "tiers": [],
+        }
+    )
+    differences = factory.LazyFunction(lambda: [["input", None, "1"]])
+
+
+class RerateFactory(DjangoModelFactory):
+    """A day."""
+
+    class Meta:
+        model = Rerate
+
+    provider = factory.SubFactory(ProviderFactory)
+    starts_at = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
+    ends_at = datetime.datetime(2026, 11, 2, tzinfo=datetime.UTC)
+    note = "invoice 4711"
+    asked_by = "Alice"
 
 
 class ExchangeRateFactory(DjangoModelFactory):

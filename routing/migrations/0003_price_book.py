@@ -160,7 +160,10 @@ class Migration(migrations.Migration):
                     "differences",
                     models.JSONField(help_text="[what, before, after]; before is null where there is no price yet."),
                 ),
-                ("remarks", models.JSONField(default=list, help_text="What the list says and no price here can.")),
+                (
+                    "remarks",
+                    models.JSONField(blank=True, default=list, help_text="What the list says and no price here can."),
+                ),
                 (
                     "state",
                     models.CharField(

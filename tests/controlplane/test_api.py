@@ -56,6 +56,10 @@ SHARED = {
     "models": factories.ModelFactory,
     "prices": factories.PriceFactory,
     "exchange-rates": factories.ExchangeRateFactory,
+    "exchange-rate-feeds": factories.ExchangeRateFeedFactory,
+    "contracts": factories.ContractFactory,
+    "price-proposals": factories.PriceProposalFactory,
+    "rerates": factories.RerateFactory,
     "deployments": factories.DeploymentFactory,
     "model-aliases": factories.ModelAliasFactory,
 }

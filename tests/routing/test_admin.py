@@ -3,10 +3,11 @@
 from decimal import Decimal
 
 import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 
 from audit.models import AuditEntry
-from routing.models import Model, ModelAlias, Price, Provider
+from routing.models import Contract, ExchangeRate, Model, ModelAlias, Price, Provider
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -38,11 +39,20 @@ def test_a_price_is_added_and_then_only_shown(client):
         "output_audio": "20",
         "per_tool_call": "",
         "batch_percent": "50",
+        "geo_percent": "110",
+        "tiers-TOTAL_FORMS": "1",
+        "tiers-INITIAL_FORMS": "0",
+        "tiers-0-service_tier": "priority",
+        "tiers-0-above_input_tokens": "0",
+        "tiers-0-percent": "200",
+        "tiers-0-output": "25",
     }
     page = client.post(url("price_add"), form | {"reason": "new contract"})
     assert page.status_code == 302, page.context["adminform"].form.errors
     price = Price.objects.get()
-    assert AuditEntry.objects.get().after["input"] == "1.25"
+    assert AuditEntry.objects.get(object_id=price.pk).after["input"] == "1.25"
+    tier = price.tiers.get()
+    assert (tier.service_tier, tier.percent, tier.output, tier.input) == ("priority", 200, 25, None)
     assert (price.output_audio, price.output_image, price.batch_percent) == (20, None, 50)
     assert (price.per_tool_call, price.per_unit) == (0, 0)
     assert client.post(url("price_change", price.pk), form | {"input": "0"}).status_code == 403
@@ -143,3 +153,46 @@ def test_a_url_with_a_password_is_refused_and_not_logged(client, caplog):
     page = client.post(url("provider_add"), provider_form(base_url="https://user:canary@api.example.com"))
     assert page.status_code == 200 and page.context["adminform"].form.errors["base_url"]
     assert "canary" not in caplog.text
+
+
+def test_a_contract_is_added_with_its_discounts_and_then_only_shown(client):
+    provider = factories.ProviderFactory()
+    form = {
+        "name": "Framework 2026",
+        "provider": str(provider.pk),
+        "effective_from_0": "2026-11-01",
+        "effective_from_1": "00:00:00",
+        "discount_percent": "5",
+        "commitment_usd": "10000",
+        "tiers-TOTAL_FORMS": "1",
+        "tiers-INITIAL_FORMS": "0",
+        "tiers-0-from_usd": "50000",
+        "tiers-0-discount_percent": "12.5",
+    }
+    page = client.post(url("contract_add"), form)
+    assert page.status_code == 302, page.context["adminform"].form.errors
+    contract = Contract.objects.get()
+    assert [(tier.from_usd, tier.discount_percent) for tier in contract.tiers.all()] == [(50_000, Decimal("12.5"))]
+    assert client.post(url("contract_change", contract.pk), form | {"name": "Other"}).status_code == 403
+    assert "Framework 2026" in client.get(url("contract_changelist")).content.decode()
+
+
+def test_exchange_rates_are_imported_from_a_file_once(client):
+    def send(text):
+        file = SimpleUploadedFile("rates.csv", text.encode())
+        return client.post(url("exchangerate_import_csv"), {"file": file, "reason": "month end"})
+
+    text = "currency,usd_per_unit,effective_from\nEUR,1.0812,2026-11-01\nGBP,1.27,2026-11-01\n"
+    assert send(text).status_code == send(text).status_code == 302
+    assert sorted(ExchangeRate.objects.values_list("currency", "usd_per_unit", "source")) == [
+        ("EUR", Decimal("1.0812"), "rates.csv"),
+        ("GBP", Decimal("1.27"), "rates.csv"),
+    ]
+    page = send("currency,usd_per_unit\nEUR,much\n")
+    assert page.status_code == 200 and "line 2" in page.content.decode()
+
+
+def test_an_exchange_rate_feed_must_be_on_the_internet_unless_it_is_said(client):
+    form = {"name": "ECB", "url": "https://10.0.0.1/rates.csv", "is_active": "on"}
+    assert client.post(url("exchangeratefeed_add"), form).status_code == 200
+    assert client.post(url("exchangeratefeed_add"), form | {"may_be_private": "on"}).status_code == 302

@@ -1,0 +1,232 @@
+"""Admin pages of prices that are proposed, with what they would change, and of past periods that are reckoned again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+from unfold.decorators import action
+
+from audit.actors import Actor
+from audit.admin_base import ReadOnlyAdmin, TollgateAdmin, button, coloured
+from audit.csv_export import csv_response
+from budgets import rerate
+from budgets.impact import impact_of_proposal
+from budgets.price_book import usd
+from routing import catalogue, services
+from routing.models import PriceProposal, Rerate
+from teams.models import Team
+
+STATE_COLOURS = {
+    "proposed": "warning",
+    "approved": "success",
+    "applied": "success",
+    "rejected": "danger",
+    "outdated": "info",
+}
+
+
+@admin.register(PriceProposal)
+class PriceProposalAdmin(ReadOnlyAdmin):
+    list_display = ("model", "provider", "changes", "shown_state", "source", "effective_from", "created_at")
+    list_select_related = ("model", "provider")
+    list_filter = ("state", ("provider", AutocompleteSelectFilter))
+    list_filter_submit = True
+    search_fields = ("model__name", "provider__name")
+    ordering = ("-created_at",)
+    actions: Sequence[Any] = ("approve_selected", "reject_selected", "export_csv")
+    actions_list = ("compare",)
+    actions_detail = ("approve", "reject")
+    fieldsets = (
+        (
+            None,
+            {"fields": ("model", "provider", "shown_state", "source", "effective_from", "decided_by", "decided_at")},
+        ),
+        ("What changes", {"fields": ("shown_differences", "shown_impact", "shown_remarks")}),
+    )
+    readonly_fields = ("shown_state", "shown_differences", "shown_impact", "shown_remarks")
+
+    def has_decide_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(request.user.has_perm("routing.change_priceproposal"))
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        proposal = self.get_object(request, object_id)
+        is_open = proposal is not None and proposal.state == PriceProposal.State.PROPOSED
+        return super().get_actions_detail(request, object_id) if is_open else []
+
+    @admin.display(description="changes")
+    def changes(self, proposal: PriceProposal) -> str:
+        if all(before is None for _, before, _ in proposal.differences):
+            return "first price"
+        return ", ".join(
+            f"{what}: {before or 'none'} → {after or 'none'}" for what, before, after in proposal.differences
+        )
+
+    @coloured("state", STATE_COLOURS)
+    def shown_state(self, proposal: PriceProposal) -> str:
+        return proposal.state
+
+    @admin.display(description="rates")
+    def shown_differences(self, proposal: PriceProposal) -> SafeString:
+        return render_to_string("admin/price_differences.html", {"differences": proposal.differences})
+
+    @admin.display(description="the last 30 days at this price")
+    def shown_impact(self, proposal: PriceProposal) -> SafeString:
+        return render_to_string("admin/price_impact.html", {"impact": impact_of_proposal(proposal, timezone.now())})
+
+    @admin.display(description="left out")
+    def shown_remarks(self, proposal: PriceProposal) -> str:
+        return "; ".join(proposal.remarks) or "nothing"
+
+    @action(description="Compare with the catalogue", icon="difference", permissions=["decide"])  # type: ignore[untyped-decorator]
+    def compare(self, request: HttpRequest) -> HttpResponse:
+        if not self.has_decide_permission(request):
+            raise PermissionDenied
+        proposed = services.compare_with_catalogue(timezone.now())
+        added = services.propose_prices(proposed, source=catalogue.source(), actor=Actor.from_request(request))
+        self.message_user(request, f"{len(added)} prices are proposed.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse(self._url_name("changelist")))
+
+    @admin.action(description="Approve selected…", permissions=["decide"])
+    def approve_selected(self, request: HttpRequest, queryset: QuerySet[PriceProposal]) -> HttpResponse | None:
+        return self.confirm(
+            request,
+            queryset,
+            verb="Approve",
+            warning="Each becomes the price in force, from its day on, and not before now.",
+            perform=_approve,
+            action_name="approve_selected",
+        )
+
+    @admin.action(description="Reject selected…", permissions=["decide"])
+    def reject_selected(self, request: HttpRequest, queryset: QuerySet[PriceProposal]) -> HttpResponse | None:
+        return self.confirm(
+            request,
+            queryset,
+            verb="Reject",
+            warning="The prices in force stay. The same rates are not proposed again.",
+            perform=_reject,
+            action_name="reject_selected",
+        )
+
+    @button("Approve", icon="check", permissions=("decide",))
+    def approve(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        warning = "This becomes the price in force, from its day on, and not before now."
+        return self.confirm_one(request, object_id, verb="Approve", warning=warning, perform=_approve)
+
+    @button("Reject", icon="close", permissions=("decide",), hurts=True)
+    def reject(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        warning = "The price in force stays. The same rates are not proposed again."
+        return self.confirm_one(request, object_id, verb="Reject", warning=warning, perform=_reject)
+
+
+def _approve(proposal: PriceProposal, actor: Actor, reason: str) -> None:
+    services.approve_proposal(proposal, actor=actor, reason=reason)
+
+
+def _reject(proposal: PriceProposal, actor: Actor, reason: str) -> None:
+    services.reject_proposal(proposal, actor=actor, reason=reason)
+
+
+@admin.register(Rerate)
+class RerateAdmin(TollgateAdmin):
+    list_display = (
+        "provider",
+        "model",
+        "starts_at",
+        "ends_at",
+        "shown_state",
+        "note",
+        "difference",
+        "asked_by",
+        "decided_by",
+    )
+    list_select_related = ("provider", "model")
+    list_filter = ("state", ("provider", AutocompleteSelectFilter))
+    list_filter_submit = True
+    ordering = ("-created_at",)
+    autocomplete_fields = ("provider", "model", "price")
+    actions = ("export_csv",)
+    actions_detail = ("approve", "reject", "report")
+    asked = ("provider", "model", "starts_at", "ends_at", "price", "discount_percent", "usd_per_unit", "note")
+    decided = ("shown_state", "asked_by", "decided_by", "applied_at", "shown_summary")
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        asked = (None, {"fields": self.asked})
+        return (asked,) if obj is None else (asked, ("What it changes", {"fields": self.decided}))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return () if obj is None else (*self.asked, *self.decided)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_decide_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return bool(request.user.has_perm("routing.change_rerate"))
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        row = self.get_object(request, object_id)
+        is_open = row is not None and row.state == Rerate.State.PROPOSED
+        buttons = super().get_actions_detail(request, object_id)
+        return buttons if is_open else [one for one in buttons if one.action_name == "report"]
+
+    def perform_create(self, obj: Any, form: Any, actor: Actor, reason: str) -> None:
+        fields = {name: getattr(obj, name) for name in ("model", "price", "discount_percent", "usd_per_unit", "note")}
+        asked = services.ask_for_rerate(obj.provider, obj.starts_at, obj.ends_at, actor=actor, **fields)
+        obj.pk, obj._state.adding = asked.pk, False
+
+    @coloured("state", STATE_COLOURS)
+    def shown_state(self, row: Rerate) -> str:
+        return row.state
+
+    @admin.display(description="difference (USD)")
+    def difference(self, row: Rerate) -> str:
+        return f"{row.after_usd - row.before_usd:+,.2f}" if row.state == Rerate.State.APPLIED else ""
+
+    @admin.display(description="difference")
+    def shown_summary(self, row: Rerate) -> SafeString:
+        summary = rerate.summarize(row)
+        names = dict(Team.objects.filter(pk__in=summary.by_team).values_list("pk", "name"))
+        teams = {str(pk): name for pk, name in names.items()}
+        groups = [
+            (title, [(names.get(name, name), usd(before), usd(after)) for name, (before, after) in sums.items()])
+            for title, sums, names in (("By model", summary.by_model, {}), ("By team", summary.by_team, teams))
+        ]
+        total = usd(summary.before_nanos), usd(summary.after_nanos)
+        return render_to_string("admin/rerate_summary.html", {"summary": summary, "groups": groups, "total": total})
+
+    @button("Approve", icon="check", permissions=("decide",))
+    def approve(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        warning = "Entries that correct the cost of each record are added to the ledger. Nothing is edited, and nothing undone."
+        return self.confirm_one(request, object_id, verb="Approve", warning=warning, perform=_approve_rerate)
+
+    @button("Reject", icon="close", permissions=("decide",), hurts=True)
+    def reject(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self.confirm_one(
+            request, object_id, verb="Reject", warning="The ledger stays as it is.", perform=_reject_rerate
+        )
+
+    @button("Report (CSV)", icon="download", permissions=("view",))
+    def report(self, request: HttpRequest, object_id: str) -> Any:
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            raise PermissionDenied
+        return csv_response(f"rerate-{row.pk}", rerate.REPORT_HEADER, rerate.report_lines(row))
+
+
+def _approve_rerate(row: Rerate, actor: Actor, reason: str) -> None:
+    services.decide_rerate(row, is_approved=True, actor=actor, reason=reason)
+
+
+def _reject_rerate(row: Rerate, actor: Actor, reason: str) -> None:
+    services.decide_rerate(row, is_approved=False, actor=actor, reason=reason)

@@ -1,0 +1,274 @@
+"""A past period reckoned again: what each record would cost, and entries in the ledger that correct those which cost otherwise.
+
+Nothing is edited. An entry has the record's moment and subject, no usage, and the difference as its cost, so that every sum
+over the ledger is right with it. Its id follows from the re-rate's and the record's: done twice, it is there once.
+"""
+
+import uuid
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+from django.db import connection, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from audit import services as audit
+from audit.actors import Actor
+from audit.models import UsageRecord
+from audit.records import PriceTerms, Usage, UsageEvent
+from budgets import ledger, ledger_rows
+from budgets.price_book import nanos, recomputed_nanos, usd
+from budgets.rollups import Rollups
+from routing import models as routing
+from routing.models import Rerate
+from teams.models import Project, Team
+
+CHUNK_RECORDS = 2_000
+REPORT_HEADER = (
+    "attempt_id", "admitted_at", "team", "project", "alias", "model", "deployment", "price_before", "price_after",
+    "cost_before_usd", "cost_after_usd", "difference_usd",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One record: what it had cost with all corrections so far, and what it costs now, in nano-USD."""
+
+    event: UsageEvent
+    before_nanos: int
+    after_nanos: int
+    price_id: str
+    terms: PriceTerms
+
+    @property
+    def nanos(self) -> int:
+        return self.after_nanos - self.before_nanos
+
+
+@dataclass
+class Summary:
+    """`by_model` and `by_team` (ids): (before, after) in nano-USD. `unpriced` records stay as they are: no price is known."""
+
+    records: int = 0
+    changed: int = 0
+    unpriced: int = 0
+    before_nanos: int = 0
+    after_nanos: int = 0
+    by_model: defaultdict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
+    by_team: defaultdict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
+
+    def add(self, difference: Difference) -> None:
+        before, after = difference.before_nanos, difference.after_nanos
+        self.records += 1
+        self.changed += before != after
+        self.unpriced += not difference.price_id
+        self.before_nanos += before
+        self.after_nanos += after
+        for sums, name in ((self.by_model, difference.event.model), (self.by_team, difference.event.team_id)):
+            sums[name] = (sums[name][0] + before, sums[name][1] + after)
+
+
+def summarize(rerate: Rerate) -> Summary:
+    """What it would change, or has changed."""
+    summary = Summary()
+    for difference in differences(rerate):
+        summary.add(difference)
+    return summary
+
+
+def differences(rerate: Rerate) -> Iterator[Difference]:
+    """Of every posted record of the period, in the order of time. Of a re-rate that is applied, what it did."""
+    book = _Book(rerate)
+    for records in _chunks(rerate):
+        yield from _compare(rerate, records, book)
+
+
+def report_lines(rerate: Rerate) -> Iterator[list[str]]:
+    """One line for each record whose cost differs."""
+    teams = {str(pk): name for pk, name in Team.objects.values_list("pk", "name")}
+    projects = {str(pk): name for pk, name in Project.objects.values_list("pk", "name")}
+    for one in differences(rerate):
+        if not one.nanos:
+            continue
+        event = one.event
+        yield [
+            event.attempt_id,
+            moment_of(event).isoformat(),
+            teams.get(event.team_id, event.team_id),
+            projects.get(event.project_id, event.project_id),
+            event.alias,
+            event.model,
+            event.deployment,
+            event.price_id,
+            one.price_id,
+            str(usd(one.before_nanos)),
+            str(usd(one.after_nanos)),
+            str(usd(one.nanos)),
+        ]
+
+
+def apply(rerate: Rerate, *, actor: Actor) -> Summary:
+    """Write the entries of an approved re-rate, chunk by chunk; again after a crash it goes on where it was.
+
+    Raises `ValueError` for one that nobody has approved.
+    """
+    if rerate.state == Rerate.State.APPLIED:
+        return summarize(rerate)
+    if rerate.state != Rerate.State.APPROVED:
+        raise ValueError(f"{rerate} is {rerate.state}")
+    summary, book = Summary(), _Book(rerate)
+    for records in _chunks(rerate):
+        with transaction.atomic():
+            _lock_out_ingest()
+            found = list(_compare(rerate, records, book))
+            _write(rerate, [difference for difference in found if difference.nanos])
+        for difference in found:
+            summary.add(difference)
+    values = {
+        "state": Rerate.State.APPLIED,
+        "applied_at": timezone.now(),
+        "records": summary.changed,
+        "before_usd": usd(summary.before_nanos),
+        "after_usd": usd(summary.after_nanos),
+    }
+    with transaction.atomic():
+        if Rerate.objects.select_for_update().filter(pk=rerate.pk, state=Rerate.State.APPROVED).exists():
+            audit.change(rerate, actor=actor, action="apply", reason=rerate.note, values=values)
+    return summary
+
+
+def apply_approved(*, actor: Actor) -> None:
+    """One at a time, whoever else is at it."""
+    for rerate in Rerate.objects.filter(state=Rerate.State.APPROVED):
+        apply(rerate, actor=actor)
+
+
+class _Book:
+    """The price of each moment of the past, as the re-rate wants it."""
+
+    def __init__(self, rerate: Rerate) -> None:
+        self._rerate = rerate
+        self._deployments = dict(routing.Deployment.objects.filter(provider=rerate.provider).values_list("name", "pk"))
+        self._prices: defaultdict[tuple[str, object], list[routing.Price]] = defaultdict(list)
+        rows = routing.Price.objects.filter(provider=rerate.provider).select_related("model").prefetch_related("tiers")
+        for row in rows.order_by("effective_from", "created_at", "pk"):
+            self._prices[row.model.name, row.deployment_id].append(row)
+
+    def row(self, event: UsageEvent, moment: datetime) -> routing.Price | None:
+        """None where the record was charged a fixed amount, or nobody has said what it costs."""
+        if not event.price_id:
+            return None
+        if self._rerate.price is not None:
+            return self._rerate.price
+        deployment_id = self._deployments.get(event.deployment)
+        of_deployment = _at(self._prices[event.model, deployment_id], moment) if deployment_id else None
+        return of_deployment or _at(self._prices[event.model, None], moment)
+
+    def terms(self, event: UsageEvent) -> PriceTerms:
+        changes: dict[str, int] = {}
+        if self._rerate.discount_percent is not None:
+            changes["discount_basis_points"] = int(self._rerate.discount_percent * 100)
+        if self._rerate.usd_per_unit is not None:
+            changes["usd_per_unit_nanos"] = nanos(self._rerate.usd_per_unit)
+        return msgspec.structs.replace(event.terms, **changes) if changes else event.terms
+
+
+def _at(rows: Sequence[routing.Price], moment: datetime) -> routing.Price | None:
+    index = bisect_right(rows, moment, key=lambda row: row.effective_from)
+    return rows[index - 1] if index else None
+
+
+def _chunks(rerate: Rerate) -> Iterator[list[UsageRecord]]:
+    """The period's posted records, by keyset: a long period is never in memory as a whole."""
+    records = UsageRecord.objects.filter(
+        provider=rerate.provider.slug,
+        admitted_at__gte=rerate.starts_at,
+        admitted_at__lt=rerate.ends_at,
+        state=UsageRecord.State.POSTED,
+        adjusts=None,
+    ).exclude(usage_source="none")
+    if rerate.model is not None:
+        records = records.filter(model=rerate.model.name)
+    records = records.order_by("admitted_at", "attempt_id")
+    chunk = list(records[:CHUNK_RECORDS])
+    while chunk:
+        yield chunk
+        last = chunk[-1]
+        after = Q(admitted_at__gt=last.admitted_at) | Q(admitted_at=last.admitted_at, attempt_id__gt=last.attempt_id)
+        chunk = list(records.filter(after)[:CHUNK_RECORDS])
+
+
+def _compare(rerate: Rerate, records: Sequence[UsageRecord], book: _Book) -> Iterator[Difference]:
+    own = {_entry_id(rerate, record.attempt_id) for record in records}
+    earlier: defaultdict[object, Decimal] = defaultdict(Decimal)
+    written: dict[object, UsageRecord] = {}
+    entries = UsageRecord.objects.filter(adjusts__in=[record.attempt_id for record in records])
+    for entry in entries.order_by("ingested_at", "attempt_id"):
+        if entry.attempt_id in own:
+            written[entry.adjusts] = entry
+        elif entry.adjusts not in written:  # What was corrected after this re-rate is not its doing.
+            earlier[entry.adjusts] += entry.cost_usd
+    for record in records:
+        event = ledger.event_of(record)
+        before = nanos(record.cost_usd + earlier[record.attempt_id])
+        if record.attempt_id in written:
+            corrected = ledger.event_of(written[record.attempt_id])
+            yield Difference(event, before, before + corrected.cost_nanos, corrected.price_id, corrected.terms)
+            continue
+        row = None if rerate.state == Rerate.State.APPLIED else book.row(event, record.admitted_at)
+        terms = book.terms(event)
+        after = before if row is None else recomputed_nanos(event, row, terms)
+        yield Difference(event, before, after, event.price_id if row is None else str(row.pk), terms)
+
+
+def _write(rerate: Rerate, found: Sequence[Difference]) -> None:
+    entries = {uuid.UUID(entry.attempt_id): entry for entry in (_entry(rerate, one) for one in found)}
+    rollups = Rollups()
+    for attempt_id in ledger_rows.insert(entries.values()):
+        rollups.add(entries[attempt_id])
+    ledger_rows.add_hours(rollups.hours)
+    ledger_rows.add_tags(rollups.tags)
+
+
+def _entry(rerate: Rerate, difference: Difference) -> UsageEvent:
+    event = difference.event
+    return msgspec.structs.replace(
+        event,
+        attempt_id=str(_entry_id(rerate, uuid.UUID(event.attempt_id))),
+        adjusts=event.attempt_id,
+        usage=Usage(),
+        usage_source="none",
+        cost_nanos=difference.nanos,
+        currency_cost_nanos=None,
+        held_nanos=0,
+        price_id=difference.price_id,
+        terms=difference.terms,
+        status_code=0,
+        error_type="",
+        finish_reason="",
+        upstream_id="",
+        latency_ms=0,
+        first_token_ms=0,
+        kill_switch_id="",
+        route=(),
+        tag_sources={},
+    )
+
+
+def moment_of(event: UsageEvent) -> datetime:
+    return ledger.EPOCH_START + timedelta(microseconds=event.admitted_at_us)
+
+
+def _entry_id(rerate: Rerate, attempt_id: uuid.UUID) -> uuid.UUID:
+    return uuid.uuid5(rerate.pk, str(attempt_id))
+
+
+def _lock_out_ingest() -> None:
+    """Roll-ups have one writer at a time."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtext('budgets.ingest'))")

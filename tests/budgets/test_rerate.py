@@ -1,0 +1,271 @@
+import csv
+import datetime
+import io
+import uuid
+from decimal import Decimal
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.core.management import call_command
+from django.db.models import Sum
+from django.urls import reverse
+from django.utils import timezone
+
+from audit.actors import Actor
+from audit.models import AuditEntry, UsageRecord
+from audit.records import Usage
+from budgets import ledger_rows, rerate
+from budgets.impact import impact_of
+from budgets.models import UsageDay, UsageHour
+from budgets.price_book import compiled
+from budgets.pricing import cost_nanos
+from budgets.rollups import Rollups
+from routing import services
+from routing.models import Price, PriceProposal, Rerate
+from tests import factories
+from tests.budgets.test_ingest import make_event
+
+pytestmark = pytest.mark.django_db
+
+ALICE, BOB = Actor("user", "1", "Alice"), Actor("user", "2", "Bob")
+START = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
+END = START + datetime.timedelta(days=30)
+NOON_US = int((START + datetime.timedelta(days=5, hours=12)).timestamp() * 1_000_000)
+
+
+@pytest.fixture
+def price():
+    return factories.PriceFactory(effective_from=START - datetime.timedelta(days=1), input=2, output=8)
+
+
+def used(price, number=3, **fields):
+    """Records as ingest writes them, at the price of then."""
+    events = []
+    for index in range(number):
+        usage = Usage(input_tokens=1_000_000 * (index + 1), output_tokens=1_000)
+        event = make_event(
+            **{
+                "provider": price.provider.slug,
+                "model": price.model.name,
+                "admitted_at_us": NOON_US + index,
+                "price_id": str(price.pk),
+                "usage": usage,
+                "usage_source": "provider",
+                "cost_nanos": cost_nanos(usage, compiled(price)),
+                **fields,
+            }
+        )
+        events.append(event)
+    rollups = Rollups()
+    for event in events:
+        rollups.add(event)
+    ledger_rows.insert(events)
+    ledger_rows.add_hours(rollups.hours)
+    ledger_rows.add_tags(rollups.tags)
+    return events
+
+
+def mended(price, **fields):
+    """The price that should have been there from the first day on."""
+    return services.set_price(
+        price.model,
+        price.provider,
+        actor=ALICE,
+        input=Decimal(1),
+        output=Decimal(8),
+        effective_from=price.effective_from,
+        **fields,
+    )
+
+
+def asked(at, **fields):
+    return services.ask_for_rerate(at.provider, START, END, actor=ALICE, note="invoice 4711", **fields)
+
+
+def approved(at, **fields):
+    row = asked(at, **fields)
+    services.decide_rerate(row, is_approved=True, actor=BOB)
+    return row
+
+
+def total(model):
+    return model.objects.aggregate(total=Sum("cost_usd"))["total"]
+
+
+def test_a_period_reckoned_again_is_corrected_by_entries_and_nothing_is_edited(price):
+    events = used(price)
+    before = {row.pk: row.cost_usd for row in UsageRecord.objects.all()}
+    mended(price)
+    summary = rerate.apply(approved(price), actor=ALICE)
+    assert (summary.records, summary.changed) == (3, 3)
+    assert all(UsageRecord.objects.get(pk=pk).cost_usd == cost for pk, cost in before.items())
+    expected = sum(Decimal(index + 1) + Decimal("0.008") for index in range(3))
+    assert total(UsageRecord) == total(UsageHour) == total(UsageDay) == expected
+    entry = UsageRecord.objects.get(adjusts=events[2].attempt_id)
+    assert (entry.cost_usd, entry.input_tokens, entry.admitted_at.day) == (Decimal(-3), 0, 6)
+    assert sum(UsageHour.objects.values_list("requests", flat=True)) == 3
+
+
+def test_reckoning_twice_corrects_once_also_when_it_was_interrupted(price, monkeypatch):
+    used(price, 5)
+    mended(price)
+    row = approved(price)
+    monkeypatch.setattr(rerate, "CHUNK_RECORDS", 2)
+    for _ in rerate._chunks(row):  # As if it had died after its first chunk.
+        records = next(rerate._chunks(row))
+        rerate._write(row, list(rerate._compare(row, records, rerate._Book(row))))
+        break
+    rerate.apply(row, actor=ALICE)
+    after = total(UsageRecord)
+    rerate.apply(row, actor=ALICE)
+    assert total(UsageRecord) == total(UsageHour) == after == sum(range(1, 6)) + 5 * Decimal("0.008")
+    again = approved(price)
+    assert rerate.apply(again, actor=ALICE).changed == 0
+    assert AuditEntry.objects.filter(action="apply").count() == 2
+
+
+def test_a_later_correction_goes_on_from_the_earlier_one(price):
+    used(price, 1)
+    mended(price)
+    first = approved(price)
+    rerate.apply(first, actor=ALICE)
+    second = approved(price, discount_percent=Decimal(50))
+    summary = rerate.apply(second, actor=ALICE)
+    assert summary.before_nanos == 1_008_000_000 and summary.after_nanos == 504_000_000
+    assert total(UsageRecord) == Decimal("0.504")
+    assert rerate.summarize(first).after_nanos == 1_008_000_000
+
+
+def test_an_explicit_price_and_exchange_rate_take_the_place_of_the_books(price):
+    used(price, 1)
+    other = mended(price)
+    row = approved(price, model=price.model, price=other, usd_per_unit=Decimal("1.5"))
+    assert rerate.apply(row, actor=ALICE).after_nanos == 1_512_000_000
+
+
+def test_what_was_charged_a_fixed_amount_or_is_in_suspense_stays(price):
+    used(price, 1, price_id="", cost_nanos=7)
+    used(price, 1, state="suspense")
+    mended(price)
+    summary = rerate.apply(approved(price), actor=ALICE)
+    assert (summary.records, summary.changed, summary.unpriced) == (1, 0, 1)
+
+
+def test_who_asks_for_it_does_not_approve_it(price):
+    row = asked(price)
+    with pytest.raises(ValidationError, match="cannot approve"):
+        services.decide_rerate(row, is_approved=True, actor=ALICE)
+    with pytest.raises(ValueError, match="proposed"):
+        rerate.apply(row, actor=ALICE)
+    services.decide_rerate(row, is_approved=False, actor=ALICE)
+    rerate.apply_approved(actor=ALICE)
+    assert Rerate.objects.get().state == "rejected"
+
+
+def test_the_report_has_a_line_for_each_record_that_differs(price):
+    events = used(price, 2)
+    new = mended(price)
+    out = io.StringIO()
+    call_command("rerate", str(asked(price).pk), "--report", stdout=out)
+    lines = list(csv.DictReader(io.StringIO(out.getvalue())))
+    assert [line["attempt_id"] for line in lines] == [event.attempt_id for event in events]
+    assert lines[0]["cost_before_usd"] == "2.008000000" and lines[0]["difference_usd"] == "-1.000000000"
+    assert (lines[0]["price_before"], lines[0]["price_after"]) == (str(price.pk), str(new.pk))
+
+
+# What a price would have cost
+
+
+def test_the_impact_of_a_price_is_what_its_records_would_have_cost(price):
+    team = factories.TeamFactory(name="Search")
+    used(price, 3, team_id=str(team.pk))
+    used(price, 1, usage=Usage(input_tokens=300_000, output_tokens=10, service_tier="flex", tool_calls=2))
+    used(price, 1, operation="batch", usage=Usage(input_tokens=500, batch_requests=5))
+    new = mended(
+        price,
+        per_request=Decimal("0.01"),
+        batch_percent=50,
+        tiers=[services.Tier(above_input_tokens=1_500_000, percent=300), services.Tier("flex", percent=50)],
+    )
+    impact = impact_of(new, list(new.tiers.all()), END)
+    expected = sum(
+        difference.after_nanos for difference in rerate.differences(asked(price, model=price.model, price=new))
+    )
+    assert impact.requests == 5
+    assert abs(impact.total.after_usd - Decimal(expected).scaleb(-9)) <= Decimal("0.000000005")
+    assert next(change for change in impact.teams if change.team == "Search").before_usd == Decimal("12.024")
+
+
+# Pages
+
+
+@pytest.fixture
+def boss(client):
+    user = factories.UserFactory(username="boss", is_superuser=True)
+    client.force_login(user)
+    return user
+
+
+def page(name, *args):
+    return reverse(f"admin:routing_{name}", args=args)
+
+
+def test_a_rerate_is_asked_for_shown_and_reported_in_the_admin(client, boss, price):
+    used(price)
+    mended(price)
+    form = {
+        "provider": str(price.provider_id),
+        "starts_at_0": "2026-11-01",
+        "starts_at_1": "00:00:00",
+        "ends_at_0": "2026-12-01",
+        "ends_at_1": "00:00:00",
+        "note": "invoice 4711",
+    }
+    answer = client.post(page("rerate_add"), form)
+    assert answer.status_code == 302, answer.context["adminform"].form.errors
+    row = Rerate.objects.get()
+    assert row.asked_by == "boss"
+    shown = client.get(page("rerate_change", row.pk)).content.decode()
+    assert "3 of 3 records differ" in shown and "12.02" in shown
+    refused = client.post(page("rerate_approve", row.pk), {"confirmed": "yes", "reason": "mine"})
+    assert "cannot approve" in refused.content.decode()
+    other = factories.UserFactory(username="other", is_superuser=True)
+    client.force_login(other)
+    assert client.post(page("rerate_approve", row.pk), {"confirmed": "yes", "reason": "seen"}).status_code == 302
+    rerate.apply_approved(actor=ALICE)
+    assert "-6.00" in client.get(page("rerate_changelist")).content.decode()
+    report = b"".join(client.get(page("rerate_report", row.pk)).streaming_content).decode()
+    assert report.count("\n") == 4
+
+
+def test_a_proposal_shows_its_impact_and_is_approved_in_bulk(client, boss, price):
+    now_us = int(timezone.now().timestamp() * 1_000_000)
+    used(price, admitted_at_us=now_us - 1_000_000)
+    rates = {**dict.fromkeys(("input", "output", "cached_input", "cache_write"), "1"), "batch_percent": 100}
+    rates |= {**dict.fromkeys(("per_request", "per_tool_call", "per_unit"), "0"), "geo_percent": 100, "tiers": []}
+    proposal = PriceProposal.objects.create(
+        source="a list",
+        model=price.model,
+        provider=price.provider,
+        effective_from=START,
+        rates=rates,
+        differences=[["input", "2", "1"], ["output", "8", "1"]],
+    )
+    shown = client.get(page("priceproposal_change", proposal.pk)).content.decode()
+    assert "-6.02 USD" in shown and "3 requests" in shown
+    bulk = {"action": "approve_selected", "_selected_action": [str(proposal.pk)]}
+    assert "Approve" in client.post(page("priceproposal_changelist"), bulk).content.decode()
+    assert not Price.objects.filter(proposal=proposal).exists()
+    client.post(page("priceproposal_changelist"), bulk | {"confirmed": "yes", "reason": "checked"})
+    assert Price.objects.filter(proposal=proposal).get().input == 1
+
+
+def test_charlie_sees_none_of_it(client, price):
+    client.force_login(factories.UserFactory(username="charlie", is_staff=True))
+    row, unknown = asked(price), uuid.uuid4()
+    for name, args in (
+        ("rerate_changelist", ()), ("rerate_change", (row.pk,)), ("rerate_report", (row.pk,)),
+        ("priceproposal_changelist", ()), ("priceproposal_change", (unknown,)),
+    ):  # fmt: skip
+        assert client.get(page(name, *args)).status_code in (302, 403)
+    assert client.post(page("rerate_approve", row.pk), {"confirmed": "yes", "reason": "x"}).status_code == 403
