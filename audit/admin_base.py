@@ -52,6 +52,18 @@ class ReasonField(forms.CharField):
         )
 
 
+class SecretWidget(UnfoldAdminTextareaWidget):  # type: ignore[misc]
+    """Several lines, dotted out, and never filled in again."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            attrs={"rows": 3, "autocomplete": "off", "spellcheck": "false", "style": "-webkit-text-security: disc"}
+        )
+
+    def format_value(self, value: Any) -> None:
+        return None
+
+
 class ReasonForm(forms.ModelForm):  # type: ignore[type-arg]
     """The form of an ordinary change: its fields, and why."""
 

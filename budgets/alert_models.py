@@ -91,7 +91,13 @@ class Channel(models.Model):
 
 class AlertQuerySet(TeamQuerySet["Alert"]):
     def open(self) -> Self:
+        """Also those that somebody has acknowledged."""
         return self.filter(recovered_at__isnull=True)
+
+    def of_status(self, status: str) -> Self:
+        if status == Alert.Status.RECOVERED:
+            return self.filter(recovered_at__isnull=False)
+        return self.open().filter(acknowledged_at__isnull=status == Alert.Status.OPEN)
 
 
 class Alert(models.Model):
@@ -108,6 +114,11 @@ class Alert(models.Model):
         DRIFT = "drift", "drift"
         KILL_SWITCH = "kill_switch", "kill switch"
         CREDENTIAL = "credential", "credential refused"
+
+    class Status(models.TextChoices):
+        OPEN = "open", "open"
+        ACKNOWLEDGED = "acknowledged", "acknowledged"
+        RECOVERED = "recovered", "recovered"
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     kind = models.CharField(max_length=16, choices=Kind)
@@ -158,10 +169,9 @@ class Alert(models.Model):
 
     @property
     def status(self) -> str:
-        """`recovered`, `acknowledged` or `open`, the first that holds."""
         if self.recovered_at is not None:
-            return "recovered"
-        return "open" if self.acknowledged_at is None else "acknowledged"
+            return self.Status.RECOVERED.value
+        return (self.Status.OPEN if self.acknowledged_at is None else self.Status.ACKNOWLEDGED).value
 
 
 class MuteQuerySet(TeamQuerySet["Mute"]):
@@ -183,6 +193,10 @@ class Mute(models.Model):
 
     def __str__(self) -> str:
         return f"{self.about_id} until {self.until:%Y-%m-%d %H:%M}"
+
+
+class DeliveryQuerySet(TeamQuerySet["Delivery"]):
+    team_paths = ("channel__team_id", "alert__team_id")
 
 
 class Delivery(models.Model):
@@ -210,6 +224,8 @@ class Delivery(models.Model):
     last_error = models.CharField(max_length=300, blank=True)
     created_at = models.DateTimeField(default=timezone.now)
     ended_at = models.DateTimeField(null=True, blank=True)
+
+    objects = DeliveryQuerySet.as_manager()
 
     class Meta:
         ordering = ["-id"]

@@ -9,6 +9,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 from rest_framework.routers import SimpleRouter
 
 from audit import api as audit
+from budgets import alert_api as alerts
 from budgets import api as budgets
 from budgets import price_api as prices
 from controlplane import kill_api, receipt_api
@@ -52,6 +53,9 @@ for prefix, view in (
     ("budgets", budgets.BudgetView),
     ("limits", budgets.LimitView),
     ("increases", budgets.IncreaseView),
+    ("alerts", alerts.AlertView),
+    ("alert-channels", alerts.ChannelView),
+    ("alert-deliveries", alerts.DeliveryView),
     ("usage", budgets.UsageView),
     ("usage-records", audit.UsageRecordView),
     ("receipts", receipt_api.ReceiptView),

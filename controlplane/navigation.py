@@ -10,6 +10,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
         [
             ("Overview", "monitoring", "admin:index", ""),
             ("Budgets", "account_balance_wallet", "admin:budgets_budget_changelist", "budgets.view_budget"),
+            ("Alerts", "notifications", "admin:budgets_alert_changelist", "budgets.view_alert"),
             ("Usage records", "receipt_long", "admin:audit_usagerecord_changelist", "audit.view_usagerecord"),
             ("In suspense", "pending_actions", "suspense", "audit.view_usagerecord"),
             ("Books", "fact_check", "books", "budgets.view_verification"),
@@ -63,6 +64,7 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
         "Administration",
         [
             ("Users", "person", "admin:teams_user_changelist", "teams.view_user"),
+            ("Alert channels", "campaign", "admin:budgets_channel_changelist", "budgets.view_channel"),
             ("Groups", "badge", "admin:teams_group_changelist", "teams.view_group"),
             ("Service accounts", "smart_toy", "admin:teams_serviceaccount_changelist", "teams.view_serviceaccount"),
             ("API tokens", "vpn_key", "admin:teams_apitoken_changelist", "teams.view_apitoken"),

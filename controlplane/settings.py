@@ -240,6 +240,10 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
         "SubjectEnum": "budgets.models.Scope",
         "UsageRecordStateEnum": "audit.models.UsageRecord.State",
         "ApiScopeEnum": "teams.scopes.SCOPES",
+        "AlertKindEnum": "budgets.alert_models.Alert.Kind",
+        "AlertStatusEnum": "budgets.alert_models.Alert.Status",
+        "ChannelKindEnum": "budgets.alert_models.Channel.Kind",
+        "SeverityEnum": "budgets.alert_models.Severity",
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

@@ -15,7 +15,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdo
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from audit.actors import Actor
-from audit.admin_base import ReasonForm, TollgateAdmin, button, coloured
+from audit.admin_base import ReasonForm, SecretWidget, TollgateAdmin, button, coloured
 from keys import services
 from keys.credentials import LENGTH_MAX
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
@@ -236,18 +236,6 @@ class CredentialPoolAdmin(TollgateAdmin):
     list_display = ("name", "provider", "created_at")
     search_fields = ("name", "provider")
     ordering = ("name",)
-
-
-class SecretWidget(UnfoldAdminTextareaWidget):  # type: ignore[misc]
-    """Several lines, dotted out, and never filled in again."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            attrs={"rows": 3, "autocomplete": "off", "spellcheck": "false", "style": "-webkit-text-security: disc"}
-        )
-
-    def format_value(self, value: Any) -> None:
-        return None
 
 
 class CredentialForm(ReasonForm):

@@ -1,6 +1,6 @@
 """What a service account may be allowed to do through the API. No database, no Django."""
 
-RESOURCES = ("teams", "service_accounts", "keys", "credentials", "kill_switches", "routing", "budgets")
+RESOURCES = ("teams", "service_accounts", "keys", "credentials", "kill_switches", "routing", "budgets", "alerts")
 
 SCOPES: tuple[str, ...] = (
     *(f"{resource}:{verb}" for resource in RESOURCES for verb in ("read", "write")),

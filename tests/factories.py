@@ -11,7 +11,7 @@ from factory.django import DjangoModelFactory
 
 from audit.actors import Actor
 from audit.models import UsageRecord
-from budgets.alert_models import Alert, Channel
+from budgets.alert_models import Alert, Channel, Delivery
 from budgets.models import Budget, Increase, Limit, Threshold
 from keys.kills import KillFlag
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
@@ -328,6 +328,17 @@ class AlertFactory(DjangoModelFactory):
     severity = "critical"
     title = factory.Sequence(lambda n: f"alert {n}")
     text = "Something happened."
+
+
+class DeliveryFactory(DjangoModelFactory):
+    """Waiting, and to no channel that is there."""
+
+    class Meta:
+        model = Delivery
+
+    alert = factory.SubFactory(AlertFactory)
+    channel_name = "gone"
+    event = "opened"
 
 
 class UsageRecordFactory(DjangoModelFactory):

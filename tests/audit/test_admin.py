@@ -46,6 +46,9 @@ def rows():
             factories.ModelAliasFactory(),
             factories.BudgetFactory(scope="key", virtual_key=key),
             factories.LimitFactory(team=team),
+            factories.ChannelFactory(team=team),
+            factories.AlertFactory(team_id=team.pk),
+            factories.DeliveryFactory(alert__team_id=team.pk),
             factories.UsageRecordFactory(team_id=team.pk, project_id=project.pk, virtual_key_id=key.pk),
             AuditEntry.objects.create(actor_kind="system", actor_name="x", action="y", object_type="z", after={"a": 1}),
         ]

@@ -48,6 +48,9 @@ OF_A_TEAM = {
     "budgets": lambda team: factories.BudgetFactory(team=team),
     "limits": lambda team: factories.LimitFactory(team=team),
     "increases": lambda team: factories.IncreaseFactory(budget__team=team),
+    "alerts": lambda team: factories.AlertFactory(team_id=team.pk),
+    "alert-channels": lambda team: factories.ChannelFactory(team=team),
+    "alert-deliveries": lambda team: factories.DeliveryFactory(alert__team_id=team.pk),
     "usage-records": lambda team: factories.UsageRecordFactory(team_id=team.pk),
     "kill-switches": lambda team: factories.KillSwitchFactory(scope="team", target=str(team.pk)),
 }
