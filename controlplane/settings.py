@@ -244,6 +244,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
         "AlertStatusEnum": "budgets.alert_models.Alert.Status",
         "ChannelKindEnum": "budgets.alert_models.Channel.Kind",
         "SeverityEnum": "budgets.alert_models.Severity",
+        "VirtualKeyStatusEnum": ["active", "paused", "expired", "revoked"],
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
