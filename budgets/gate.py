@@ -523,9 +523,10 @@ def decode_heartbeat(reply: Sequence[Any]) -> Beat:
     return Beat(reply[1] == 1, reply[2].decode(), *reply[3:])
 
 
-def decode_admit(
-    reply: Sequence[Any],
-) -> Admitted | Halted | Limited | Throttled | Downgraded | OverBudget | NotReady:
+AdmitAnswer = Admitted | Halted | Limited | Throttled | Downgraded | OverBudget | NotReady
+
+
+def decode_admit(reply: Sequence[Any]) -> AdmitAnswer:
     word = reply[0]
     if word == b"ok":
         return Admitted(reply[1], tuple(reply[2]), tuple(reply[3]), reply[4])
