@@ -62,8 +62,8 @@ def geo_of(said: object) -> str:
 def asked(fields: Mapping[str, msgspec.Raw], deployment: Deployment) -> Asked:
     """`fields` are the top level of a request's body."""
     price = deployment.price
-    if price is None:
-        return _NOTHING
+    if price is None or not price.price_id:
+        return _NOTHING  # A fixed amount is charged, whatever is asked.
     named = [name for name in _TIER_FIELDS if name in fields]
     if not named and _GEO_FIELD not in fields and price.in_geo is None and not deployment.auto_tier:
         return _NOTHING
