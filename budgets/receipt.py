@@ -11,10 +11,13 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
 from django.db import models
 
 from audit.models import UsageRecord
-from budgets.pricing import TOKENS_PER_PRICING_UNIT
+from audit.records import PriceTerms, Usage
+from budgets.price_book import compiled
+from budgets.pricing import TOKENS_PER_PRICING_UNIT, Rates, batch_price, rates_for
 from keys.models import VirtualKey
 from routing.models import Operation, Price
 from teams.models import Project, Team
@@ -24,7 +27,8 @@ CACHED = "Input read from the provider's cache"
 WRITTEN_FOR_AN_HOUR = "Input written to the provider's cache for an hour"
 AUDIO_INPUT, IMAGE_INPUT = "Audio input", "Image input"
 AUDIO_OUTPUT, IMAGE_OUTPUT = "Audio output", "Image output"
-TOOL_CALLS = "Runs of the provider's tools"
+REASONING = "Reasoning"
+TOOL_CALLS, SEARCHES = "Runs of the provider's tools", "Searches"
 NANO_USD = Decimal("0.000000001")
 # What `UsageRecord.units` are, by the operation.
 UNITS: dict[str, str] = {
@@ -60,6 +64,7 @@ class Receipt:
     record: UsageRecord
     price: Price | None
     lines: tuple[Line, ...]
+    rates: Rates | None = None
 
     @property
     def total(self) -> Decimal:
@@ -82,13 +87,11 @@ class Receipt:
     @property
     def cache_saving_usd(self) -> Decimal:
         """What reading from the provider's cache has saved, against the rate of fresh input."""
-        if self.price is None or not self.is_reckoned:
+        if self.rates is None or not self.is_reckoned:
             return Decimal(0)
-        saved = sum(
-            (line.number * (self.price.input - self.price.cached_input) for line in self.lines if line.what == CACHED),
-            Decimal(0),
-        )
-        return (saved * (self.usd_per_unit or 1) / TOKENS_PER_PRICING_UNIT).quantize(NANO_USD)
+        cheaper = _amount(self.rates.input_nanos - self.rates.cache_read_nanos)
+        saved = self.record.cache_read_input_tokens * cheaper / TOKENS_PER_PRICING_UNIT
+        return (saved * (self.usd_per_unit or 1)).quantize(NANO_USD)
 
     @property
     def is_reckoned(self) -> bool:
@@ -202,7 +205,11 @@ def _receipts_of(records: Sequence[UsageRecord]) -> Iterable[Receipt]:
     )
     for record in records:
         price = prices.get(record.price_id) if record.price_id else None
-        yield Receipt(record, price, tuple(_lines(record, price)) if price else ())
+        if price is None:
+            yield Receipt(record, None, ())
+        else:
+            rates = _rates(record, price)
+            yield Receipt(record, price, tuple(_lines(record, rates)), rates)
 
 
 def receipt_of(record: UsageRecord) -> Receipt:
@@ -216,40 +223,55 @@ def attempts_of(record: UsageRecord, viewer: Any) -> list[UsageRecord]:
     return list(same.order_by("attempt_number", "admitted_at"))
 
 
-def _lines(record: UsageRecord, price: Price) -> Iterable[Line]:
+def _rates(record: UsageRecord, price: Price) -> Rates:
+    """Those that the attempt was billed at: under the terms of then, of its service tier and length."""
+    compiled_price = compiled(price, msgspec.convert(record.terms, PriceTerms))
+    if record.operation == Operation.BATCH:
+        compiled_price = batch_price(compiled_price)
+    usage = Usage(**{meter: getattr(record, meter) for meter in Usage.__struct_fields__})
+    return rates_for(usage, compiled_price)
+
+
+def _lines(record: UsageRecord, rates: Rates) -> Iterable[Line]:
     """As `budgets.pricing.cost_nanos` reckons."""
-    # What a batch costs of everything.
-    share = Decimal(price.batch_percent if record.operation == Operation.BATCH else 100) / 100
     cached, written = record.cache_read_input_tokens, record.cache_write_input_tokens
     fresh, output = max(record.input_tokens - cached - written, 0), record.output_tokens
-    hour, written = _apart(record.cache_write_1h_input_tokens, price.cache_write_1h, written)
-    heard, fresh = _apart(record.input_audio_tokens, price.input_audio, fresh)
-    seen, fresh = _apart(record.input_image_tokens, price.input_image, fresh)
-    spoken, output = _apart(record.output_audio_tokens, price.output_audio, output)
-    drawn, output = _apart(record.output_image_tokens, price.output_image, output)
-    for what, tokens, rate in (
-        (INPUT, fresh, price.input),
-        (AUDIO_INPUT, heard, price.input_audio),
-        (IMAGE_INPUT, seen, price.input_image),
-        (CACHED, cached, price.cached_input),
-        ("Input written to the provider's cache", written, price.cache_write),
-        (WRITTEN_FOR_AN_HOUR, hour, price.cache_write_1h),
-        (OUTPUT, output, price.output),
-        (AUDIO_OUTPUT, spoken, price.output_audio),
-        (IMAGE_OUTPUT, drawn, price.output_image),
+    hour, written = _apart(record.cache_write_1h_input_tokens, rates.cache_write_1h_nanos, written)
+    heard, fresh = _apart(record.input_audio_tokens, rates.input_audio_nanos, fresh)
+    seen, fresh = _apart(record.input_image_tokens, rates.input_image_nanos, fresh)
+    spoken, output = _apart(record.output_audio_tokens, rates.output_audio_nanos, output)
+    drawn, output = _apart(record.output_image_tokens, rates.output_image_nanos, output)
+    thought, output = _apart(record.reasoning_tokens, rates.reasoning_nanos, output)
+    searches, tools = _apart(record.searches, rates.search_nanos, record.tool_calls)
+    for what, tokens, nanos in (
+        (INPUT, fresh, rates.input_nanos),
+        (AUDIO_INPUT, heard, rates.input_audio_nanos),
+        (IMAGE_INPUT, seen, rates.input_image_nanos),
+        (CACHED, cached, rates.cache_read_nanos),
+        ("Input written to the provider's cache", written, rates.cache_write_nanos),
+        (WRITTEN_FOR_AN_HOUR, hour, rates.cache_write_1h_nanos),
+        (OUTPUT, output, rates.output_nanos),
+        (REASONING, thought, rates.reasoning_nanos),
+        (AUDIO_OUTPUT, spoken, rates.output_audio_nanos),
+        (IMAGE_OUTPUT, drawn, rates.output_image_nanos),
     ):
-        if rate is not None and (tokens or what in (INPUT, OUTPUT)):
-            yield Line(what, tokens, rate * share)
-    for what, number, rate in (
-        ("Request", 1, price.per_request),
-        (TOOL_CALLS, record.tool_calls, price.per_tool_call),
-        (_units(record), record.units, price.per_unit),
+        if nanos is not None and (tokens or what in (INPUT, OUTPUT)):
+            yield Line(what, tokens, _amount(nanos))
+    for what, number, nanos in (
+        ("Request", record.batch_requests or 1, rates.request_nanos),
+        (TOOL_CALLS, tools, rates.tool_call_nanos),
+        (SEARCHES, searches, rates.search_nanos),
+        (_units(record), record.units, rates.unit_nanos),
     ):
-        if number and rate:
-            yield Line(what, number, rate * share, is_each=True)
+        if number and nanos:
+            yield Line(what, number, _amount(nanos), is_each=True)
 
 
-def _apart(tokens: int, rate: Decimal | None, among: int) -> tuple[int, int]:
+def _amount(nanos: int) -> Decimal:
+    return (Decimal(nanos) * NANO_USD).normalize()
+
+
+def _apart(tokens: int, rate: int | None, among: int) -> tuple[int, int]:
     """(how many have a rate of their own, how many of `among` are left at the common one)."""
     apart = 0 if rate is None else min(tokens, among)
     return apart, among - apart
@@ -263,6 +285,7 @@ def _rare(record: UsageRecord) -> Iterable[tuple[str, int]]:
     yield AUDIO_OUTPUT, record.output_audio_tokens
     yield IMAGE_OUTPUT, record.output_image_tokens
     yield TOOL_CALLS, record.tool_calls
+    yield SEARCHES, record.searches
     yield _units(record), record.units
 
 

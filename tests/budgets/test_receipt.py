@@ -3,11 +3,12 @@
 import uuid
 from decimal import Decimal
 
+import msgspec
 import pytest
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 
-from audit.records import Usage
+from audit.records import PriceTerms, Usage
 from budgets import price_book, pricing
 from budgets.receipt import attempts_of, receipt_of
 from tests import factories
@@ -46,6 +47,8 @@ RARE = {
     "output_audio_tokens": 300,
     "output_image_tokens": 100,
     "tool_calls": 2,
+    "searches": 1,
+    "reasoning_tokens": 200,
     "units": 5,
 }
 RATES = {
@@ -55,6 +58,8 @@ RATES = {
     "output_audio": 64,
     "output_image": 40,
     "per_tool_call": Decimal("0.01"),
+    "per_search": Decimal("0.025"),
+    "reasoning": 12,
     "per_unit": Decimal("0.04"),
     "per_request": Decimal("0.001"),
 }
@@ -71,6 +76,16 @@ def test_the_lines_of_every_meter_add_up_to_what_was_charged(operation, left_out
     cost_nanos = pricing.cost_nanos(Usage(**RARE), charged)
     record = factories.UsageRecordFactory(price_id=price.pk, operation=operation, **RARE)
     assert receipt_of(record).total == Decimal(cost_nanos).scaleb(-9)
+
+
+def test_the_lines_are_at_the_terms_that_were_in_force():
+    terms = PriceTerms(discount_basis_points=1_000, uplift_basis_points=500)
+    price = factories.PriceFactory(input=2, cached_input=1, output=8)
+    used = {"input_tokens": 10_000, "cache_read_input_tokens": 4_000, "output_tokens": 500, "reasoning_tokens": 200}
+    cost_nanos = pricing.cost_nanos(Usage(**used), price_book.compiled(price, terms))
+    record = factories.UsageRecordFactory(price_id=price.pk, terms=msgspec.to_builtins(terms), **used)
+    assert receipt_of(record).total == Decimal(cost_nanos).scaleb(-9)
+    assert receipt_of(record).total < receipt_of(factories.UsageRecordFactory(price_id=price.pk, **used)).total
 
 
 def test_what_has_no_rate_of_its_own_is_said_besides():

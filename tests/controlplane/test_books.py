@@ -1,6 +1,7 @@
 """The pages of the ledger and the control plane's metrics, for who may see all, some, and Charlie, who may see nothing here."""
 
 import datetime
+import re
 import uuid
 from decimal import Decimal
 
@@ -80,7 +81,7 @@ def test_another_teams_receipt_is_not_there(client, alice, team):
 def test_the_books_say_that_they_close_and_when_that_was_seen(client, boss):
     Verification.objects.create(took_ms=3, hours=1, counters=2, drifts=0)
     page = client.get(reverse("books")).content.decode()
-    assert "The books close: 0 drift, 0 s ago." in page
+    assert re.search(r"The books close: 0 drift, \d+ s ago\.", page)
 
 
 def test_the_books_name_what_differs(client, boss):
