@@ -1,0 +1,215 @@
+"""Budgets and limits of every scope, through the real gateway; and that nothing reaches a provider past them."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import pytest
+
+from budgets import gate
+from proxy.dialects.table import ENDPOINTS, INFER, STORED
+from proxy.rules import Rules
+from proxy.snapshot import Budget, Increase, Limit, Threshold
+from tests.stack import Stack, chat, wait_until
+
+DAY_S = 86_400
+NOON_S = datetime(2026, 11, 21, 12, tzinfo=UTC).timestamp()
+
+
+def budget(amount: int, **fields: Any) -> Budget:
+    return Budget(**{"budget_id": "b", "name": "b", "window": "day", "amount": amount, **fields})
+
+
+def counter(rule: Budget, at_s: float = NOON_S, **values: str) -> gate.BudgetCounter:
+    (found,) = Rules([rule], [], values).in_force(at_s).counters
+    return found
+
+
+# What the gate is asked
+
+
+def test_each_value_has_a_counter_of_its_own():
+    rule = budget(1, subject={"end_user": "*", "tag:customer": "*", "model": "gpt"})
+    first, second = (counter(rule, end_user=user, **{"tag:customer": "a:b"}) for user in ("ann", "bob"))
+    assert first.key.endswith(":ann:a%3Ab") and second.key.endswith(":bob:a%3Ab")
+
+
+def test_an_increase_counts_while_it_lasts():
+    rules = Rules([budget(100, increases=(Increase(amount=20, from_s=NOON_S + 60, until_s=NOON_S + 120),))], [], {})
+    for at_s, cap in ((NOON_S, 100), (NOON_S + 60, 120), (NOON_S + 119, 120), (NOON_S + 120, 100)):
+        in_force = rules.in_force(at_s)
+        assert in_force.counters[0].cap == cap
+        assert at_s < in_force.valid_until_s
+
+
+def test_a_fixed_range_counts_only_inside_of_it():
+    rules = Rules([budget(1, window="fixed", starts_at_s=NOON_S, ends_at_s=NOON_S + 60)], [], {})
+    assert [len(rules.in_force(NOON_S + second).counters) for second in (-1, 0, 59, 60)] == [0, 1, 1, 0]
+
+
+def test_a_blocking_threshold_is_the_cap_of_a_soft_budget_too():
+    rule = budget(1_000, mode="soft", thresholds=(Threshold(percent=90, action="block"),))
+    assert counter(rule)[1:3] == (900, True)
+
+
+def test_what_is_observed_blocks_nothing():
+    rule = budget(1_000, mode="observe", thresholds=(Threshold(percent=90, action="block"),))
+    assert counter(rule)[1:3] == (1_000, False) and counter(rule).is_observed
+
+
+def test_a_window_carries_from_the_one_before_whose_counter_outlives_it():
+    found = counter(budget(100, rollover=30))
+    midnight_s = int(NOON_S - DAY_S / 2)
+    assert found.carry == gate.Carry(gate.spend_key("b", midnight_s - DAY_S), 100, 30, False)
+    assert found.expire_at_s == midnight_s + 2 * DAY_S
+    assert counter(budget(100, rollover=30, starts_at_s=midnight_s - DAY_S)).carry.is_empty_when_absent
+
+
+# Through the gateway
+
+
+def ask(stack: Stack, secret: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+    with stack.client(secret) as client:
+        return client.post("/v1/chat/completions", json=chat(**fields), headers=headers or {})
+
+
+def publish(stack: Stack, *budgets: Budget, limits: tuple[Limit, ...] = ()) -> str:
+    stack.wait_for_version(stack.control.publish(budgets=budgets, limits=limits))
+    return stack.control.issue_key()
+
+
+@pytest.mark.parametrize(
+    ("subject", "headers", "fields"),
+    [
+        ({"team": "00000000-0000-7000-8000-000000000001"}, {}, {}),
+        ({"environment": "prod"}, {}, {}),
+        ({"alias": "demo"}, {}, {}),
+        ({"model": "model-sim-fast"}, {}, {}),
+        ({"provider": "sim"}, {}, {}),
+        ({"deployment": "sim-fast"}, {}, {}),
+        ({"end_user": "ann"}, {"x-tollgate-user": "ann"}, {"user": "bob"}),
+        ({"end_user": "*"}, {}, {"user": "bob"}),
+        ({"tag:customer": "acme"}, {"x-tollgate-tags": "customer=acme"}, {}),
+        ({"project": "00000000-0000-7000-8000-000000000002", "model": "model-sim-fast"}, {}, {}),
+    ],
+)
+def test_a_budget_of_any_scope_refuses_those_that_it_is_about(stack, subject, headers, fields):
+    secret = publish(stack, budget(1, subject=subject))
+    refusal = ask(stack, secret, headers, **fields)
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (429, "budget_exceeded")
+    secret = publish(stack, budget(1, subject={**subject, "tag:feature": "other"}))
+    assert ask(stack, secret, headers, **fields).status_code == 200
+
+
+def test_tokens_and_requests_are_counted_as_the_provider_says(stack):
+    units = {unit: budget(1_000_000, budget_id=unit, unit=unit) for unit in ("usd", "tokens", "requests")}
+    secret = publish(stack, *units.values())
+    answer = ask(stack, secret, content="[[simulate output_tokens=7]]").json()
+    wait_until(lambda: len(stack.control.events()) == 1 and not stack.control.holds(), "the settle", timeout_s=5)
+    assert stack.control.spent_nanos("tokens") == answer["usage"]["total_tokens"]
+    assert stack.control.spent_nanos("requests") == 1
+    assert stack.control.spent_nanos("usd") == stack.control.events()[0]["cost_nanos"]
+
+
+def test_a_nearly_spent_budget_has_a_cheaper_alias_serve_and_says_so(stack):
+    stack.control.add_deployment("sim-cheap")
+    stack.control.add_alias("cheap", "sim-cheap")
+    secret = publish(stack, budget(10**12, thresholds=(Threshold(percent=0, action="downgrade", alias="cheap"),)))
+    answer = ask(stack, secret)
+    assert (answer.status_code, answer.headers["x-tollgate-downgraded"]) == (200, "from=demo")
+    wait_until(lambda: len(stack.control.events()) == 1, "the event", timeout_s=5)
+    (event,) = stack.control.events()
+    assert (event["alias"], event["downgraded_from"], event["deployment"]) == ("cheap", "demo", "sim-cheap")
+    # A key that may not use it goes on with what it asked for.
+    narrow = stack.control.issue_key(aliases=("demo",))
+    assert "x-tollgate-downgraded" not in ask(stack, narrow).headers
+
+
+def test_a_nearly_spent_budget_lets_requests_pass_at_a_rate(stack):
+    secret = publish(stack, budget(10**12, thresholds=(Threshold(percent=0, action="throttle", per_minute=1),)))
+    assert ask(stack, secret).status_code == 200
+    refusal = ask(stack, secret)
+    assert (refusal.status_code, refusal.json()["error"]["code"]) == (429, "budget_throttled")
+    assert 1 <= int(refusal.headers["retry-after"]) <= 60
+
+
+def test_what_is_observed_passes_and_is_counted(stack):
+    limit = Limit(limit_id="l", metric="requests", amount=1, window_s=3600, is_observed=True)
+    secret = publish(stack, budget(1, mode="observe"), limits=(limit,))
+    assert [ask(stack, secret).status_code for _ in range(3)] == [200, 200, 200]
+    observed = stack.control.redis.hgetall(gate.OBSERVED)
+    assert observed[b"tg:limit:l"] == b"2"
+    assert sum(int(count) for key, count in observed.items() if key.startswith(b"tg:spend:b:")) == 3
+
+
+@pytest.mark.parametrize("metric", ["requests", "tokens", "input_tokens", "output_tokens", "spend"])
+def test_a_limit_of_any_metric_names_itself_in_its_refusal(stack, metric):
+    limit = Limit(limit_id="l", name="slow", metric=metric, amount=1, window_s=3600, subject={"alias": "demo"})
+    secret = publish(stack, limits=(limit,))
+    assert ask(stack, secret).status_code == 200
+    refusal = ask(stack, secret)
+    error = refusal.json()["error"]
+    assert (refusal.status_code, error["code"], error["limit_name"]) == (429, "rate_limit_exceeded", "slow")
+    assert (error["limit_scope"], error["limit_window_s"]) == ("alias", 3600)
+
+
+# No way around
+
+
+_FILLED = {"{id}": "x", "{provider}": "sim", "{path*}": "models", "{model*}": "demo"}
+_MULTIPART = {
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+    "/v1/files",
+}
+
+
+def paths() -> list[tuple[str, str]]:
+    found = []
+    for endpoint in ENDPOINTS:
+        path = endpoint.path
+        for name, value in _FILLED.items():
+            path = path.replace(name, value)
+        if endpoint.action in (INFER, STORED):
+            found.append((endpoint.method, path))
+    return sorted(set(found))
+
+
+def test_no_endpoint_reaches_a_provider_without_being_admitted(stack):
+    """The whole table: a key that may not make one request gets no byte to any provider, whatever it calls."""
+    operations = (
+        "chat", "embeddings", "responses", "completions", "images", "audio", "speech", "transcriptions", "moderations", "rerank",
+    )  # fmt: skip
+    stack.control.add_deployment("sim-fast", operations=operations, output_is_visible=True)
+    stack.control.providers["sim"] = stack.control.providers["sim"].__class__(
+        slug="sim", api="openai", base_url=f"{stack.control.upstream_url}/v1", passthrough_hold_nanos=1
+    )
+    nothing = Budget(budget_id="none", name="none", window="total", amount=0, unit="requests")
+    stack.wait_for_version(stack.control.publish(budgets=(nothing,)))
+    secret = stack.control.issue_key(passthrough=("*",))
+    before = len(stack.simulator.entries())
+    refused = 0
+    body = {
+        "model": "demo", "messages": [{"role": "user", "content": "Hello"}], "input": "Hello", "prompt": "Hello",
+        "query": "Hello", "documents": ["a"], "texts": ["a"], "max_tokens": 5, "voice": "alloy",
+        "contents": [{"role": "user", "parts": [{"text": "Hello"}]}],
+        "content": {"parts": [{"text": "Hello"}]},
+        "requests": [{"model": "models/demo", "content": {"parts": [{"text": "Hello"}]}}],
+    }  # fmt: skip
+    with stack.client(secret) as client:
+        for method, path in paths():
+            if path in _MULTIPART:
+                files = {"file": ("a.wav", b"RIFF"), "image": ("a.png", b"\x89PNG")}
+                answer = client.request(
+                    method, path, data={"model": "demo", "prompt": "a", "purpose": "batch"}, files=files
+                )
+            elif method in ("POST", "PUT", "PATCH"):
+                answer = client.request(method, path, json=body)
+            else:
+                answer = client.request(method, path)
+            assert answer.status_code >= 400, (method, path, answer.text)
+            refused += answer.status_code == 429
+    assert len(stack.simulator.entries()) == before, "nothing has reached the provider"
+    assert refused >= 10, "most were refused by the budget, not for their form"
