@@ -138,10 +138,12 @@ class Worker:
         own = self.control.status()
         try:
             bodies = await self.redis.call(b"HVALS", gate.WORKERS)
+            observed = await self.redis.call(b"HVALS", gate.OBSERVED)
         except RedisError:
             return render([own])
         others = (decode_status(body) for body in bodies)
-        return render([own, *(status for status in others if self._is_other(status, own))])
+        known = [own, *(status for status in others if self._is_other(status, own))]
+        return render(known, would_refuse=sum(map(int, observed)))
 
     def _is_other(self, status: WorkerStatus, own: WorkerStatus) -> bool:
         return status.worker != own.worker and own.at_s - status.at_s < STATUS_STALE_S

@@ -71,11 +71,26 @@ def decode_status(body: bytes) -> WorkerStatus:
     return _decode(body)
 
 
-def render(statuses: Iterable[WorkerStatus]) -> bytes:
-    """Prometheus text, a series for each worker; sum over `worker` for the whole."""
+def render(statuses: Iterable[WorkerStatus], would_refuse: int | None = None) -> bytes:
+    """Prometheus text, a series for each worker; sum over `worker` for the whole. `would_refuse` counts for all of them what rules
+    that are only observed would have refused; None when nobody knows."""
     registry = CollectorRegistry()
     registry.register(_Statuses(list(statuses)))
+    if would_refuse is not None:
+        registry.register(_Observed(would_refuse))
     return generate_latest(registry)
+
+
+class _Observed:
+    def __init__(self, would_refuse: int) -> None:
+        self._would_refuse = would_refuse
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "tollgate_observed_refusals",
+            "What observed budgets and limits would have refused",
+            value=self._would_refuse,
+        )
 
 
 class _Statuses:

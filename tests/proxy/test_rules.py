@@ -140,6 +140,7 @@ def test_what_is_observed_passes_and_is_counted(stack):
     observed = stack.control.redis.hgetall(gate.OBSERVED)
     assert observed[b"tg:limit:l"] == b"2"
     assert sum(int(count) for key, count in observed.items() if key.startswith(b"tg:spend:b:")) == 3
+    assert "tollgate_observed_refusals_total 5.0" in httpx.get(f"{stack.proxy.url}/metrics").text
 
 
 @pytest.mark.parametrize("metric", ["requests", "tokens", "input_tokens", "output_tokens", "spend"])
