@@ -36,8 +36,6 @@ _FIELDS: Mapping[str, tuple[str, int]] = {
     "audio_hours": ("per_unit", SECONDS_PER_HOUR),
     "input_mchars": ("per_unit", PER_MILLION),
 }
-# Cached sound and pictures are counted with what is cached: the dearest rate holds for all of it.
-_CACHED = ("cache_read_mtok", "cache_audio_read_mtok", "cache_image_read_mtok")
 # What follows from the others, and is no loss when it is left out.
 _IMPLIED = frozenset({"input_audio_hours"})
 # By the word of `routing.apis`; elsewhere the provider is known by its address.
@@ -184,17 +182,15 @@ def _told(price: ModelPrice, remarks: list[str]) -> tuple[dict[str, str], dict[i
         {tier.start for value in listed.values() if isinstance(value, TieredPrices) for tier in value.tiers}
     )
     for name, value in listed.items():
-        field, divisor = _FIELDS.get("cache_read_mtok" if name in _CACHED else name, ("", 1))
+        field, divisor = _FIELDS.get(name, ("", 1))
         if not field:
             if name not in _IMPLIED:
                 remarks.append(f"{name} is left out: no rate here says it")
             continue
         plain = value.base if isinstance(value, TieredPrices) else value
-        base[field] = max(base.get(field, Decimal(0)), plain / divisor)
+        base[field] = plain / divisor
         for start in starts:
-            amount = _above(value, start) / divisor
-            above = longer.setdefault(start, {})
-            above[field] = max(above.get(field, Decimal(0)), amount)
+            longer.setdefault(start, {})[field] = _above(value, start) / divisor
     return _texts(base), {start: _texts(amounts) for start, amounts in longer.items()}
 
 

@@ -52,14 +52,14 @@ def test_a_listed_price_is_told_in_the_fields_of_ours():
         PriceVariant(when={"route": "eu"}, prices=ModelPrice(input_mtok=d("3"))),
     ]
     rates, remarks = rates_at(listed(price, variants), NOW)
-    assert (rates["input"], rates["output"], rates["cached_input"], rates["per_search"]) == ("2", "12", "0.3", "0.014")
+    assert (rates["input"], rates["output"], rates["cached_input"], rates["per_search"]) == ("2", "12", "0.2", "0.014")
     assert rates["per_tool_call"] == "0.014"
     assert [(tier["service_tier"], tier["above_input_tokens"]) for tier in rates["tiers"]] == [
         ("", 200_000),
         ("batch", 0),
     ]
     assert rates["tiers"][0]["rates"]["input"] == "4" and rates["tiers"][1]["rates"] == {"input": "1", "output": "6"}
-    assert len(remarks) == 2
+    assert len(remarks) == 3 and "cache_audio_read_mtok" in remarks[0]
 
 
 def test_a_price_by_the_time_of_day_is_the_standard_one_all_day():
