@@ -1,4 +1,4 @@
-"""Prometheus text of what the control plane knows of the money: drift, suspense, and how old that knowledge is.
+"""Prometheus text of what the control plane knows of the money: drift, suspense, how old that knowledge is, and alerts.
 
 The proxy's metrics are its own (`proxy/metrics.py`). These tell amounts, so they need the scope `usage:read` of every team, as
 `Authorization: Bearer tgapi-…` in Prometheus.
@@ -21,6 +21,7 @@ from rest_framework.request import Request
 from audit.api_base import ApiView
 from audit.models import UsageRecord
 from budgets import gate, ledger
+from budgets.alert_models import Alert, Delivery, Severity
 from budgets.comparison import USD, nanos
 from budgets.models import Drift, Verification
 from controlplane.books import suspended
@@ -48,6 +49,7 @@ class _Money:
         yield from _drift()
         yield from _suspense()
         yield from _usage_stream()
+        yield from _alerts()
 
 
 def _drift() -> Iterator[Metric]:
@@ -85,3 +87,14 @@ def _usage_stream() -> Iterator[Metric]:
         return
     yield GaugeMetricFamily("tollgate_usage_waiting", "Usage events that are not in the ledger yet", waiting)
     yield GaugeMetricFamily("tollgate_usage_dead", "Usage events that could not be stored", dead)
+
+
+def _alerts() -> Iterator[Metric]:
+    is_open = GaugeMetricFamily("tollgate_alerts_open", "Alerts that are not over", labels=["severity"])
+    by_severity = dict(Alert.objects.open().order_by().values_list("severity").annotate(Count("pk")))
+    for severity in Severity.values:
+        is_open.add_metric([severity], by_severity.get(severity, 0))
+    notices = GaugeMetricFamily("tollgate_alert_notices", "Notices not sent yet, and those given up", labels=["state"])
+    for state in (Delivery.State.WAITING, Delivery.State.DEAD):
+        notices.add_metric([state.value], Delivery.objects.filter(state=state).count())
+    yield from (is_open, notices)

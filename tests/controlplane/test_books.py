@@ -205,6 +205,17 @@ def test_drift_and_suspense_are_metrics(redis_url):
     assert found["tollgate_usage_waiting"] == "0.0"
 
 
+def test_open_alerts_and_notices_that_were_given_up_are_metrics(redis_url):
+    factories.AlertFactory(severity="critical")
+    factories.AlertFactory(severity="critical", recovered_at=timezone.now())
+    factories.DeliveryFactory(state="dead")
+    factories.DeliveryFactory(state="sent")
+    found = metrics_of(client_with("usage:read"))
+    assert found['tollgate_alerts_open{severity="critical"}'] == "3.0"
+    assert found['tollgate_alert_notices{state="dead"}'] == "1.0"
+    assert found['tollgate_alert_notices{state="waiting"}'] == "0.0"
+
+
 def test_metrics_are_for_who_may_see_the_usage_of_every_team(client):
     assert client.get("/metrics").status_code == 401
     assert client_with("teams:read").get("/metrics").status_code == 403
