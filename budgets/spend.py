@@ -110,6 +110,10 @@ class Row(NamedTuple):
             ends_at_s=self.ends_at_s,
         )
 
+    def kept_until_s(self, end_s: int) -> int:
+        """Of a counter whose window ends then: where there is a roll-over, the next window asks what it left."""
+        return self.bounds(end_s)[1] if self.rollover else end_s
+
 
 class _Group(NamedTuple):
     """Budgets that one query answers: of the same unit and window, whose subjects name the same dimensions."""
@@ -259,12 +263,11 @@ def _with_roll_over(rows: Sequence[Row], at_s: float) -> Iterator[Spent]:
     past = _Past(rows, at_s)
     for row in rows:
         (start_s, end_s), (before_s, _) = past.window(row, 0), past.window(row, 1)
-        _, next_end_s = row.bounds(end_s)
         for each in past.values(row):
             moved = past.rolled_over(row, each, 0)
             spent_before = past.spent(row, each, 1)
             got_before = past.rolled_over(row, each, 1) if spent_before else 0
-            yield Spent(row.pk, each, start_s, end_s, past.spent(row, each, 0), moved, 0, next_end_s)
+            yield Spent(row.pk, each, start_s, end_s, past.spent(row, each, 0), moved, 0, row.kept_until_s(end_s))
             yield Spent(row.pk, each, before_s, start_s, spent_before, got_before, moved, end_s)
 
 
@@ -279,7 +282,7 @@ def counters_of(attempt: Mapping[str, str], at_s: float) -> list[gate.BudgetCoun
         if matches(row.subject, attempt) and start_s <= at_s < end_s:
             key = gate.spend_key(str(row.pk), start_s, *counter_values(row.subject, attempt))
             # What it allows is not asked of what was admitted.
-            counters.append(gate.BudgetCounter(key, 0, False, end_s, gate.UNITS[row.unit]))
+            counters.append(gate.BudgetCounter(key, 0, False, row.kept_until_s(end_s), gate.UNITS[row.unit]))
     return counters
 
 
