@@ -69,6 +69,8 @@ def _kept(stack: Stack, worker: psutil.Process) -> dict[str, int]:
     return {
         "descriptors": worker.num_fds() - pooled,
         "connections": connections(),
+        # Those kept for the next calls are no more than ever ran at once.
+        "upstream connections": max(pooled - CLIENTS, 0),
         "threads": worker.num_threads(),
         "holds": stack.control.holds(),
         "MiB": worker.memory_info().rss >> 20,

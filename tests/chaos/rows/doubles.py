@@ -15,12 +15,12 @@ import redis
 from budgets import gate
 from tests.chaos.books import Books
 from tests.chaos.load import Answer, Load, ask, chat
-from tests.chaos.rig import LEASE_S, Measured, Options, Promise, Rig, proxy_port, secret_of
+from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of, waited, worker_pids
 from tests.chaos.witness import Witness
-from tests.e2e.conftest import Tollgate
 from tests.stack import wait_until
 
 RACING = 20
+REAPED_S = 40.0
 
 
 def run(rig: Rig, options: Options) -> Measured:
@@ -33,17 +33,18 @@ def run(rig: Rig, options: Options) -> Measured:
         _redelivered(books) as redelivered,
     ):
         wait_until(lambda: load.answered > 10, "answers")
+        late = 0
         for _ in range(rounds):
-            _pause_a_worker(tollgate, draw)
+            late += _pause_a_worker(books, draw)
             with suppress(StopIteration):
                 tollgate.program("worker").kill()
             time.sleep(draw.uniform(0.5, 2.0))
     faults = books.close_books()
-    assert redelivered, "nothing was delivered twice"
+    assert redelivered and late, "nothing was delivered twice, or nothing was settled late"
     return Measured(
         is_held=not faults and not books.witness.repeated,
         figure=f"{len(faults)} differences between journal, ledger, roll-ups and counters",
-        counts=f"{len(books.witness.calls):,} calls, {len(redelivered):,} events twice, {rounds} pauses and kills",
+        counts=f"{len(books.witness.calls):,} calls, {len(redelivered):,} events twice, {late} settled late, {rounds} kills",
         detail="; ".join(faults[:5]),
     )
 
@@ -70,13 +71,15 @@ def _redelivered(books: Books) -> Iterator[list[dict[bytes, bytes]]]:
     thread.join()
 
 
-def _pause_a_worker(tollgate: Tollgate, draw: random.Random) -> None:
-    """Past its lease: its holds are reaped, and then it is back."""
-    wait_until(lambda: bool(tollgate.program("proxy").children()), "a worker")
-    pid = draw.choice(tollgate.program("proxy").children()).pid
+def _pause_a_worker(books: Books, draw: random.Random) -> int:
+    """Past its lease, until its holds are reaped; then it is back, and settles them after all. How many it held."""
+    name, pid = draw.choice(sorted(worker_pids(books.redis).items()))
     os.kill(pid, signal.SIGSTOP)
-    time.sleep(LEASE_S + draw.uniform(0.5, 3.0))
+    held = int(books.redis.hlen(gate.holds_key(name)))
+    is_reaped = waited(lambda: not books.redis.exists(gate.holds_key(name)), REAPED_S) is not None
     os.kill(pid, signal.SIGCONT)
+    assert is_reaped, f"nobody has reaped what a paused worker held, within {REAPED_S:.0f} s"
+    return held
 
 
 def retried(rig: Rig, options: Options) -> Measured:
