@@ -65,7 +65,7 @@ for c = 1, #clauses do
     end
   elseif kind == 'observe' then
     if tranche[units[i] or NANOS] > left_of(caps[i], spent[i]) then would_refuse[#would_refuse + 1] = keys[i] end
-  elseif (spent[i] or 0) >= a then
+  elseif (tonumber(spent[i]) or 0) >= a then
     if kind == 'downgrade' then
       return {'downgrade', i - 1, b}
     elseif kind == 'throttle' then

@@ -25,17 +25,15 @@ local function thrown_flag(kill_fields)
   end
 end
 
--- What counters hold now, by position.
+-- What counters hold now, by position: text, or false where there is none.
 local function read_counters(keys)
   if #keys == 0 then return {} end
-  local spent = call('MGET', unpack(keys))
-  for i = 1, #keys do spent[i] = tonumber(spent[i]) or false end
-  return spent
+  return call('MGET', unpack(keys))
 end
 
 local function left_of(cap, spent)
   if cap > EXACT_MAX then cap = cap - CAP_MARGIN end
-  return cap - (spent or 0)
+  return cap - (tonumber(spent) or 0)
 end
 
 -- The larger of two amounts that every hard budget has room for. Without room for either: nil, the position (from 0) of the
@@ -44,7 +42,9 @@ local function fitting(spent, caps, is_hard, units, full, tranche)
   local chosen = full
   for i = 1, #caps do
     if is_hard[i] then
-      local left, unit = left_of(caps[i], spent[i]), units[i] or NANOS
+      local cap, unit = caps[i], units[i] or NANOS
+      if cap > EXACT_MAX then cap = cap - CAP_MARGIN end
+      local left = cap - (tonumber(spent[i]) or 0)
       if tranche[unit] > left then return nil, i - 1, left end
       if full[unit] > tranche[unit] and full[unit] * AMPLE_PARTS > left then chosen = tranche end
     end
