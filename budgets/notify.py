@@ -6,8 +6,9 @@ leaves it to be sent again a minute later: it may arrive twice, and is never los
 
 import logging
 import random
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import httpx
 import msgspec
 from apprise import NotifyType
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from budgets import webhooks
@@ -30,11 +31,14 @@ from routing.addresses import InvalidAddress
 
 log = logging.getLogger(__name__)
 
-BATCH = 40
-SENDERS = 8
+# As many as are sent at once, each in a thread.
+BATCH = 16
 # Longer than any sending takes: nobody else takes up a notice meanwhile.
 CLAIM = timedelta(seconds=60)
 TIMEOUT_S = 10.0
+# A receiver that answers a byte at a time keeps within every timeout, and would keep the others waiting.
+DEADLINE_S = 30.0
+RUN_S = 15.0
 NOTIFY_TYPES = {
     Severity.INFO: NotifyType.INFO,
     Severity.WARNING: NotifyType.WARNING,
@@ -53,7 +57,6 @@ class Notice(NamedTuple):
 
 
 class Sending(NamedTuple):
-    delivery: Delivery
     channel_kind: str
     destination: Destination
     may_be_private: bool
@@ -64,18 +67,38 @@ class NotSent(Exception):
     """Why a notice could not be sent, in words that tell nothing of where to."""
 
 
-def deliver_due(*, fraction: Callable[[], float] = random.random) -> int:
+def deliver(*, run_s: float = RUN_S) -> None:
+    """Send all that is due, or what `run_s` suffice for; nothing where somebody else is at it."""
+    until_s = time.monotonic() + run_s
+    with connection.cursor() as cursor:
+        # One at a time: what hangs here hangs in one of few processes, and the others have a ledger to write.
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('budgets.notify'))")
+        if not cursor.fetchone()[0]:
+            return
+        try:
+            while deliver_due() and time.monotonic() < until_s:
+                pass
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(hashtext('budgets.notify'))")
+
+
+def deliver_due(*, fraction: Callable[[], float] = random.random, deadline_s: float = DEADLINE_S) -> int:
     """Send what is due, a batch of it; how many notices were tried."""
     claimed = _claim(timezone.now())
-    sendings = []
+    senders = ThreadPoolExecutor(BATCH)
+    sending: dict[Future[str], Delivery] = {}
     for delivery in claimed:
         try:
-            sendings.append(_prepare(delivery))
+            sending[senders.submit(_send, _prepare(delivery))] = delivery
         except NotSent as error:
             _write_outcome(delivery, str(error), fraction)
-    with ThreadPoolExecutor(SENDERS) as senders:
-        for sending, complaint in zip(sendings, senders.map(_send, sendings), strict=True):
-            _write_outcome(sending.delivery, complaint, fraction)
+    done, late = wait(sending, timeout=deadline_s)
+    # Whoever is not done is left to itself: its thread ends when the receiver does.
+    senders.shutdown(wait=False)
+    for future in done:
+        _write_outcome(sending[future], future.result(), fraction)
+    for future in late:
+        _write_outcome(sending[future], "the answer took too long", fraction)
     return len(claimed)
 
 
@@ -101,7 +124,7 @@ def _prepare(delivery: Delivery) -> Sending:
     except VaultError as error:
         raise NotSent(str(error)) from error
     notice = _test_notice(delivery) if delivery.alert is None else _notice(delivery, delivery.alert)
-    return Sending(delivery, channel.kind, destination, channel.may_be_private, notice)
+    return Sending(channel.kind, destination, channel.may_be_private, notice)
 
 
 def _notice(delivery: Delivery, alert: Alert) -> Notice:

@@ -77,7 +77,7 @@ def _watch(look: Callable[[redis.Redis, datetime], object]) -> None:
 @shared_task(name="budgets.deliver_alerts")
 def deliver_alerts() -> None:
     try:
-        notify.deliver_due()
+        notify.deliver()
     except (OperationalError, InterfaceError) as error:
         log.warning("notices are put off: %s", error)
 

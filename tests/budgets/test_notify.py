@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import http.server
 import json
+import socket
 import socketserver
 import threading
 
@@ -256,6 +257,26 @@ def test_one_channel_that_hangs_or_breaks_keeps_no_other_back(receiver):
     assert len(receiver.received) == 1
     broken = Delivery.objects.get(channel_name="unopenable")
     assert broken.state == "waiting" and "sealed text" in broken.last_error
+
+
+def test_a_receiver_that_never_ends_its_answer_keeps_no_other_back(receiver):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        webhook(receiver.url)
+        slow = Channel(name="slow", kind="webhook", may_be_private=True)
+        alert_services.add_channel(slow, f"http://127.0.0.1:{silent.getsockname()[1]}/", actor=ACTOR)
+        alert_services.open_alerts([finding()], now=timezone.now())
+        assert notify.deliver_due(deadline_s=1.0) == 2
+        assert slow.deliveries.get().last_error == "the answer took too long"
+        assert slow.deliveries.get().state == "waiting"
+        assert Delivery.objects.get(channel_name="hook").state == "sent"
+
+
+def test_everything_due_is_sent_and_by_one_at_a_time(receiver):
+    webhook(receiver.url)
+    count = notify.BATCH + 1
+    alert_services.open_alerts([finding(about_id=Alert().pk) for _ in range(count)], now=timezone.now())
+    notify.deliver()
+    assert len(receiver.received) == count and Delivery.objects.filter(state="sent").count() == count
 
 
 def test_a_channel_that_is_gone_is_seen_in_the_log_of_deliveries(receiver):
