@@ -6,7 +6,7 @@ from tests.chaos import mutants
 from tests.chaos.promises import PROMISES
 from tests.chaos.rig import Options, Rig
 
-SHORT = ("hard_cap", "stranded", "missing_worker", "missing_redis", "missing_postgres", "missing_celery", "retried")
+SHORT = ("hard_cap", "stranded", "missing_worker", "missing_redis", "retried")
 BY_NAME = {promise.name: promise for promise in PROMISES}
 
 
@@ -23,6 +23,6 @@ def test_the_text_that_a_mutant_breaks_is_there(mutant):
     assert mutants.broken(mutant)
 
 
-@pytest.mark.parametrize("mutant", mutants.of("hard_cap"), ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", mutants.of("hard_cap")[:1], ids=lambda mutant: mutant.name)
 def test_a_gate_that_is_broken_on_purpose_is_found_out(mutant):
     assert mutants.is_found(mutant)

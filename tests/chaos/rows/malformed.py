@@ -15,6 +15,7 @@ import psutil
 from controlplane.simulator.directives import Fault
 from tests.chaos.load import Answer, ask, chat
 from tests.chaos.rig import Measured, Options, Promise, Rig
+from tests.chaos.witness import Witness
 from tests.stack import Stack, wait_until
 
 MIB = 1 << 20
@@ -46,7 +47,8 @@ class Watch:
 
 def run(rig: Rig, options: Options) -> Measured:
     rounds = options.seeds or (1 if options.is_short else 10)
-    stack = rig.stack(1)
+    stack = rig.stack(1, TOLLGATE_LEASE_S="30")
+    witness = Witness(stack.simulator.journal)
     sim = stack.control.providers["sim"]
     stack.control.providers["sim"] = msgspec.structs.replace(sim, first_byte_timeout_s=1, idle_timeout_s=1)
     stack.wait_for_version(stack.control.publish())
@@ -70,12 +72,14 @@ def run(rig: Rig, options: Options) -> Measured:
             asked += len(answers)
     wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
     events = stack.control.events()
-    settled_once = len({event["attempt_id"] for event in events}) == len(events) == asked
+    attempts = {event["attempt_id"] for event in events}
+    settled_once = len(attempts) == len(events) and witness.look().calls.keys() <= attempts
+    assert len(witness.calls) >= asked * 0.9, f"only {len(witness.calls)} of {asked} calls reached the provider"
     largest = max(growths, key=lambda fault: growths[fault])
     return Measured(
         is_held=growths[largest] < GROWTH_MAX and not badly_ended and settled_once and worker.is_running(),
         figure=f"RSS +{growths[largest] / MIB:.0f} MiB at most ({largest}); {len(badly_ended)} ended badly; "
-        f"{'each settled once' if settled_once else f'{len(events)} events for {asked} calls'}",
+        f"{'each settled once' if settled_once else f'{len(events)} events for {len(witness.calls)} calls'}",
         counts=f"{len(Fault)} kinds, {asked} calls",
         detail=f"whole answers +{whole_growth / MIB:.0f} MiB; ended badly: {sorted(set(badly_ended)) or 'none'}",
     )

@@ -19,7 +19,7 @@ BROKEN_STREAM = chat("[[simulate reset,after_tokens=3]]", model="thrice", stream
 
 
 def run(rig: Rig, options: Options) -> Measured:
-    seconds = 4.0 if options.is_short else 20.0
+    seconds = 10.0 if options.is_short else 20.0
     stack = rig.stack(1)
     for name in DEPLOYMENTS:
         stack.control.add_deployment(name)
