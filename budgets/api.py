@@ -256,18 +256,20 @@ class BudgetView(SubjectRuleView):
     @action(detail=True, methods=["get"], filter_backends=(), pagination_class=None)
     def spend(self, request: Request, pk: uuid.UUID) -> Response:
         """What was spent, is held and is left in the window of now, or of another moment."""
+        budget = self.get_object()
         given = SpendQuestionSerializer(data=request.query_params.dict())
         given.is_valid(raise_exception=True)
         at = given.validated_data.get("at") or timezone.now()
-        return Response(SpendSerializer(spend_of(self.get_object(), at, redis_client())).data)
+        return Response(SpendSerializer(spend_of(budget, at, redis_client())).data)
 
     @extend_schema(request=GrantSerializer, responses={201: IncreaseSerializer})
     @action(detail=True, methods=["post"])
     def grant(self, request: Request, pk: uuid.UUID) -> Response:
         """Grant a temporary increase at once. To ask somebody else for one, add to `increases`."""
+        budget = self.get_object()
         serializer = GrantSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        budget, values = self.get_object(), serializer.validated_data
+        values = serializer.validated_data
         increase = services.grant_increase(
             budget,
             values["amount"],
