@@ -37,6 +37,7 @@ TOUCHED = "tg:touched"
 TOUCHED_MAX = 100_000
 TOUCHED_PER_LOOK = 10_000
 KEYS_PER_COMMAND = 5_000
+OPENED_AT_ONCE = 1_000
 
 # A counter that was not spent on for so long has no pace.
 PACE_KEPT_S = 90 * alerts.DAY_S
@@ -102,7 +103,7 @@ def note(client: redis.Redis, events: Iterable[UsageEvent]) -> None:
 
 def watch(client: redis.Redis, now: datetime) -> None:
     """At everything. Raises `Taken`, `redis.RedisError` or OperationalError."""
-    with _alone():
+    with _alone("budgets.watch"):
         counters = [
             counter
             for row in rows_of(Budget.objects.filter(is_active=True).exclude(scope=Scope.KEY))
@@ -119,7 +120,7 @@ def watch(client: redis.Redis, now: datetime) -> None:
 
 def watch_touched(client: redis.Redis, now: datetime) -> int:
     """At what was spent on since; how many words of it were left. Raises as `watch`."""
-    with _alone():
+    with _alone("budgets.watch_touched"):
         words = cast("list[bytes]", client.srandmember(TOUCHED, TOUCHED_PER_LOOK))
         if not words:
             return 0
@@ -161,16 +162,16 @@ def _values_of(event: UsageEvent) -> dict[str, str]:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Two who watch would only do the same work: which alerts are opened, the database decides."""
+def _alone(look: str) -> Iterator[None]:
+    """Two who look at the same would only do the same work: which alerts are opened, the database decides."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(hashtext('budgets.watch'))")
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [look])
         if not cursor.fetchone()[0]:
             raise Taken
         try:
             yield
         finally:
-            cursor.execute("SELECT pg_advisory_unlock(hashtext('budgets.watch'))")
+            cursor.execute("SELECT pg_advisory_unlock(hashtext(%s))", [look])
 
 
 # Budgets
@@ -196,7 +197,10 @@ def _look_at(client: redis.Redis, counters: list[Counter], now: datetime) -> Non
         its = terms[counter.row.pk]
         findings += _crossed(counter, its, used[counter.key])
         findings += _running_out(counter, its, paces[counter.key], now)
-    open_alerts(_not_open(findings), now=now)
+    new = _not_open(findings)
+    # Who is stopped on the way, because there are very many, has come further than the one before.
+    for start in range(0, len(new), OPENED_AT_ONCE):
+        open_alerts(new[start : start + OPENED_AT_ONCE], now=now)
 
 
 def _read(client: redis.Redis, keys: list[str]) -> dict[str, int]:

@@ -223,7 +223,7 @@ def test_one_looks_at_a_time(client, django_db_blocker):
                 looks.append("taken")
             connection.close()
 
-    with watch._alone():
+    with watch._alone("budgets.watch"):
         thread = threading.Thread(target=look)
         thread.start()
         thread.join()
