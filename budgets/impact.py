@@ -39,6 +39,11 @@ class Change:
     def difference_usd(self) -> Decimal:
         return self.after_usd - self.before_usd
 
+    @property
+    def difference_text(self) -> str:
+        """Such as +1,204.00."""
+        return f"{self.difference_usd:+,.2f}"
+
 
 @dataclass(frozen=True)
 class Impact:

@@ -24,6 +24,8 @@ from routing import catalogue, services
 from routing.models import PriceProposal, Rerate
 from teams.models import Team
 
+# On the list; the page of a proposal has all of them.
+CHANGES_NAMED = 3
 STATE_COLOURS = {
     "proposed": "warning",
     "approved": "success",
@@ -65,9 +67,9 @@ class PriceProposalAdmin(ReadOnlyAdmin):
     def changes(self, proposal: PriceProposal) -> str:
         if all(before is None for _, before, _ in proposal.differences):
             return "first price"
-        return ", ".join(
-            f"{what}: {before or 'none'} → {after or 'none'}" for what, before, after in proposal.differences
-        )
+        named = [f"{what}: {before or 'none'} → {after or 'none'}" for what, before, after in proposal.differences]
+        more = len(named) - CHANGES_NAMED
+        return ", ".join(named[:CHANGES_NAMED]) + (f", and {more} more" if more > 0 else "")
 
     @coloured("state", STATE_COLOURS)
     def shown_state(self, proposal: PriceProposal) -> str:

@@ -254,11 +254,14 @@ def _nanos_of(amounts: Amounts, terms: PriceTerms, geo: Decimal) -> dict[str, An
 # A record, reckoned again
 
 
-def recomputed_nanos(event: UsageEvent, row: routing.Price, terms: PriceTerms | None = None) -> int:
-    """What the record costs at the price and its own terms (or these): for its own price, what it did cost."""
+def recomputed_nanos(event: UsageEvent, row: routing.Price) -> int:
+    """What the record costs at a price of the book, under its own terms: at its own price, what it did cost."""
+    return cost_again_nanos(event, compiled(row, event.terms))
+
+
+def cost_again_nanos(event: UsageEvent, price: Price) -> int:
     if event.usage_source == "none":
         return 0
-    price = compiled(row, event.terms if terms is None else terms)
     if event.operation == BATCH:
         return cost_nanos(event.usage, batch_price(price)) if event.usage.batch_requests else 0
     return cost_nanos(event.usage, price)

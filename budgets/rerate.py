@@ -22,7 +22,8 @@ from audit.actors import Actor
 from audit.models import UsageRecord
 from audit.records import PriceTerms, Usage, UsageEvent
 from budgets import ledger, ledger_rows
-from budgets.price_book import nanos, recomputed_nanos, usd
+from budgets.price_book import compiled, cost_again_nanos, nanos, usd
+from budgets.pricing import Price
 from budgets.rollups import Rollups
 from routing import models as routing
 from routing.models import Rerate
@@ -153,6 +154,7 @@ class _Book:
 
     def __init__(self, rerate: Rerate) -> None:
         self._rerate = rerate
+        self._compiled: dict[tuple[uuid.UUID, PriceTerms], Price] = {}
         self._deployments = dict(routing.Deployment.objects.filter(provider=rerate.provider).values_list("name", "pk"))
         self._prices: defaultdict[tuple[str, object], list[routing.Price]] = defaultdict(list)
         rows = routing.Price.objects.filter(provider=rerate.provider).select_related("model").prefetch_related("tiers")
@@ -168,6 +170,13 @@ class _Book:
         deployment_id = self._deployments.get(event.deployment)
         of_deployment = _at(self._prices[event.model, deployment_id], moment) if deployment_id else None
         return of_deployment or _at(self._prices[event.model, None], moment)
+
+    def price(self, row: routing.Price, terms: PriceTerms) -> Price:
+        """Reckoned out once: there are few, and millions of records."""
+        key = row.pk, terms
+        if key not in self._compiled:
+            self._compiled[key] = compiled(row, terms)
+        return self._compiled[key]
 
     def terms(self, event: UsageEvent) -> PriceTerms:
         changes: dict[str, int] = {}
@@ -222,7 +231,7 @@ def _compare(rerate: Rerate, records: Sequence[UsageRecord], book: _Book) -> Ite
             continue
         row = None if rerate.state == Rerate.State.APPLIED else book.row(event, record.admitted_at)
         terms = book.terms(event)
-        after = before if row is None else recomputed_nanos(event, row, terms)
+        after = before if row is None else cost_again_nanos(event, book.price(row, terms))
         yield Difference(event, before, after, event.price_id if row is None else str(row.pk), terms)
 
 

@@ -58,6 +58,7 @@ _PROVIDERS: Mapping[str, str] = {
     "voyage": "voyageai",
 }
 _STANDARD = frozenset({"", "default", "standard", "auto"})
+_ORDER = [field.replace("_", " ") for field in dict.fromkeys(field for field, _ in _FIELDS.values())]
 DEFAULTS: Mapping[str, str] = {"per_request": "0", "per_tool_call": "0", "per_unit": "0"}
 
 # Fields of a price, amounts as text, and under "tiers" a list of those of a tier.
@@ -228,16 +229,21 @@ def _listed(info: ModelInfo) -> list[Any]:
 
 def differ(current: Rates | None, rates: Rates) -> list[list[str | None]]:
     before, after = _flat(current) if current else {}, _flat(rates)
-    return [
-        [name, before.get(name), after.get(name)]
-        for name in dict.fromkeys([*after, *before])
-        if before.get(name) != after.get(name)
-    ]
+    names = sorted(dict.fromkeys([*after, *before]), key=_place)
+    return [[name, before.get(name), after.get(name)] for name in names if before.get(name) != after.get(name)]
+
+
+def _place(name: str) -> tuple[str, int]:
+    """The price's own rates first, in the order of its form; then tier by tier."""
+    tier, _, rate = name.rpartition(": ")
+    return tier, _ORDER.index(rate) if rate in _ORDER else len(_ORDER)
 
 
 def _flat(rates: Rates) -> dict[str, str]:
     """Every amount by a name that a person reads: a tier's rates where they are not those that it would have anyway."""
-    flat = {name: str(value) for name, value in rates.items() if name != "tiers" and value is not None}
+    flat = {
+        name.replace("_", " "): str(value) for name, value in rates.items() if name != "tiers" and value is not None
+    }
     for tier in rates["tiers"]:
         words = [tier["service_tier"]] if tier["service_tier"] else []
         if tier["above_input_tokens"]:
@@ -245,7 +251,7 @@ def _flat(rates: Rates) -> dict[str, str]:
         if tier["percent"] != 100:
             flat[f"{', '.join(words)}: percent"] = str(tier["percent"])
         for name, amount in tier["rates"].items():
-            flat[f"{', '.join(words)}: {name}"] = amount
+            flat[f"{', '.join(words)}: {name.replace('_', ' ')}"] = amount
     return flat
 
 

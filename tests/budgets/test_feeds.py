@@ -1,0 +1,78 @@
+import http.server
+import threading
+from decimal import Decimal
+
+import pytest
+from django.utils import timezone
+
+from audit.actors import Actor
+from budgets import feeds
+from budgets.feeds import FeedFailed
+from routing.models import ExchangeRate, ExchangeRateFeed
+from tests import factories
+
+pytestmark = pytest.mark.django_db
+
+ACTOR = Actor.system("test")
+CSV = b"currency,usd_per_unit,effective_from\nEUR,1.0812,2026-11-01\nSEK,0.09,2026-11-01\n"
+
+
+@pytest.fixture
+def server():
+    """On loopback; answers what `answers` says for a path: (status, body)."""
+    answers = {"/rates.csv": (200, CSV), "/broken": (503, b""), "/moved": (302, b""), "/large": (200, b"x" * 1_100_000)}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = answers[self.path]
+            self.send_response(status)
+            self.send_header("location", "/rates.csv")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def feed(url, **fields):
+    return ExchangeRateFeed.objects.create(name=url, url=url, **{"may_be_private": True, **fields})
+
+
+def test_a_feed_adds_the_rates_of_currencies_that_a_provider_has_once(server):
+    factories.ProviderFactory(currency="EUR")
+    source = feed(f"{server}/rates.csv", problem="it answered 503")
+    assert [feeds.fetch(source, actor=ACTOR) for _ in range(2)] == [1, 0]
+    rate = ExchangeRate.objects.get()
+    assert (rate.currency, rate.usd_per_unit, rate.source) == ("EUR", Decimal("1.0812"), source.name)
+    source.refresh_from_db()
+    assert source.problem == "" and source.fetched_at <= timezone.now()
+
+
+@pytest.mark.parametrize(("path", "problem"), [("broken", "503"), ("moved", "302"), ("large", "bytes")])
+def test_what_is_no_answer_is_not_taken(server, path, problem):
+    with pytest.raises(FeedFailed, match=problem):
+        feeds.fetch(feed(f"{server}/{path}"), actor=ACTOR)
+
+
+def test_a_feed_of_the_internet_does_not_lead_inside(server):
+    port = server.rpartition(":")[2]
+    with pytest.raises(FeedFailed, match="private"):
+        feeds.fetch(feed(f"https://127.0.0.1:{port}/rates.csv", may_be_private=False), actor=ACTOR)
+    assert not ExchangeRate.objects.exists()
+
+
+def test_what_one_feed_lacks_does_not_stop_the_next(server):
+    factories.ProviderFactory(currency="EUR")
+    broken, good = feed(f"{server}/broken"), feed(f"{server}/rates.csv")
+    feed(f"{server}/large", is_active=False)
+    assert feeds.fetch_all(actor=ACTOR) == 1
+    broken.refresh_from_db()
+    good.refresh_from_db()
+    assert (broken.problem, good.problem) == ("it answered 503", "")
