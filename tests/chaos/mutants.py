@@ -101,10 +101,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("postgres_paused", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant(
         "cancelled",
-        "the provider's connection stays open",
+        "a call whose client leaves is not settled",
         "proxy/gateway.py",
-        "                response.close()\n",
-        "                pass\n",
+        "            self._settle(attempt, outcome)\n",
+        "            live.cut_by or self._settle(attempt, outcome)\n",
     ),
     Mutant(
         "recovery_worker",

@@ -7,9 +7,9 @@ from typing import Any
 import psutil
 
 from tests.chaos.load import ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig
+from tests.chaos.rig import Measured, Options, Promise, Rig, waited
 from tests.chaos.witness import Witness
-from tests.stack import Stack, wait_until
+from tests.stack import Stack
 
 CLIENTS = 20
 BODIES = (
@@ -58,13 +58,13 @@ async def _drive(stack: Stack, secret: str, calls: int, seed: int) -> None:
 
 def _kept(stack: Stack, worker: psutil.Process) -> dict[str, int]:
     """What the worker has, once nothing runs any more; connections that wait for the next call are closed by then."""
-    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=SETTLE_S)
+    waited(lambda: stack.control.holds() == 0, SETTLE_S)
     upstream = int(stack.simulator.url.rsplit(":", 1)[1])
 
     def connections() -> int:
         return sum(1 for c in worker.net_connections("tcp") if c.status == "ESTABLISHED" and c.raddr.port != upstream)
 
-    wait_until(lambda: connections() == 0, "the end of all connections", timeout_s=SETTLE_S)
+    waited(lambda: connections() == 0, SETTLE_S)
     pooled = sum(1 for c in worker.net_connections("tcp") if c.status == "ESTABLISHED")
     return {
         "descriptors": worker.num_fds() - pooled,
