@@ -7,6 +7,7 @@ Answers 0 when every promise that was run is held, 1 when one is not, 2 when one
 """
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -21,6 +22,8 @@ HELD, NOT_HELD, BROKEN = 0, 1, 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
+    # As Ctrl-C: what was started must not be left behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = [promise for promise in PROMISES if not arguments.only or promise.name in arguments.only]
     if arguments.mutants:
         return _hunt(wanted)
