@@ -4,7 +4,7 @@ Sums are priced, not records, so it is right to the rounding of each request: le
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -83,19 +83,19 @@ def impact_of(row: routing.Price, tiers: Sequence[routing.PriceTier], now: datet
     ).exclude(usage_source="none")
     if row.deployment is not None:
         records = records.filter(deployment=row.deployment.name)
-    lengths = sorted({tier.above_input_tokens for tier in tiers if tier.above_input_tokens}, reverse=True)
+    lengths = {tier.above_input_tokens for tier in tiers if tier.above_input_tokens}
     prices: dict[bytes, Price] = {}
     before: defaultdict[UUID, Decimal] = defaultdict(Decimal)
     after: defaultdict[UUID, int] = defaultdict(int)
     requests = 0
-    for group in _groups(records, lengths):
+    for group in groups(records, lengths):
         terms = msgspec.json.encode(group["terms"])
         if terms not in prices:
             prices[terms] = compiled(row, msgspec.convert(group["terms"], PriceTerms), tiers=tiers)
         price = prices[terms]
         before[group["team_id"]] += group["cost"]
         after[group["team_id"]] += cost_nanos(
-            _usage(group), batch_price(price) if group["operation"] == BATCH else price
+            usage_of(group), batch_price(price) if group["operation"] == BATCH else price
         )
         requests += group["records"]
     names = dict(Team.objects.filter(pk__in=before).values_list("pk", "name"))
@@ -103,11 +103,12 @@ def impact_of(row: routing.Price, tiers: Sequence[routing.PriceTier], now: datet
     return Impact(days, requests, tuple(sorted(changes, key=lambda change: -abs(change.difference_usd))))
 
 
-def _groups(records: Any, lengths: Sequence[int]) -> Any:
-    """Sums of what is billed at the same rates: also the length of the input is the same side of each threshold."""
+def groups(records: Any, lengths: Iterable[int], *more: str) -> Any:
+    """Sums of what is billed at the same rates: also the length of the input is on the same side of each of `lengths`. `more` are
+    further columns to keep apart."""
     each = F("input_tokens") / Greatest(F("batch_requests"), Value(1))
     length = Case(
-        *(When(each__gt=above, then=Value(above)) for above in lengths),
+        *(When(each__gt=above, then=Value(above)) for above in sorted(lengths, reverse=True)),
         default=Value(0),
         output_field=IntegerField(),
     )
@@ -115,7 +116,7 @@ def _groups(records: Any, lengths: Sequence[int]) -> Any:
         records.annotate(each=each)
         .annotate(length=length)
         .order_by()
-        .values("team_id", "service_tier", "inference_geo", "operation", "terms", "length")
+        .values("team_id", "service_tier", "inference_geo", "operation", "terms", "length", *more)
         .annotate(
             records=Count("attempt_id"),
             answered=Sum(Greatest(F("batch_requests"), Value(1))),
@@ -125,7 +126,7 @@ def _groups(records: Any, lengths: Sequence[int]) -> Any:
     )
 
 
-def _usage(group: Mapping[str, Any]) -> Usage:
+def usage_of(group: Mapping[str, Any]) -> Usage:
     """As if all of the group had been one batch: so many requests, each as long as their mean."""
     meters = {name: int(group[f"sum_{name}"]) for name in _METERS if name != "batch_requests"}
     return Usage(

@@ -19,7 +19,6 @@ from audit.admin_base import ReadOnlyAdmin, TollgateAdmin, button, coloured
 from audit.csv_export import csv_response
 from budgets import rerate
 from budgets.impact import impact_of_proposal
-from budgets.price_book import usd
 from routing import catalogue, services
 from routing.models import PriceProposal, Rerate
 from teams.models import Team
@@ -198,14 +197,13 @@ class RerateAdmin(TollgateAdmin):
     @admin.display(description="difference")
     def shown_summary(self, row: Rerate) -> SafeString:
         summary = rerate.summarize(row)
-        names = dict(Team.objects.filter(pk__in=summary.by_team).values_list("pk", "name"))
-        teams = {str(pk): name for pk, name in names.items()}
+        names = Team.objects.filter(pk__in=summary.by_team).values_list("pk", "name")
+        teams = {str(pk): name for pk, name in names}
         groups = [
-            (title, [(names.get(name, name), usd(before), usd(after)) for name, (before, after) in sums.items()])
+            (title, [(names.get(name, name), before, after) for name, (before, after) in sums.items()])
             for title, sums, names in (("By model", summary.by_model, {}), ("By team", summary.by_team, teams))
         ]
-        total = usd(summary.before_nanos), usd(summary.after_nanos)
-        return render_to_string("admin/rerate_summary.html", {"summary": summary, "groups": groups, "total": total})
+        return render_to_string("admin/rerate_summary.html", {"summary": summary, "groups": groups})
 
     @button("Approve", icon="check", permissions=("decide",))
     def approve(self, request: HttpRequest, object_id: str) -> HttpResponse:

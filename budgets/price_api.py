@@ -16,7 +16,6 @@ from audit.api_base import ApiSerializer, CreatingView, ReadOnlyView, ReasonSeri
 from audit.csv_export import csv_response
 from budgets import rerate
 from budgets.impact import impact_of_proposal
-from budgets.price_book import usd
 from routing import services
 from routing.models import PriceProposal, Rerate
 
@@ -120,7 +119,6 @@ class RerateSummarySerializer(serializers.Serializer[Any]):
     """What it would change, or has changed."""
 
     records = serializers.IntegerField()
-    changed = serializers.IntegerField()
     unpriced = serializers.IntegerField()
     before_usd = serializers.DecimalField(max_digits=24, decimal_places=9)
     after_usd = serializers.DecimalField(max_digits=24, decimal_places=9)
@@ -142,10 +140,7 @@ class RerateView(CreatingView):
     @action(detail=True)
     def summary(self, request: Request, pk: str) -> Response:
         """What it would change, or has changed."""
-        summary = rerate.summarize(self.get_object())
-        sums = {"before_usd": usd(summary.before_nanos), "after_usd": usd(summary.after_nanos)}
-        counts = {name: getattr(summary, name) for name in ("records", "changed", "unpriced")}
-        return Response(RerateSummarySerializer(counts | sums).data)
+        return Response(RerateSummarySerializer(rerate.summarize(self.get_object())).data)
 
     @extend_schema(responses={(200, "text/csv"): OpenApiTypes.STR})
     @action(detail=True)

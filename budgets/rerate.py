@@ -7,14 +7,15 @@ over the ledger is right with it. Its id follows from the re-rate's and the reco
 import uuid
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import Case, DateTimeField, Q, QuerySet, Sum, Value, When
 from django.utils import timezone
 
 from audit import services as audit
@@ -22,8 +23,9 @@ from audit.actors import Actor
 from audit.models import UsageRecord
 from audit.records import PriceTerms, Usage, UsageEvent
 from budgets import ledger, ledger_rows
+from budgets.impact import groups, usage_of
 from budgets.price_book import compiled, cost_again_nanos, nanos, usd
-from budgets.pricing import Price
+from budgets.pricing import BATCH, Price, batch_price, cost_nanos
 from budgets.rollups import Rollups
 from routing import models as routing
 from routing.models import Rerate
@@ -53,33 +55,54 @@ class Difference:
 
 @dataclass
 class Summary:
-    """`by_model` and `by_team` (ids): (before, after) in nano-USD. `unpriced` records stay as they are: no price is known."""
+    """`by_model` and `by_team` (ids): [before, after] in USD. `unpriced` records stay as they are: no price is known."""
 
     records: int = 0
-    changed: int = 0
     unpriced: int = 0
-    before_nanos: int = 0
-    after_nanos: int = 0
-    by_model: defaultdict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
-    by_team: defaultdict[str, tuple[int, int]] = field(default_factory=lambda: defaultdict(lambda: (0, 0)))
+    by_model: dict[str, list[Decimal]] = field(default_factory=dict)
+    by_team: dict[str, list[Decimal]] = field(default_factory=dict)
 
-    def add(self, difference: Difference) -> None:
-        before, after = difference.before_nanos, difference.after_nanos
-        self.records += 1
-        self.changed += before != after
-        self.unpriced += not difference.price_id
-        self.before_nanos += before
-        self.after_nanos += after
-        for sums, name in ((self.by_model, difference.event.model), (self.by_team, difference.event.team_id)):
-            sums[name] = (sums[name][0] + before, sums[name][1] + after)
+    @property
+    def before_usd(self) -> Decimal:
+        return sum((before for before, _ in self.by_model.values()), Decimal(0))
+
+    @property
+    def after_usd(self) -> Decimal:
+        return sum((after for _, after in self.by_model.values()), Decimal(0))
+
+    def add(self, model: str, team_id: str, before: Decimal, after: Decimal) -> None:
+        for sums, name in ((self.by_model, model), (self.by_team, team_id)):
+            one = sums.setdefault(name, [Decimal(0), Decimal(0)])
+            one[0] += before
+            one[1] += after
 
 
 def summarize(rerate: Rerate) -> Summary:
-    """What it would change, or has changed."""
-    summary = Summary()
-    for difference in differences(rerate):
-        summary.add(difference)
+    """What it would change, or has changed. Before it is applied, by sums of the ledger: right to less than a nano-USD for each
+    record, whatever their number."""
+    if rerate.state == Rerate.State.APPLIED:
+        by_model, by_team = (
+            {name: [Decimal(before), Decimal(after)] for name, (before, after) in rerate.sums[key].items()}
+            for key in ("by_model", "by_team")
+        )
+        return Summary(rerate.records, 0, by_model, by_team)
+    summary, book = Summary(), _Book(rerate)
+    records = _records(rerate).annotate(since=book.since(), is_priced=Q(price_id__isnull=False))
+    for group in groups(records, book.lengths(), "model", "deployment", "since", "is_priced"):
+        row = book.row(group["model"], group["deployment"], group["since"]) if group["is_priced"] else None
+        after = group["cost"] if row is None else usd(_cost_of_group(group, row, book))
+        summary.records += group["records"]
+        summary.unpriced += 0 if row is not None else group["records"]
+        summary.add(group["model"], str(group["team_id"]), group["cost"], after)
+    # What was corrected earlier is part of what it costs now, and is not there afterwards.
+    for earlier in _entries(rerate).order_by().values("model", "team_id").annotate(cost=Sum("cost_usd")):
+        summary.add(earlier["model"], str(earlier["team_id"]), earlier["cost"], Decimal(0))
     return summary
+
+
+def _cost_of_group(group: Mapping[str, Any], row: routing.Price, book: "_Book") -> int:
+    price = book.price(row, book.terms(msgspec.convert(group["terms"], PriceTerms)))
+    return cost_nanos(usage_of(group), batch_price(price) if group["operation"] == BATCH else price)
 
 
 def differences(rerate: Rerate) -> Iterator[Difference]:
@@ -128,14 +151,20 @@ def apply(rerate: Rerate, *, actor: Actor) -> Summary:
             _lock_out_ingest()
             found = list(_compare(rerate, records, book))
             _write(rerate, [difference for difference in found if difference.nanos])
-        for difference in found:
-            summary.add(difference)
+        for one in found:
+            summary.records += 1
+            summary.unpriced += not one.price_id
+            summary.add(one.event.model, one.event.team_id, usd(one.before_nanos), usd(one.after_nanos))
     values = {
         "state": Rerate.State.APPLIED,
         "applied_at": timezone.now(),
-        "records": summary.changed,
-        "before_usd": usd(summary.before_nanos),
-        "after_usd": usd(summary.after_nanos),
+        "records": summary.records,
+        "before_usd": summary.before_usd,
+        "after_usd": summary.after_usd,
+        "sums": {
+            key: {name: [str(before), str(after)] for name, (before, after) in sums.items()}
+            for key, sums in (("by_model", summary.by_model), ("by_team", summary.by_team))
+        },
     }
     with transaction.atomic():
         if Rerate.objects.select_for_update().filter(pk=rerate.pk, state=Rerate.State.APPROVED).exists():
@@ -144,9 +173,19 @@ def apply(rerate: Rerate, *, actor: Actor) -> Summary:
 
 
 def apply_approved(*, actor: Actor) -> None:
-    """One at a time, whoever else is at it."""
-    for rerate in Rerate.objects.filter(state=Rerate.State.APPROVED):
-        apply(rerate, actor=actor)
+    """Unless somebody is at it: a long period takes minutes."""
+    approved = Rerate.objects.filter(state=Rerate.State.APPROVED)
+    if not approved.exists():
+        return
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('budgets.rerate'))")
+        if not cursor.fetchone()[0]:
+            return
+        try:
+            for rerate in approved:
+                apply(rerate, actor=actor)
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(hashtext('budgets.rerate'))")
 
 
 class _Book:
@@ -161,15 +200,27 @@ class _Book:
         for row in rows.order_by("effective_from", "created_at", "pk"):
             self._prices[row.model.name, row.deployment_id].append(row)
 
-    def row(self, event: UsageEvent, moment: datetime) -> routing.Price | None:
-        """None where the record was charged a fixed amount, or nobody has said what it costs."""
-        if not event.price_id:
-            return None
+    def row(self, model: str, deployment: str, moment: datetime) -> routing.Price | None:
+        """None where nobody has said what it costs."""
         if self._rerate.price is not None:
             return self._rerate.price
-        deployment_id = self._deployments.get(event.deployment)
-        of_deployment = _at(self._prices[event.model, deployment_id], moment) if deployment_id else None
-        return of_deployment or _at(self._prices[event.model, None], moment)
+        deployment_id = self._deployments.get(deployment)
+        of_deployment = _at(self._prices[model, deployment_id], moment) if deployment_id else None
+        return of_deployment or _at(self._prices[model, None], moment)
+
+    def since(self) -> Case:
+        """The last moment, up to a record's, at which any price changed."""
+        moments = {row.effective_from for rows in self._prices.values() for row in rows}
+        changes = sorted((one for one in moments if one > self._rerate.starts_at), reverse=True)
+        return Case(
+            *(When(admitted_at__gte=one, then=Value(one)) for one in changes if one < self._rerate.ends_at),
+            default=Value(self._rerate.starts_at),
+            output_field=DateTimeField(),
+        )
+
+    def lengths(self) -> set[int]:
+        rows = [row for rows in self._prices.values() for row in rows]
+        return {tier.above_input_tokens for row in rows for tier in row.tiers.all() if tier.above_input_tokens}
 
     def price(self, row: routing.Price, terms: PriceTerms) -> Price:
         """Reckoned out once: there are few, and millions of records."""
@@ -178,13 +229,13 @@ class _Book:
             self._compiled[key] = compiled(row, terms)
         return self._compiled[key]
 
-    def terms(self, event: UsageEvent) -> PriceTerms:
+    def terms(self, terms: PriceTerms) -> PriceTerms:
         changes: dict[str, int] = {}
         if self._rerate.discount_percent is not None:
             changes["discount_basis_points"] = int(self._rerate.discount_percent * 100)
         if self._rerate.usd_per_unit is not None:
             changes["usd_per_unit_nanos"] = nanos(self._rerate.usd_per_unit)
-        return msgspec.structs.replace(event.terms, **changes) if changes else event.terms
+        return msgspec.structs.replace(terms, **changes) if changes else terms
 
 
 def _at(rows: Sequence[routing.Price], moment: datetime) -> routing.Price | None:
@@ -192,18 +243,29 @@ def _at(rows: Sequence[routing.Price], moment: datetime) -> routing.Price | None
     return rows[index - 1] if index else None
 
 
-def _chunks(rerate: Rerate) -> Iterator[list[UsageRecord]]:
-    """The period's posted records, by keyset: a long period is never in memory as a whole."""
+def _within(rerate: Rerate) -> QuerySet[UsageRecord]:
     records = UsageRecord.objects.filter(
         provider=rerate.provider.slug,
         admitted_at__gte=rerate.starts_at,
         admitted_at__lt=rerate.ends_at,
         state=UsageRecord.State.POSTED,
-        adjusts=None,
-    ).exclude(usage_source="none")
-    if rerate.model is not None:
-        records = records.filter(model=rerate.model.name)
-    records = records.order_by("admitted_at", "attempt_id")
+    )
+    return records if rerate.model is None else records.filter(model=rerate.model.name)
+
+
+def _records(rerate: Rerate) -> QuerySet[UsageRecord]:
+    """The period's posted records, but for those that used nothing."""
+    return _within(rerate).filter(adjusts=None).exclude(usage_source="none")
+
+
+def _entries(rerate: Rerate) -> QuerySet[UsageRecord]:
+    """What corrects them."""
+    return _within(rerate).exclude(adjusts=None)
+
+
+def _chunks(rerate: Rerate) -> Iterator[list[UsageRecord]]:
+    """By keyset: a long period is never in memory as a whole."""
+    records = _records(rerate).order_by("admitted_at", "attempt_id")
     chunk = list(records[:CHUNK_RECORDS])
     while chunk:
         yield chunk
@@ -229,8 +291,9 @@ def _compare(rerate: Rerate, records: Sequence[UsageRecord], book: _Book) -> Ite
             corrected = ledger.event_of(written[record.attempt_id])
             yield Difference(event, before, before + corrected.cost_nanos, corrected.price_id, corrected.terms)
             continue
-        row = None if rerate.state == Rerate.State.APPLIED else book.row(event, record.admitted_at)
-        terms = book.terms(event)
+        is_open = rerate.state != Rerate.State.APPLIED and event.price_id
+        row = book.row(event.model, event.deployment, record.admitted_at) if is_open else None
+        terms = book.terms(event.terms)
         after = before if row is None else cost_again_nanos(event, book.price(row, terms))
         yield Difference(event, before, after, event.price_id if row is None else str(row.pk), terms)
 

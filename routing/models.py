@@ -803,6 +803,8 @@ class Rerate(models.Model):
     records = models.BigIntegerField(default=0, editable=False)
     before_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0, editable=False)
     after_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0, editable=False)
+    # Once applied: by model and by team id, [before, after] in USD as text.
+    sums = models.JSONField(default=dict, blank=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
     objects = RerateQuerySet.as_manager()

@@ -97,7 +97,7 @@ def test_a_period_reckoned_again_is_corrected_by_entries_and_nothing_is_edited(p
     before = {row.pk: row.cost_usd for row in UsageRecord.objects.all()}
     mended(price)
     summary = rerate.apply(approved(price), actor=ALICE)
-    assert (summary.records, summary.changed) == (3, 3)
+    assert (summary.records, summary.after_usd) == (3, total(UsageRecord))
     assert all(UsageRecord.objects.get(pk=pk).cost_usd == cost for pk, cost in before.items())
     expected = sum(Decimal(index + 1) + Decimal("0.008") for index in range(3))
     assert total(UsageRecord) == total(UsageHour) == total(UsageDay) == expected
@@ -120,7 +120,8 @@ def test_reckoning_twice_corrects_once_also_when_it_was_interrupted(price, monke
     rerate.apply(row, actor=ALICE)
     assert total(UsageRecord) == total(UsageHour) == after == sum(range(1, 6)) + 5 * Decimal("0.008")
     again = approved(price)
-    assert rerate.apply(again, actor=ALICE).changed == 0
+    unchanged = rerate.apply(again, actor=ALICE)
+    assert unchanged.before_usd == unchanged.after_usd == total(UsageRecord)
     assert AuditEntry.objects.filter(action="apply").count() == 2
 
 
@@ -131,16 +132,35 @@ def test_a_later_correction_goes_on_from_the_earlier_one(price):
     rerate.apply(first, actor=ALICE)
     second = approved(price, discount_percent=Decimal(50))
     summary = rerate.apply(second, actor=ALICE)
-    assert summary.before_nanos == 1_008_000_000 and summary.after_nanos == 504_000_000
+    assert (summary.before_usd, summary.after_usd) == (Decimal("1.008"), Decimal("0.504"))
     assert total(UsageRecord) == Decimal("0.504")
-    assert rerate.summarize(first).after_nanos == 1_008_000_000
+    assert rerate.summarize(first).after_usd == Decimal("1.008")
 
 
 def test_an_explicit_price_and_exchange_rate_take_the_place_of_the_books(price):
     used(price, 1)
     other = mended(price)
     row = approved(price, model=price.model, price=other, usd_per_unit=Decimal("1.5"))
-    assert rerate.apply(row, actor=ALICE).after_nanos == 1_512_000_000
+    assert rerate.apply(row, actor=ALICE).after_usd == Decimal("1.512")
+
+
+def test_what_it_would_change_is_known_from_sums_before_it_is_applied(price):
+    used(price, 3)
+    used(price, 1, price_id="", cost_nanos=7)
+    used(price, 2, operation="batch", usage=Usage(input_tokens=900, batch_requests=3), cost_nanos=5)
+    mended(price, tiers=[services.Tier(above_input_tokens=1_500_000, percent=300)])
+    later = START + datetime.timedelta(days=5, hours=12, microseconds=1)
+    services.set_price(
+        price.model, price.provider, actor=ALICE, input=Decimal(7), output=Decimal(1), effective_from=later
+    )
+    row = approved(price)
+    before = rerate.summarize(row)
+    done = rerate.apply(row, actor=ALICE)
+    assert (before.records, before.unpriced) == (done.records, done.unpriced) == (6, 1)
+    assert before.by_model.keys() == done.by_model.keys() and before.by_team.keys() == done.by_team.keys()
+    assert before.before_usd == done.before_usd
+    assert abs(before.after_usd - done.after_usd) <= Decimal("0.000000006")
+    assert total(UsageRecord) == done.after_usd
 
 
 def test_what_was_charged_a_fixed_amount_or_is_in_suspense_stays(price):
@@ -148,7 +168,7 @@ def test_what_was_charged_a_fixed_amount_or_is_in_suspense_stays(price):
     used(price, 1, state="suspense")
     mended(price)
     summary = rerate.apply(approved(price), actor=ALICE)
-    assert (summary.records, summary.changed, summary.unpriced) == (1, 0, 1)
+    assert (summary.records, summary.unpriced, summary.after_usd) == (1, 1, summary.before_usd)
 
 
 def test_who_asks_for_it_does_not_approve_it(price):
@@ -226,7 +246,7 @@ def test_a_rerate_is_asked_for_shown_and_reported_in_the_admin(client, boss, pri
     row = Rerate.objects.get()
     assert row.asked_by == "boss"
     shown = client.get(page("rerate_change", row.pk)).content.decode()
-    assert "3 of 3 records differ" in shown and "12.02" in shown
+    assert "3 records" in shown and "12.02" in shown and "6.02" in shown
     refused = client.post(page("rerate_approve", row.pk), {"confirmed": "yes", "reason": "mine"})
     assert "cannot approve" in refused.content.decode()
     other = factories.UserFactory(username="other", is_superuser=True)

@@ -9,7 +9,6 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from audit.actors import Actor
 from audit.csv_export import inert
 from budgets import rerate
-from budgets.price_book import usd
 from routing.models import Rerate
 
 
@@ -35,5 +34,5 @@ class Command(BaseCommand):
             summary = rerate.apply(row, actor=Actor.system("manage.py rerate"))
         except ValueError as error:
             raise CommandError(str(error)) from None
-        difference = usd(summary.after_nanos - summary.before_nanos)
-        self.stdout.write(f"{summary.changed} of {summary.records} records corrected: {difference:+} USD.")
+        difference = summary.after_usd - summary.before_usd
+        self.stdout.write(f"{summary.records} records reckoned again: {difference:+} USD.")
