@@ -5,8 +5,10 @@ replayed from the journal in order, which is idempotent because a worker's settl
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -28,6 +30,7 @@ from proxy.errors import (
     Unavailable,
     UnpricedModel,
 )
+from proxy.estimate import BYTES_PER_TOKEN, FORGETTING, Experience, Seen
 from proxy.ids import new_id
 from proxy.jobs import Job, price_of, rates_of_all
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
@@ -48,7 +51,6 @@ TRANCHE_TOKENS = 1024
 EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
 # Output that never shows as text: end-of-turn tokens, the frame around tool calls.
 HIDDEN_OUTPUT_TOKENS = 64
-BYTES_PER_TOKEN = 4
 # What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
 ASSUMED_OUTPUT_TOKENS = 256
 REPLAY_BATCH = 500
@@ -62,8 +64,6 @@ ROOM_POLL_S = 0.1
 # What a stream is taken to need of a deployment that nobody has had an answer from. Too little, and streams that have begun would
 # keep each other from their ends; too much, and others wait for what is not used.
 FIRST_NEEDED_TOKENS = 4096
-# The longest output lately seen is forgotten by this part with each that is shorter.
-FORGETTING = 0.98
 NO_COUNTERS = gate.BudgetCounters()
 
 
@@ -83,8 +83,10 @@ class Attempt:
         "attempt_id",
         "costs_ns",
         "counters",
+        "covered_tokens",
         "credential_id",
         "described",
+        "dispatched_at_s",
         "event",
         "first_token_at_s",
         "free",
@@ -116,6 +118,10 @@ class Attempt:
         self.full_nanos = 0
         # How many tokens of output the first hold covers, where it is not the whole.
         self.tranche_tokens = 0
+        # As many are held for now.
+        self.covered_tokens = 0
+        # Money is held from here on, and it goes out at once.
+        self.dispatched_at_s = started_at_s
         self.held_nanos = 0
         self.held_tokens = 0
         self.counters = NO_COUNTERS
@@ -146,6 +152,9 @@ class Outcome(msgspec.Struct, kw_only=True):
     usage_so_far: Usage | None = None
     output_chunks: int = 0
     output_bytes: int = 0
+    # As `estimate.Seen` has them.
+    shown_s: float = 0.0
+    in_flight_s: float | None = None
     may_have_been_billed: bool = True
     status_code: int = 0
     error_type: str = ""
@@ -170,6 +179,7 @@ class Admission:
         self._room = Room()
         # By deployment, what streams have lately needed their holds to cover, in tokens of output.
         self._needed_tokens: dict[str, float] = {}
+        self._experience: defaultdict[str, Experience] = defaultdict(Experience)
 
     @property
     def is_ready(self) -> bool:
@@ -225,6 +235,11 @@ class Admission:
         attempt.held_tokens = answer.held_tokens
         attempt.free = answer.free
         attempt.reset_ms = answer.reset_ms
+        is_whole = attempt.held_nanos >= attempt.full_nanos
+        attempt.covered_tokens = (
+            output_tokens_max(prepared.described, prepared.upstream) if is_whole else attempt.tranche_tokens
+        )
+        attempt.dispatched_at_s = self.clock.monotonic_s()
         try:
             self._check_may_dispatch()
             self._journal_dispatch(attempt)
@@ -240,6 +255,7 @@ class Admission:
         input_tokens = input_tokens_max(attempt.described.call, attempt.upstream.deployment)
         add_nanos = hold_nanos(_ceiling(price, attempt.prepared, input_tokens), 0, output_tokens)
         await self.extend_by(attempt, add_nanos, output_tokens)
+        attempt.covered_tokens += output_tokens
 
     async def extend_by(self, attempt: Attempt, add_nanos: int, add_tokens: int) -> None:
         """Grow the hold. Raises a GatewayError when the cap has no room."""
@@ -305,8 +321,7 @@ class Admission:
         self._enter(attempt.attempt_id, argument)
         if attempt.held_nanos > event.cost_nanos:
             self._room.given_back(attempt.counters, self.clock.monotonic_s())
-        if attempt.described.call.is_stream:
-            self._note_length(attempt, outcome)
+        self._learn(attempt, outcome)
         return event.cost_nanos
 
     def settle_late(self, event: UsageEvent, budgets: Sequence[gate.BudgetCounter]) -> None:
@@ -360,11 +375,57 @@ class Admission:
         lately = int(self._needed_tokens.get(deployment.deployment_id, FIRST_NEEDED_TOKENS))
         return min(most, max(TRANCHE_TOKENS, lately) * call.choices)
 
-    def _note_length(self, attempt: Attempt, outcome: Outcome) -> None:
-        deployment_id = attempt.upstream.deployment.deployment_id
-        needed = needed_tokens(outcome.output_bytes) / attempt.described.call.choices
-        lately = self._needed_tokens.get(deployment_id, 0.0)
-        self._needed_tokens[deployment_id] = max(needed, lately * FORGETTING)
+    def _learn(self, attempt: Attempt, outcome: Outcome) -> None:
+        """What holds and estimates of the deployment's next calls go by."""
+        call, deployment_id = attempt.described.call, attempt.upstream.deployment.deployment_id
+        if call.is_stream:
+            needed = needed_tokens(outcome.output_bytes) / call.choices
+            lately = self._needed_tokens.get(deployment_id, 0.0)
+            self._needed_tokens[deployment_id] = max(needed, lately * FORGETTING)
+        is_like_others = call.capability == "chat" and not (
+            call.is_session or call.is_background or call.batch_requests
+        )
+        if is_like_others and outcome.usage is not None and not call.is_free:
+            asked = input_tokens_max(call, attempt.upstream.deployment)
+            seen = self._seen(attempt, outcome)
+            self._experience[deployment_id].note(outcome.usage, asked, seen, is_stream=call.is_stream)
+
+    def _seen(self, attempt: Attempt, outcome: Outcome) -> Seen:
+        return Seen(
+            chunks=outcome.output_chunks,
+            output_bytes=outcome.output_bytes,
+            shown_s=outcome.shown_s,
+            running_s=self.clock.monotonic_s() - attempt.dispatched_at_s,
+            in_flight_s=outcome.in_flight_s,
+        )
+
+    def _estimate(self, attempt: Attempt, outcome: Outcome) -> Usage:
+        """Of a call whose usage never came."""
+        call, upstream, known = attempt.described.call, attempt.upstream, outcome.usage_so_far
+        if call.is_session:
+            return known or Usage()  # Its meter has estimated what was not told.
+        experience = self._experience[upstream.deployment.deployment_id]
+        most = output_tokens_max(attempt.described, upstream)
+        # We were cut off, and a provider that runs on may do so to the end.
+        output = (
+            most
+            if upstream.provider.runs_on
+            else experience.output_tokens(
+                self._seen(attempt, outcome),
+                is_visible=upstream.deployment.output_is_visible,
+                held=attempt.covered_tokens,
+                most=most,
+            )
+        )
+        if known is not None:
+            return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
+        tiers = attempt.prepared.service_tiers
+        return Usage(
+            input_tokens=experience.input_tokens(input_tokens_max(call, upstream.deployment)),
+            output_tokens=output,
+            units=call.units_max,
+            service_tier=tiers[0] if tiers else "",
+        )
 
     def _enter(self, attempt_id: str, argument: bytes) -> None:
         entry = Settled(self.journal.seq + 1, attempt_id, argument)
@@ -379,7 +440,7 @@ class Admission:
         now_s = self.clock.monotonic_s()
         usage, source = outcome.usage, "provider"
         if usage is None:
-            usage, source = _estimate(attempt, outcome), "estimated"
+            usage, source = self._estimate(attempt, outcome), "estimated"
         is_billable = attempt.is_dispatched and outcome.may_have_been_billed and not attempt.described.call.is_free
         if not is_billable:
             usage, source = Usage(), "none"
@@ -616,10 +677,11 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
     )
 
 
-def needed_tokens(output_bytes: int) -> int:
-    """How many tokens of output the hold of a stream is to cover that has come so far: its bytes bound them from above, and the
-    provider is some way ahead of what we have read."""
-    return output_bytes + HIDDEN_OUTPUT_TOKENS + EXTEND_AHEAD_TOKENS
+def needed_tokens(output_bytes: int, tokens_per_s: float = 0.0) -> int:
+    """How many tokens of output the hold of a stream is to cover that has come so far, and at this pace: its bytes bound them from
+    above, and the provider is some way ahead of what we have read, and goes on while the stream waits for room."""
+    ahead = max(EXTEND_AHEAD_TOKENS, ceil(tokens_per_s * (EXTEND_WAIT_S + ROOM_POLL_S)))
+    return output_bytes + HIDDEN_OUTPUT_TOKENS + ahead
 
 
 def _hold_sizes(prepared: Prepared, tranche_tokens: int) -> tuple[int, int]:
@@ -760,24 +822,3 @@ def _value_in(described: Described, upstream: Upstream, dimension: str) -> str:
             return deployment.pool
         case _:
             return described.tags.get(dimension.removeprefix("tag:"), "")
-
-
-def _estimate(attempt: Attempt, outcome: Outcome) -> Usage:
-    """Tokens of a call whose usage never came: what was seen of the output, and the prompt by its length."""
-    seen = max(outcome.output_chunks, -(-outcome.output_bytes // BYTES_PER_TOKEN))
-    # Never past what is held: it is the provider that made it longer than it was allowed to.
-    most = output_tokens_max(attempt.described, attempt.upstream)
-    # We were cut off, and the provider goes on: nobody knows for how long.
-    output = most if attempt.upstream.provider.runs_on else min(seen, most)
-    known = outcome.usage_so_far
-    if known is not None:
-        return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
-    call = attempt.described.call
-    asked = input_tokens_max(call, attempt.upstream.deployment)
-    tiers = attempt.prepared.service_tiers
-    return Usage(
-        input_tokens=asked // BYTES_PER_TOKEN,
-        output_tokens=output,
-        units=call.units_max,
-        service_tier=tiers[0] if tiers else "",
-    )

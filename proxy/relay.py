@@ -1,6 +1,8 @@
 """Relaying the provider's answer, whole or frame by frame, and counting along. What was seen is told to SETTLE."""
 
+import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import msgspec
@@ -9,7 +11,8 @@ from proxy.admission import TRANCHE_TOKENS, Admission, Attempt, Outcome, needed_
 from proxy.call import gateway_error
 from proxy.clock import Clock
 from proxy.dialects.dialect import RESPONSE, Call, StreamWriter
-from proxy.errors import LeaseLost, UpstreamBroken, UpstreamStreamFailed
+from proxy.errors import GatewayError, LeaseLost, UpstreamBroken, UpstreamFailed, UpstreamStreamFailed
+from proxy.estimate import PACE_FROM_S, SILENCE_S_MAX
 from proxy.neutral import Answer, Began, Event, Failed
 from proxy.prepare import Prepared
 from proxy.providers.provider import Api, EventMeter, Kept, Measured, StreamMeter, StreamReader, name_of
@@ -18,6 +21,8 @@ from proxy.wire import http1
 from proxy.wire.frame import Frame, StreamMalformed, StreamTooLarge
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+# How long a provider that was told that nobody listens has to say its last word.
+LAST_WORD_S = 0.25
 
 
 def answers_in_stream(response: http1.UpstreamResponse, attempt: Attempt) -> bool:
@@ -37,6 +42,8 @@ async def relay_whole(
     except http1.UpstreamFailure as failure:
         raise gateway_error(failure) from failure
     outcome.output_bytes = len(body)
+    outcome.output_chunks = 1
+    outcome.in_flight_s = 0.0
     outcome.status_code = response.status
     try:
         measured, told = _read_whole(body, attempt, admission.clock)
@@ -101,39 +108,95 @@ async def relay_stream(
     call, api = attempt.described.call, attempt.prepared.api
     _check_is_stream(response, api)
     outcome.status_code = response.status
-    is_translated = attempt.prepared.is_translated
-    passage: _Passage = _Translation(attempt, admission.clock) if is_translated else _Untouched(api, call)
-    meter = passage.meter
-    tranches = Tranches(attempt, admission)
-    parser = api.frame_parser(call)
-    received_bytes = 0
-    await responder.start_stream(_stream_type(response, attempt.prepared, call), _headers(response, attempt))
+    stream = _Stream(response, attempt, outcome, admission)
     try:
+        await responder.start_stream(_stream_type(response, attempt.prepared, call), _headers(response, attempt))
+        await stream.pass_on(responder)
+    except http1.UpstreamFailure as failure:
+        raise gateway_error(failure) from failure
+    except (StreamTooLarge, StreamMalformed) as error:
+        raise UpstreamBroken("the provider's stream is malformed", may_have_been_billed=True) from error
+    except UpstreamFailed:
+        raise
+    except (asyncio.CancelledError, GatewayError):
+        # It is we who cut it. What the provider has made by now is billed, whether or not anybody reads it.
+        await stream.hear_out()
+        raise
+    finally:
+        stream.tell()
+    if not stream.meter.has_ended:
+        raise UpstreamBroken("the provider's stream ended before it was finished", may_have_been_billed=True)
+    admission.settle(attempt, outcome)
+    await responder.end_stream()
+
+
+class _Stream:
+    """A provider's stream while it is relayed, and what is known of it."""
+
+    def __init__(
+        self, response: http1.UpstreamResponse, attempt: Attempt, outcome: Outcome, admission: Admission
+    ) -> None:
+        call, api = attempt.described.call, attempt.prepared.api
+        self._response = response
+        self._attempt = attempt
+        self._outcome = outcome
+        self._admission = admission
+        self._clock = admission.clock
+        is_translated = attempt.prepared.is_translated
+        self._passage: _Passage = _Translation(attempt, self._clock) if is_translated else _Untouched(api, call)
+        self._parser = api.frame_parser(call)
+        self._bytes_max = api.stream_bytes_max
+        self._received_at_s = self._clock.monotonic_s()
+        self.meter = self._passage.meter
+
+    async def pass_on(self, responder: Responder) -> None:
+        response, attempt, passage, parser, meter = (
+            self._response,
+            self._attempt,
+            self._passage,
+            self._parser,
+            self.meter,
+        )
+        tranches = Tranches(attempt, self._admission)
+        received_bytes = 0
         while chunk := await response.next_chunk():
+            self._received_at_s = self._clock.monotonic_s()
             received_bytes += len(chunk)
-            if received_bytes > api.stream_bytes_max:
+            if received_bytes > self._bytes_max:
                 raise UpstreamBroken("the provider's stream does not end", may_have_been_billed=True)
             passing = passage.take(parser.feed(chunk))
             if attempt.first_token_at_s is None and meter.output_chunks:
-                attempt.first_token_at_s = admission.clock.monotonic_s()
-            if meter.answer_id and not outcome.upstream_id:
-                _remember(attempt, outcome, (Kept(RESPONSE, meter.answer_id),))
-            if tranches.are_short(meter.output_bytes):
-                await tranches.extend(meter.output_bytes)
-            _check_lease(admission)
+                attempt.first_token_at_s = self._received_at_s
+            if meter.answer_id and not self._outcome.upstream_id:
+                _remember(attempt, self._outcome, (Kept(RESPONSE, meter.answer_id),))
+            if not tranches.are_whole:
+                await tranches.cover(meter, self._received_at_s)
+            _check_lease(self._admission)
             if passing:
                 await responder.part(passing)
         tail = parser.finish()
         passing = passage.take([tail]) if tail is not None else b""
         # A frame that was cut short is not passed on: whatever follows it could not be read.
         if meter.has_ended and (passing := passing + passage.end()):
-            _check_lease(admission)
+            _check_lease(self._admission)
             await responder.part(passing)
-    except http1.UpstreamFailure as failure:
-        raise gateway_error(failure) from failure
-    except (StreamTooLarge, StreamMalformed) as error:
-        raise UpstreamBroken("the provider's stream is malformed", may_have_been_billed=True) from error
-    finally:
+
+    async def hear_out(self) -> None:
+        """Read, for nobody but the meter, what is on its way: to the provider's last word where it can be told that nobody
+        listens, else what is at hand."""
+        with suppress(http1.UpstreamFailure, GatewayError, StreamTooLarge, StreamMalformed, TimeoutError):
+            async with asyncio.timeout(LAST_WORD_S if self._response.hang_up() else 0):
+                while chunk := await self._response.next_chunk():
+                    self._received_at_s = self._clock.monotonic_s()
+                    self._passage.take(self._parser.feed(chunk))
+
+    def tell(self) -> None:
+        """What SETTLE goes by."""
+        outcome, meter, began_at_s = self._outcome, self.meter, self._attempt.first_token_at_s
+        if began_at_s is not None:
+            outcome.shown_s = self._received_at_s - began_at_s
+        silent_s = min(self._clock.monotonic_s() - self._received_at_s, SILENCE_S_MAX)
+        outcome.in_flight_s = 0.0 if self._response.has_heard_all else silent_s + self._response.trip_s
         outcome.usage = meter.usage
         outcome.usage_so_far = meter.usage_so_far
         outcome.output_chunks = meter.output_chunks
@@ -142,10 +205,6 @@ async def relay_stream(
         outcome.finish_reason = meter.finish_reason
         if meter.has_error:
             outcome.error_type = UpstreamStreamFailed.error_type
-    if not meter.has_ended:
-        raise UpstreamBroken("the provider's stream ended before it was finished", may_have_been_billed=True)
-    admission.settle(attempt, outcome)
-    await responder.end_stream()
 
 
 class _Passage(Protocol):
@@ -215,27 +274,28 @@ def _stream_failed(events: Sequence[Event]) -> UpstreamStreamFailed:
 class Tranches:
     """How far the hold of a running stream reaches, in output tokens; bytes bound them from above."""
 
-    __slots__ = ("_admission", "_attempt", "_covered_tokens", "_tokens_max")
+    __slots__ = ("_admission", "_attempt", "_tokens_max")
 
     def __init__(self, attempt: Attempt, admission: Admission) -> None:
         self._attempt = attempt
         self._admission = admission
         self._tokens_max = output_tokens_max(attempt.described, attempt.upstream)
-        is_whole = attempt.held_nanos >= attempt.full_nanos
-        self._covered_tokens = self._tokens_max if is_whole else attempt.tranche_tokens
 
-    def are_short(self, output_bytes: int) -> bool:
-        if self._covered_tokens >= self._tokens_max:
-            return False
-        return needed_tokens(output_bytes) > self._covered_tokens
+    @property
+    def are_whole(self) -> bool:
+        return self._attempt.covered_tokens >= self._tokens_max
 
-    async def extend(self, output_bytes: int) -> None:
-        """By a tranche, or by more where what has come is longer."""
-        tranche = TRANCHE_TOKENS * self._attempt.described.call.choices
-        missing = needed_tokens(output_bytes) - self._covered_tokens
-        more = min(max(tranche, missing), self._tokens_max - self._covered_tokens)
-        await self._admission.extend(self._attempt, more)
-        self._covered_tokens += more
+    async def cover(self, meter: StreamMeter, now_s: float) -> None:
+        """Extend where it has become short: by a tranche, or by more where what has come is longer."""
+        attempt = self._attempt
+        shown_s = now_s - attempt.first_token_at_s if attempt.first_token_at_s is not None else 0.0
+        pace = meter.output_chunks / shown_s if shown_s > PACE_FROM_S else 0.0
+        missing = needed_tokens(meter.output_bytes, pace) - attempt.covered_tokens
+        if missing <= 0:
+            return
+        tranche = TRANCHE_TOKENS * attempt.described.call.choices
+        more = min(max(tranche, missing), self._tokens_max - attempt.covered_tokens)
+        await self._admission.extend(attempt, more)
 
 
 def _check_lease(admission: Admission) -> None:

@@ -240,12 +240,17 @@ class UpstreamResponse:
         "_is_complete",
         "_is_paused",
         "_waiter",
+        "has_heard_all",
         "headers",
         "status",
+        "trip_s",
     )
 
     def __init__(self, connection: "_Connection", idle_timeout_s: float) -> None:
         self.status = 0
+        # The other side has said that nothing more comes, whether or not its answer was complete.
+        self.has_heard_all = False
+        self.trip_s = connection.trip_s
         self.headers: list[tuple[bytes, bytes]] = []
         self._connection = connection
         self._idle_timeout_s = idle_timeout_s
@@ -267,7 +272,7 @@ class UpstreamResponse:
         """All the body bytes that are here, or the next to come; `b""` when the body has ended well.
 
         Raises `UpstreamProtocolError` (after the last bytes that came), `IdleTimedOut`, or `ResponseClosed` when
-        somebody closed it with bytes unread.
+        somebody closed it with bytes unread. Who is cancelled can go on to read.
         """
         while not self._chunks:
             if self._failure is not None:
@@ -281,13 +286,22 @@ class UpstreamResponse:
         """The whole body. Raises `BodyTooLarge` past `bytes_max`, and what `next_chunk` raises."""
         parts: list[bytes] = []
         size = 0
-        while chunk := await self.next_chunk():
-            size += len(chunk)
-            if size > bytes_max:
-                self.close()
-                raise BodyTooLarge(f"the provider's answer is longer than {bytes_max} bytes")
-            parts.append(chunk)
+        try:
+            while chunk := await self.next_chunk():
+                size += len(chunk)
+                if size > bytes_max:
+                    self.close()
+                    raise BodyTooLarge(f"the provider's answer is longer than {bytes_max} bytes")
+                parts.append(chunk)
+        except asyncio.CancelledError:
+            self.close()
+            raise
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def hang_up(self) -> bool:
+        """Say that no more is wanted, and stay to read what is on its way. False where that cannot be said (TLS has no word for
+        it): then what is at hand is all there is."""
+        return self._is_complete or self._failure is not None or self._connection.write_eof()
 
     def close(self) -> None:
         """Be done with it. An answer not yet complete takes its connection along. Idempotent."""
@@ -299,10 +313,14 @@ class UpstreamResponse:
         self._chunks.clear()
 
     async def _wait_for_head(self, timeout_s: float) -> None:
-        while not self.status:
-            if self._failure is not None:
-                raise self._failure
-            await self._wait(timeout_s)
+        try:
+            while not self.status:
+                if self._failure is not None:
+                    raise self._failure
+                await self._wait(timeout_s)
+        except asyncio.CancelledError:
+            self.close()
+            raise
 
     def _fail(self, failure: UpstreamFailure) -> None:
         """The first failure counts, and ends the connection; what came before it can still be read."""
@@ -324,9 +342,6 @@ class UpstreamResponse:
         connection.deadline = loop.time() + timeout_s
         try:
             await self._waiter
-        except asyncio.CancelledError:
-            self.close()
-            raise
         finally:
             self._waiter = None
             # A complete response has given its connection back, and that may carry another's deadline by now.
@@ -386,11 +401,13 @@ class _Site:
             raise PoolExhausted(f"{self.name} already has {self.pool.connections_max} connections")
         connection = _Connection(self)
         self.connecting += 1
+        began_at_s = self.pool.loop.time()
         try:
             async with asyncio.timeout(timeout_s):
                 await self.pool.loop.create_connection(lambda: connection, self.host, self.port, ssl=self.ssl_context)
             if self.pool.is_closed or not connection.is_open():
                 raise ConnectionAbortedError(ECONNABORTED, "hung up before anything was sent")
+            connection.trip_s = self.pool.loop.time() - began_at_s
             self.busy.add(connection)
         except TimeoutError as error:
             raise ConnectTimedOut(f"{self.name} took no connection in time") from error
@@ -417,6 +434,7 @@ class _Connection(asyncio.Protocol):
     """One socket, and the answer that is being read from it."""
 
     __slots__ = (
+        "_has_hung_up",
         "_may_reuse",
         "_parser",
         "_response",
@@ -426,6 +444,7 @@ class _Connection(asyncio.Protocol):
         "deadline",
         "is_lost",
         "site",
+        "trip_s",
     )
 
     def __init__(self, site: _Site) -> None:
@@ -433,10 +452,13 @@ class _Connection(asyncio.Protocol):
         self.deadline = inf
         self.announced_lifetime_s = inf
         self.is_lost = False
+        # How long it took to connect: no less than there and back.
+        self.trip_s = 0.0
         self._parser = httptools.HttpResponseParser(self)
         self._response: UpstreamResponse | None = None
         self._transport: asyncio.Transport | None = None
         self._may_reuse = False
+        self._has_hung_up = False
         # Received since the last body byte: the head, and later trailers and chunk extensions.
         self._unproductive_bytes = 0
 
@@ -453,6 +475,14 @@ class _Connection(asyncio.Protocol):
 
     def is_open(self) -> bool:
         return not self.is_lost and self._transport is not None and not self._transport.is_closing()
+
+    def write_eof(self) -> bool:
+        if self._transport is None or not self._transport.can_write_eof() or not self.is_open():
+            return False
+        if not self._has_hung_up:
+            self._has_hung_up = True
+            self._transport.write_eof()
+        return True
 
     def resume_reading(self) -> None:
         if self._transport is not None and self.is_open():
@@ -480,7 +510,7 @@ class _Connection(asyncio.Protocol):
         self._response = None
         self.deadline = inf
         # A provider that answers before it has read the whole request leaves the rest of it in our buffer.
-        if self._may_reuse and self._transport.get_write_buffer_size() == 0:
+        if self._may_reuse and not self._has_hung_up and self._transport.get_write_buffer_size() == 0:
             self.site.put_idle(self)
         else:
             self.abort()
@@ -526,6 +556,8 @@ class _Connection(asyncio.Protocol):
             response._wake()
 
     def eof_received(self) -> None:
+        if self._response is not None:
+            self._response.has_heard_all = True
         self._finish()
         self.abort()
 
@@ -592,7 +624,7 @@ class _Connection(asyncio.Protocol):
         response = self._response
         assert response is not None
         if response.status:
-            response._is_complete = True
+            response._is_complete = response.has_heard_all = True
             self._may_reuse = self._parser.should_keep_alive()
 
 

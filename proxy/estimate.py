@@ -1,0 +1,128 @@
+"""What a call has used whose provider never said: reckoned from what was seen of it, and from what calls of its deployment have
+lately used. No I/O, no clock.
+
+A tokenizer would know the models of one maker only, and takes a second and 150 MB of every worker. Providers count each call that
+ends well, so a worker learns from them how many tokens the bytes of its own traffic make.
+"""
+
+from math import ceil, sqrt
+from typing import NamedTuple
+
+from audit.records import Usage
+
+# What a byte is taken for until something is learned.
+BYTES_PER_TOKEN = 4
+# What was seen before counts by so much less with each call: some fifty are remembered.
+FORGETTING = 0.98
+# What fewer calls say is chance.
+CALLS_MIN = 8
+# An estimate must not be too low: so many standard deviations above what is likely.
+DEVIATIONS = 3
+# How much faster a call may run than the fastest of late.
+FASTER = 1.125
+# A stream that has shown itself for less has no pace of its own.
+PACE_FROM_S = 0.1
+# A provider that has shown nothing for longer has stopped making what would show.
+SILENCE_S_MAX = 1.0
+
+
+class Line:
+    """How one quantity follows another: least squares, in which what is long ago counts little."""
+
+    __slots__ = ("_calls", "_mean_x", "_mean_y", "_weight", "_xx", "_xy", "_yy")
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._weight = self._mean_x = self._mean_y = self._xx = self._xy = self._yy = 0.0
+
+    def note(self, x: float, y: float) -> None:
+        self._calls += 1
+        self._weight = self._weight * FORGETTING + 1
+        from_x, from_y = x - self._mean_x, y - self._mean_y
+        self._mean_x += from_x / self._weight
+        self._mean_y += from_y / self._weight
+        self._xx = self._xx * FORGETTING + from_x * (x - self._mean_x)
+        self._xy = self._xy * FORGETTING + from_x * (y - self._mean_y)
+        self._yy = self._yy * FORGETTING + from_y * (y - self._mean_y)
+
+    def at_most(self, x: float) -> float | None:
+        """What comes with `x`, and hardly ever more; None while too little was seen."""
+        if self._calls < CALLS_MIN:
+            return None
+        if not self._xx:
+            return self._mean_y * max(x / self._mean_x, 1.0) if self._mean_x else None
+        slope = max(self._xy / self._xx, 0.0)
+        variance = max(self._yy - slope * self._xy, 0.0) / self._weight
+        # Far from what was seen less is sure.
+        spread = 1 + 1 / self._weight + (x - self._mean_x) ** 2 / self._xx
+        return self._mean_y + slope * (x - self._mean_x) + DEVIATIONS * sqrt(variance * spread)
+
+
+class Seen(NamedTuple):
+    """What was seen of an output. Durations in seconds: `shown_s` from the first of it to the last, `running_s` since the call was
+    sent. `in_flight_s` is how long the provider may have gone on beyond what was seen: 0 when its last word was heard, None where
+    it could not be seen at work at all (a whole answer that never came)."""
+
+    chunks: int
+    output_bytes: int
+    shown_s: float
+    running_s: float
+    in_flight_s: float | None
+
+
+class Experience:
+    """What calls of one deployment have lately used."""
+
+    __slots__ = ("_by_bytes", "_by_chunks", "_fastest", "_prompts")
+
+    def __init__(self) -> None:
+        self._prompts = Line()
+        self._by_chunks = Line()
+        self._by_bytes = Line()
+        # Tokens a second; 0 while nobody knows.
+        self._fastest = 0.0
+
+    def note(self, usage: Usage, prompt_bytes: int, seen: Seen, *, is_stream: bool) -> None:
+        """A call has ended, and its provider has said what it used."""
+        self._prompts.note(prompt_bytes, usage.input_tokens)
+        if is_stream and seen.chunks:
+            self._by_chunks.note(seen.chunks, usage.output_tokens)
+            self._by_bytes.note(seen.output_bytes, usage.output_tokens)
+        if seen.running_s > 0:
+            self._fastest = max(usage.output_tokens / seen.running_s, self._fastest * FORGETTING)
+
+    def input_tokens(self, prompt_bytes: int) -> int:
+        """Of a prompt of so many bytes, one token each at most."""
+        likely = self._prompts.at_most(prompt_bytes)
+        return min(_whole(prompt_bytes / BYTES_PER_TOKEN if likely is None else max(likely, 0.0)), prompt_bytes)
+
+    def output_tokens(self, seen: Seen, *, is_visible: bool, held: int, most: int) -> int:
+        """What a provider may bill as output of a call that was cut: never less than was seen, never more than the call may make
+        (`most`), and beyond what was seen never more than is `held` (both in tokens).
+
+        Where all output shows, what was seen is counted, and what was on its way is added at the pace of the stream. Where it
+        does not, nobody can have made more than the fastest in as long; and where even that is not known, it is what is held.
+        """
+        if not most:
+            return 0
+        fastest = self._fastest * FASTER
+        shown = self._shown(seen)
+        if is_visible and seen.in_flight_s is not None:
+            pace = shown / seen.shown_s if seen.shown_s > PACE_FROM_S else fastest
+            made = shown + _whole(pace * seen.in_flight_s) if pace or not seen.in_flight_s else held
+        else:
+            made = _whole(fastest * seen.running_s) if fastest else held
+        return min(max(shown, min(made, held)), most)
+
+    def _shown(self, seen: Seen) -> int:
+        """Tokens of the output that has come: many providers send each in a chunk of its own, and none sends half a one."""
+        if not seen.chunks:
+            return 0
+        lines = self._by_chunks.at_most(seen.chunks), self._by_bytes.at_most(seen.output_bytes)
+        likely = [tokens for tokens in lines if tokens is not None] or [seen.output_bytes / BYTES_PER_TOKEN]
+        return max(seen.chunks, _whole(min(likely)))
+
+
+def _whole(tokens: float) -> int:
+    """Rounded up, but for what is only an error of the arithmetic."""
+    return ceil(tokens - 1e-6)
