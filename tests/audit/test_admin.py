@@ -25,6 +25,7 @@ def rows():
     team = factories.TeamFactory()
     project = factories.ProjectFactory(team=team)
     key = factories.VirtualKeyFactory(project=project)
+    budget = factories.BudgetFactory(scope="key", virtual_key=key)
     return {
         type(row): row
         for row in [
@@ -42,9 +43,14 @@ def rows():
             factories.ModelFactory(),
             factories.PriceFactory(),
             factories.ExchangeRateFactory(),
+            factories.ExchangeRateFeedFactory(),
+            factories.ContractFactory(),
+            factories.PriceProposalFactory(),
+            factories.RerateFactory(),
             factories.DeploymentFactory(),
             factories.ModelAliasFactory(),
-            factories.BudgetFactory(scope="key", virtual_key=key),
+            budget,
+            factories.IncreaseFactory(budget=budget),
             factories.LimitFactory(team=team),
             factories.ChannelFactory(team=team),
             factories.AlertFactory(team_id=team.pk),
@@ -82,7 +88,17 @@ def test_every_list_exports(client, boss, model):
     assert AuditEntry.objects.filter(action="export", actor_name="boss").exists()
 
 
-TEAM_OWNED = {"team", "project", "virtualkey", "serviceaccount", "apitoken", "budget", "limit", "usagerecord"}
+TEAM_OWNED = {
+    "team",
+    "project",
+    "virtualkey",
+    "serviceaccount",
+    "apitoken",
+    "budget",
+    "increase",
+    "limit",
+    "usagerecord",
+}
 
 
 @pytest.mark.parametrize("model", [m for m in PAGES if m._meta.model_name in TEAM_OWNED], ids=lambda m: m._meta.label)
