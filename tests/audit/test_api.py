@@ -22,7 +22,8 @@ def test_neither_is_written(resource):
 
 
 def test_a_usage_record_says_all_that_the_ledger_knows():
-    meters = {name: number for number, name in enumerate(Usage.__struct_fields__)}
+    # A number of its own for each count, and a word of its own for what is told in words.
+    meters = {name: type(getattr(Usage(), name))(number) for number, name in enumerate(Usage.__struct_fields__)}
     record = factories.UsageRecordFactory(cost_usd=Decimal("0.000000001"), tags={"feature": "search"}, **meters)
     row = client_with("usage:read").get(url("usage-records", record.pk)).json()
     assert row["cost_usd"] == "0.000000001"
