@@ -192,8 +192,8 @@ def _usage(usage: Usage, service_tier: str = "") -> dict[str, Any]:
     }
     if usage.reasoning_tokens:
         told["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
-    if usage.tool_calls:
-        told["server_tool_use"] = {"web_search_requests": usage.tool_calls, "web_fetch_requests": 0}
+    if usage.searches:
+        told["server_tool_use"] = {"web_search_requests": usage.searches, "web_fetch_requests": 0}
     if service_tier in _SERVICE_TIERS:
         told["service_tier"] = _SERVICE_TIERS[service_tier]
     return told

@@ -651,7 +651,8 @@ def test_an_answer_is_named_as_the_client_asked() -> None:
             cache_write_1h_input_tokens=20,
             output_tokens=9,
             reasoning_tokens=4,
-            tool_calls=2,
+            tool_calls=5,
+            searches=2,
         ),
     )
     assert json.loads(MESSAGES.write_answer(answer, describe())) == {

@@ -131,7 +131,7 @@ FORMATS = {
         frozenset(
             {
                 "cache_read_input_tokens", "cache_write_input_tokens", "cache_write_1h_input_tokens", "reasoning_tokens",
-                "tool_calls",
+                "searches",
             }
         ),
     ),
@@ -808,6 +808,7 @@ def usages(draw: st.DrawFn, counts: frozenset[str]) -> Usage:
     read = within("cache_read_input_tokens", input_tokens)
     written = within("cache_write_input_tokens", input_tokens - read)
     reasoning = within("reasoning_tokens", output_tokens)
+    searches = within("searches", 9)
     return Usage(
         input_tokens=input_tokens,
         cache_read_input_tokens=read,
@@ -817,7 +818,9 @@ def usages(draw: st.DrawFn, counts: frozenset[str]) -> Usage:
         output_tokens=output_tokens,
         reasoning_tokens=reasoning,
         output_audio_tokens=within("output_audio_tokens", output_tokens - reasoning),
-        tool_calls=within("tool_calls", 9),
+        # What else its provider's tools did none of them tells.
+        tool_calls=searches,
+        searches=searches,
     )
 
 

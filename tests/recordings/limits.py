@@ -34,7 +34,7 @@ LIMITS = {
     "openai.chat": Limits(
         {STOP_SEQUENCE: STOP},
         unsaid=frozenset({"stop_sequence"}),
-        uncounted=frozenset({"tool_calls"}),
+        uncounted=frozenset({"searches", "tool_calls"}),
         has_refusals=True,
         bare_refusal=CONTENT_FILTER,
         has_choices=True,
@@ -45,7 +45,7 @@ LIMITS = {
         unsaid=frozenset({"stop_sequence", "media"}),
         uncounted=frozenset(
             {
-                "tool_calls", "cache_write_1h_input_tokens", "input_audio_tokens", "input_image_tokens",
+                "searches", "tool_calls", "cache_write_1h_input_tokens", "input_audio_tokens", "input_image_tokens",
                 "output_audio_tokens", "output_image_tokens",
             }
         ),
@@ -56,8 +56,9 @@ LIMITS = {
     "anthropic.messages": Limits(
         {CONTENT_FILTER: REFUSAL},
         unsaid=frozenset({"logprobs", "media"}),
+        # Of the runs only the searches are told.
         uncounted=frozenset(
-            {"input_audio_tokens", "input_image_tokens", "output_audio_tokens", "output_image_tokens"}
+            {"tool_calls", "input_audio_tokens", "input_image_tokens", "output_audio_tokens", "output_image_tokens"}
         ),
         ends_in_words=True,
         needs_usage=True,
@@ -65,7 +66,9 @@ LIMITS = {
     "gemini.generate": Limits(
         {STOP_SEQUENCE: STOP, REFUSAL: CONTENT_FILTER},
         unsaid=frozenset({"stop_sequence"}),
-        uncounted=frozenset({"tool_calls", "cache_write_input_tokens", "cache_write_1h_input_tokens"}),
+        uncounted=frozenset(
+            {"searches", "tool_calls", "cache_write_input_tokens", "cache_write_1h_input_tokens"}
+        ),
         has_choices=True,
     ),
     "cohere.chat": Limits(
@@ -73,8 +76,8 @@ LIMITS = {
         unsaid=frozenset({"stop_sequence", "signatures", "media"}),
         uncounted=frozenset(
             {
-                "tool_calls", "cache_read_input_tokens", "cache_write_input_tokens", "cache_write_1h_input_tokens",
-                "input_audio_tokens", "output_audio_tokens", "output_image_tokens",
+                "searches", "tool_calls", "cache_read_input_tokens", "cache_write_input_tokens",
+                "cache_write_1h_input_tokens", "input_audio_tokens", "output_audio_tokens", "output_image_tokens",
             }
         ),
     ),
@@ -88,8 +91,8 @@ def as_told(meaning: Meaning, limits: Limits) -> Meaning:
     usage = meaning.usage if meaning.usage is not None or not limits.needs_usage else Usage()
     if usage is not None:
         usage = msgspec.structs.replace(usage, **dict.fromkeys(limits.uncounted, 0))
-        # Which runs were searches no dialect tells; where an answer was served, its tier does, if any.
-        usage = msgspec.structs.replace(usage, searches=0, service_tier="", inference_geo="")
+        # Where an answer was served, its tier tells, if any.
+        usage = msgspec.structs.replace(usage, service_tier="", inference_geo="")
     return Meaning([_told(said, limits) for said in choices], usage, meaning.error)
 
 
