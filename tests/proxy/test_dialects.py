@@ -175,10 +175,15 @@ def test_a_lenient_alias_lets_it_fall_and_says_so(client: Client) -> None:
 
 @pytest.mark.parametrize("slug", PROVIDERS)
 def test_a_providers_refusal_keeps_its_class_in_every_dialect(every: Stack, client: Client, slug: str) -> None:
-    for status_code in (400, 404, 429, 503):
+    # A deployment for each: one whose provider said to come again in seven seconds is not asked before.
+    for dialect in DIALECTS:
+        every.control.add_deployment(f"{slug}-{dialect}", provider=slug, upstream_model=f"{slug}-sim")
+        every.control.add_alias(f"{slug}-{dialect}", f"{slug}-{dialect}")
+    every.wait_for_version(every.control.publish())
+    for status_code in (400, 404, 503, 429):
         for dialect in DIALECTS:
             prompt = f"[[simulate error={status_code} retry_after_s=7]]"
-            response = client.ask(dialect, slug, prompt)
+            response = client.ask(dialect, f"{slug}-{dialect}", prompt)
             case = (dialect, status_code, response.status_code, response.text)
             assert response.status_code == (status_code if status_code < 500 else 502), case
             error = response.json()
