@@ -30,7 +30,7 @@ from proxy.errors import (
     Unavailable,
     UnpricedModel,
 )
-from proxy.estimate import BYTES_PER_TOKEN, FORGETTING, Experience, Seen
+from proxy.estimate import BYTES_PER_TOKEN, FORGETTING, Experience, Seen, pace_of
 from proxy.ids import new_id
 from proxy.jobs import Job, price_of, rates_of_all
 from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
@@ -379,7 +379,8 @@ class Admission:
         """What holds and estimates of the deployment's next calls go by."""
         call, deployment_id = attempt.described.call, attempt.upstream.deployment.deployment_id
         if call.is_stream:
-            needed = needed_tokens(outcome.output_bytes) / call.choices
+            pace = pace_of(outcome.output_chunks, outcome.shown_s)
+            needed = needed_tokens(outcome.output_bytes, pace) / call.choices
             lately = self._needed_tokens.get(deployment_id, 0.0)
             self._needed_tokens[deployment_id] = max(needed, lately * FORGETTING)
         is_like_others = call.capability == "chat" and not (
@@ -677,7 +678,7 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
     )
 
 
-def needed_tokens(output_bytes: int, tokens_per_s: float = 0.0) -> int:
+def needed_tokens(output_bytes: int, tokens_per_s: float) -> int:
     """How many tokens of output the hold of a stream is to cover that has come so far, and at this pace: its bytes bound them from
     above, and the provider is some way ahead of what we have read, and goes on while the stream waits for room."""
     ahead = max(EXTEND_AHEAD_TOKENS, ceil(tokens_per_s * (EXTEND_WAIT_S + ROOM_POLL_S)))
@@ -756,25 +757,17 @@ def _limit_costs(attempt: Attempt) -> list[int]:
     output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
     # Of a session nobody knows what will be said.
     heard = 0 if call.is_session else input_tokens_max(call, attempt.upstream.deployment) // BYTES_PER_TOKEN
-    for i in rules.estimated:
-        check = rules.checks[i]
-        costs[i] = min(
-            check.cost_ns(_metered(rules.limits[i].metric, heard, output, attempt.full_nanos)), check.capacity
-        )
+    for index, check, metric in rules.estimated:
+        costs[index] = min(check.cost_ns(_metered(metric, heard, output, attempt.full_nanos)), check.capacity)
     return costs
 
 
 def _corrections(attempt: Attempt, event: UsageEvent) -> list[tuple[str, int]]:
-    rules, usage = attempt.rules, event.usage
+    usage, nanos, taken_ns = event.usage, event.cost_nanos, attempt.costs_ns
+    heard, said = usage.input_tokens, usage.output_tokens
     return [
-        (
-            rules.checks[i].key,
-            rules.checks[i].cost_ns(
-                _metered(rules.limits[i].metric, usage.input_tokens, usage.output_tokens, event.cost_nanos)
-            )
-            - attempt.costs_ns[i],
-        )
-        for i in rules.estimated
+        (check.key, check.cost_ns(_metered(metric, heard, said, nanos)) - taken_ns[index])
+        for index, check, metric in attempt.rules.estimated
     ]
 
 

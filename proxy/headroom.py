@@ -273,9 +273,9 @@ class Headrooms:
         room, at_s = self._rooms.get(name), self._clock.monotonic_s()
         if status < TOO_MANY_REQUESTS and room is not None and at_s < room.read_again_s:
             return
-        headers = dict(answered)
-        if status != TOO_MANY_REQUESTS and _REMAINING.isdisjoint(headers):
+        if status != TOO_MANY_REQUESTS and not _says_what_is_left(answered):
             return
+        headers = dict(answered)
         now_s = self._clock.now_s()
         left = read(headers, now_s)
         closed_s = min(retry_after_s(headers, now_s), WAIT_S_MAX) if status == TOO_MANY_REQUESTS else 0.0
@@ -311,6 +311,13 @@ class Headrooms:
     def _tell(self, told: _Told) -> None:
         with contextlib.suppress(RedisError):  # The others find out by themselves.
             self._redis.call(b"PUBLISH", CHANNEL, _encode(told)).add_done_callback(_look_at)
+
+
+def _says_what_is_left(answered: Headers) -> bool:
+    for name, _ in answered:  # noqa: SIM110  A generator costs three times as much.
+        if name in _REMAINING:
+            return True
+    return False
 
 
 def _look_at(future: "asyncio.Future[Any]") -> None:

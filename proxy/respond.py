@@ -122,10 +122,11 @@ def _error_headers(error: GatewayError) -> Headers:
 def rate_limit_headers(rules: Rules, free: Sequence[int], reset_ms: Sequence[int]) -> Headers:
     """`x-ratelimit-*` as OpenAI sends them, of the tightest limit of each kind; by position among the rules' limits."""
     headers: Headers = []
+    checks = rules.checks
     for names in rules.rate_headers:
         if names.positions:
-            remaining, at = min((rules.checks[at].units_in(free[at]), at) for at in names.positions)
-            headers.append((names.limit, b"%d" % rules.checks[at].amount))
+            remaining, at = min([(checks[at].units_in(free[at]), at) for at in names.positions])
+            headers.append((names.limit, b"%d" % checks[at].amount))
             headers.append((names.remaining, b"%d" % remaining))
             headers.append((names.reset, b"%dms" % reset_ms[at]))
     return headers

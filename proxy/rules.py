@@ -31,6 +31,14 @@ class RateHeaders(NamedTuple):
     positions: list[int]
 
 
+class Estimated(NamedTuple):
+    """A rate of which an attempt takes what it is likely to use, corrected when it is known; `at` is its position."""
+
+    at: int
+    check: gate.LimitCheck
+    metric: str
+
+
 class Rules:
     """`budgets` and `limits` are those that match; `values` say which of their counters it is."""
 
@@ -42,8 +50,12 @@ class Rules:
         self._in_force = InForce((), gate.BudgetCounters(), 0.0)
         self.limits = sorted(limits_, key=_is_of_concurrency)
         self.checks = gate.LimitChecks(_check(limit, values) for limit in self.limits)
-        # Positions of rates whose cost is an estimate, corrected when it is known; all others cost one.
-        self.estimated = [i for i in range(self.checks.rates) if self.limits[i].metric != limits.REQUESTS]
+        # Of all other rates an attempt takes one.
+        self.estimated = [
+            Estimated(i, check, self.limits[i].metric)
+            for i, check in enumerate(self.checks[: self.checks.rates])
+            if self.limits[i].metric != limits.REQUESTS
+        ]
         self.costs_of_one = [check.cost_ns(1) for check in self.checks[: self.checks.rates]]
         self.rate_headers = [
             _rate_headers(name, [i for i, limit in enumerate(self.limits) if limit.metric == metric])

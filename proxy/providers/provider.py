@@ -406,4 +406,5 @@ def name_of(text: object) -> str:
 
 def checked_usage(usage: Usage) -> Usage | None:
     """None for counts that no provider can mean."""
-    return usage if all(0 <= count <= TOKENS_MAX for count in usage.counts) else None
+    counts = usage.counts
+    return usage if min(counts) >= 0 and max(counts) <= TOKENS_MAX else None
