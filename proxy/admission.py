@@ -379,8 +379,7 @@ class Admission:
         """What holds and estimates of the deployment's next calls go by."""
         call, deployment_id = attempt.described.call, attempt.upstream.deployment.deployment_id
         if call.is_stream:
-            pace = pace_of(outcome.output_chunks, outcome.shown_s)
-            needed = needed_tokens(outcome.output_bytes, pace) / call.choices
+            needed = needed_tokens(outcome.output_bytes, outcome.output_chunks, outcome.shown_s) / call.choices
             lately = self._needed_tokens.get(deployment_id, 0.0)
             self._needed_tokens[deployment_id] = max(needed, lately * FORGETTING)
         is_like_others = call.capability == "chat" and not (
@@ -678,11 +677,12 @@ def _event(prepared: Prepared, now_s: float) -> UsageEvent:
     )
 
 
-def needed_tokens(output_bytes: int, tokens_per_s: float) -> int:
-    """How many tokens of output the hold of a stream is to cover that has come so far, and at this pace: its bytes bound them from
-    above, and the provider is some way ahead of what we have read, and goes on while the stream waits for room."""
-    ahead = max(EXTEND_AHEAD_TOKENS, ceil(tokens_per_s * (EXTEND_WAIT_S + ROOM_POLL_S)))
-    return output_bytes + HIDDEN_OUTPUT_TOKENS + ahead
+def needed_tokens(output_bytes: int, output_chunks: int, shown_s: float) -> int:
+    """How many tokens of output the hold of a stream is to cover that has come so far: its bytes bound them from above, and the
+    provider is some way ahead of what we have read; a fast one goes far (a token a chunk, for all we know) while its
+    stream waits for room."""
+    meanwhile = ceil(pace_of(output_chunks, shown_s) * (EXTEND_WAIT_S + ROOM_POLL_S))
+    return HIDDEN_OUTPUT_TOKENS + max(output_bytes + EXTEND_AHEAD_TOKENS, output_chunks + meanwhile)
 
 
 def _hold_sizes(prepared: Prepared, tranche_tokens: int) -> tuple[int, int]:

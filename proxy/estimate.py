@@ -60,8 +60,8 @@ class Line:
 
 class Seen(NamedTuple):
     """What was seen of an output. Durations in seconds: `shown_s` from the first of it to the last, `running_s` since the call was
-    sent. `in_flight_s` is how long the provider may have gone on beyond what was seen: 0 when its last word was heard, None where
-    it could not be seen at work at all (a whole answer that never came)."""
+    sent. `in_flight_s` is how long the provider may have gone on beyond what was seen: 0 when it was at its end, None where it
+    could not be seen at work at all (a whole answer that never came)."""
 
     chunks: int
     output_bytes: int
@@ -108,7 +108,7 @@ class Experience:
         fastest = self._fastest * FASTER
         shown = self._shown(seen)
         if is_visible and seen.in_flight_s is not None:
-            pace = shown / seen.shown_s if seen.shown_s > PACE_FROM_S else fastest
+            pace = pace_of(shown, seen.shown_s) or fastest
             made = shown + _whole(pace * seen.in_flight_s) if pace or not seen.in_flight_s else held
         else:
             made = _whole(fastest * seen.running_s) if fastest else held
@@ -121,6 +121,11 @@ class Experience:
         lines = self._by_chunks.at_most(seen.chunks), self._by_bytes.at_most(seen.output_bytes)
         likely = [tokens for tokens in lines if tokens is not None] or [seen.output_bytes / BYTES_PER_TOKEN]
         return max(seen.chunks, _whole(min(likely)))
+
+
+def pace_of(tokens: int, shown_s: float) -> float:
+    """In tokens a second; 0 for a stream that has not shown itself for long enough to have one."""
+    return tokens / shown_s if shown_s > PACE_FROM_S else 0.0
 
 
 def _whole(tokens: float) -> int:

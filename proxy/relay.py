@@ -12,7 +12,7 @@ from proxy.call import gateway_error
 from proxy.clock import Clock
 from proxy.dialects.dialect import RESPONSE, Call, StreamWriter
 from proxy.errors import GatewayError, LeaseLost, UpstreamBroken, UpstreamFailed, UpstreamStreamFailed
-from proxy.estimate import PACE_FROM_S, SILENCE_S_MAX
+from proxy.estimate import SILENCE_S_MAX
 from proxy.neutral import Answer, Began, Event, Failed
 from proxy.prepare import Prepared
 from proxy.providers.provider import Api, EventMeter, Kept, Measured, StreamMeter, StreamReader, name_of
@@ -147,6 +147,7 @@ class _Stream:
         self._parser = api.frame_parser(call)
         self._bytes_max = api.stream_bytes_max
         self._received_at_s = self._clock.monotonic_s()
+        self._hung_up_at_s: float | None = None
         self.meter = self._passage.meter
 
     async def pass_on(self, responder: Responder) -> None:
@@ -184,6 +185,7 @@ class _Stream:
     async def hear_out(self) -> None:
         """Read, for nobody but the meter, what is on its way: to the provider's last word where it can be told that nobody
         listens, else what is at hand."""
+        self._hung_up_at_s = self._clock.monotonic_s()
         with suppress(http1.UpstreamFailure, GatewayError, StreamTooLarge, StreamMalformed, TimeoutError):
             async with asyncio.timeout(LAST_WORD_S if self._response.hang_up() else 0):
                 while chunk := await self._response.next_chunk():
@@ -195,8 +197,13 @@ class _Stream:
         outcome, meter, began_at_s = self._outcome, self.meter, self._attempt.first_token_at_s
         if began_at_s is not None:
             outcome.shown_s = self._received_at_s - began_at_s
-        silent_s = min(self._clock.monotonic_s() - self._received_at_s, SILENCE_S_MAX)
-        outcome.in_flight_s = 0.0 if self._response.has_heard_all else silent_s + self._response.trip_s
+        now_s = self._clock.monotonic_s()
+        if not self._response.has_heard_all:
+            outcome.in_flight_s = min(now_s - self._received_at_s, SILENCE_S_MAX) + self._response.trip_s
+        elif self._hung_up_at_s is not None and not meter.has_ended:
+            outcome.in_flight_s = now_s - self._hung_up_at_s  # Until it heard of it, it may have gone on in silence.
+        else:
+            outcome.in_flight_s = 0.0
         outcome.usage = meter.usage
         outcome.usage_so_far = meter.usage_so_far
         outcome.output_chunks = meter.output_chunks
@@ -289,8 +296,8 @@ class Tranches:
         """Extend where it has become short: by a tranche, or by more where what has come is longer."""
         attempt = self._attempt
         shown_s = now_s - attempt.first_token_at_s if attempt.first_token_at_s is not None else 0.0
-        pace = meter.output_chunks / shown_s if shown_s > PACE_FROM_S else 0.0
-        missing = needed_tokens(meter.output_bytes, pace) - attempt.covered_tokens
+        needed = needed_tokens(meter.output_bytes, meter.output_chunks, shown_s)
+        missing = needed - attempt.covered_tokens
         if missing <= 0:
             return
         tranche = TRANCHE_TOKENS * attempt.described.call.choices
