@@ -240,6 +240,15 @@ class Follower:
         )
         self._admission.settle_late(settled, hold.budgets)
         self._counts.attempt_settled(settled.usage.input_tokens, settled.usage.output_tokens, settled.cost_nanos)
+        if settled.cost_nanos > settled.held_nanos:
+            self._counts.over_hold += 1
+            log.warning(
+                "a job cost more than was held for it",
+                deployment=settled.deployment,
+                attempt_id=event.attempt_id,
+                cost_nanos=settled.cost_nanos,
+                held_nanos=settled.held_nanos,
+            )
         log.info(
             "a job is settled", attempt_id=event.attempt_id, upstream_id=event.upstream_id, requests=ended.requests
         )

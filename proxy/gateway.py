@@ -330,6 +330,16 @@ class Gateway:
         usage = attempt.event.usage
         if attempt.event.state != "suspense":  # Else it is counted when it is known.
             self._counts.attempt_settled(usage.input_tokens, usage.output_tokens, cost)
+        if cost > attempt.held_nanos:
+            # The bill is what it is, so the ledger has it. That it can happen is the deployment's price or bounds being wrong.
+            self._counts.over_hold += 1
+            log.warning(
+                "an attempt cost more than was held for it",
+                deployment=attempt.event.deployment,
+                attempt_id=attempt.attempt_id,
+                cost_nanos=cost,
+                held_nanos=attempt.held_nanos,
+            )
 
     # What providers keep
 

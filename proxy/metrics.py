@@ -27,6 +27,8 @@ class Counts(msgspec.Struct):
     streams_cut: int = 0
     # Jobs whose end could not be known: they stay in suspense.
     jobs_lost: int = 0
+    # Attempts that have cost more than was held for them: a cap may have been passed by the difference.
+    over_hold: int = 0
 
     def request_done(self, status_code: int, latency_ms: float) -> None:
         name = str(status_code)
@@ -104,6 +106,9 @@ class _Statuses:
         cost = CounterMetricFamily("tollgate_cost_usd", "Cost settled", labels=["worker"])
         cut = CounterMetricFamily("tollgate_streams_cut", "Streams cut by kill switches", labels=["worker"])
         lost = CounterMetricFamily("tollgate_jobs_lost", "Jobs that stay in suspense", labels=["worker"])
+        over = CounterMetricFamily(
+            "tollgate_over_hold", "Attempts that cost more than was held for them", labels=["worker"]
+        )
         live = GaugeMetricFamily("tollgate_live_requests", "Requests running", labels=["worker"])
         streams = GaugeMetricFamily("tollgate_live_streams", "Streams running", labels=["worker"])
         ready = GaugeMetricFamily("tollgate_ready", "1 when the worker admits requests", labels=["worker"])
@@ -122,13 +127,14 @@ class _Statuses:
             cost.add_metric(label, counts.cost_nanos / 1e9)
             cut.add_metric(label, counts.streams_cut)
             lost.add_metric(label, counts.jobs_lost)
+            over.add_metric(label, counts.over_hold)
             live.add_metric(label, status.live_requests)
             streams.add_metric(label, status.live_streams)
             ready.add_metric(label, float(status.is_ready))
             version.add_metric(label, status.snapshot_version)
             backlog.add_metric(label, max(0, status.journal_seq - status.ingested_seq))
             rss.add_metric(label, status.rss_bytes)
-        yield from (requests, latency, tokens, cost, cut, lost, live, streams, ready, version, backlog, rss)
+        yield from (requests, latency, tokens, cost, cut, lost, over, live, streams, ready, version, backlog, rss)
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

@@ -147,7 +147,7 @@ class _Stream:
         self._parser = api.frame_parser(call)
         self._bytes_max = api.stream_bytes_max
         self._received_at_s = self._clock.monotonic_s()
-        self._hung_up_at_s: float | None = None
+        self._is_cut = False
         self.meter = self._passage.meter
 
     async def pass_on(self, responder: Responder) -> None:
@@ -185,7 +185,7 @@ class _Stream:
     async def hear_out(self) -> None:
         """Read, for nobody but the meter, what is on its way: to the provider's last word where it can be told that nobody
         listens, else what is at hand."""
-        self._hung_up_at_s = self._clock.monotonic_s()
+        self._is_cut = True
         with suppress(http1.UpstreamFailure, GatewayError, StreamTooLarge, StreamMalformed, TimeoutError):
             async with asyncio.timeout(LAST_WORD_S if self._response.hang_up() else 0):
                 while chunk := await self._response.next_chunk():
@@ -197,13 +197,11 @@ class _Stream:
         outcome, meter, began_at_s = self._outcome, self.meter, self._attempt.first_token_at_s
         if began_at_s is not None:
             outcome.shown_s = self._received_at_s - began_at_s
-        now_s = self._clock.monotonic_s()
-        if not self._response.has_heard_all:
-            outcome.in_flight_s = min(now_s - self._received_at_s, SILENCE_S_MAX) + self._response.trip_s
-        elif self._hung_up_at_s is not None and not meter.has_ended:
-            outcome.in_flight_s = now_s - self._hung_up_at_s  # Until it heard of it, it may have gone on in silence.
-        else:
-            outcome.in_flight_s = 0.0
+        # Also where its last word was heard: until it heard ours, it may have gone on in silence.
+        has_ended_itself = self._response.has_heard_all and not self._is_cut
+        silent_s = min(self._clock.monotonic_s() - self._received_at_s, SILENCE_S_MAX)
+        trip_s = 0.0 if self._response.has_heard_all else self._response.trip_s
+        outcome.in_flight_s = 0.0 if has_ended_itself or meter.has_ended else silent_s + trip_s
         outcome.usage = meter.usage
         outcome.usage_so_far = meter.usage_so_far
         outcome.output_chunks = meter.output_chunks

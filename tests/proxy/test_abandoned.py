@@ -1,8 +1,12 @@
 """Clients that leave: a provider that stops is left too; one that bills to the end is read to the end."""
 
+import re
+from collections.abc import Iterator
+
 import msgspec
 import pytest
 
+from proxy.estimate import CALLS_MIN
 from proxy.snapshot import Budget
 from tests.stack import PRICE, Stack, chat, wait_until
 
@@ -57,6 +61,56 @@ def test_a_stream_that_is_cut_costs_what_its_provider_may_go_on_to_bill(running_
     event = _settled(running_on)
     assert event["usage_source"] == "estimated"
     assert event["usage"]["output_tokens"] == BODY["max_tokens"]
+
+
+STOPPING = chat(content="[[simulate tokens_per_second=200,output_tokens=200]]", max_tokens=200, stream=True)
+
+
+def _cut_by_its_client(stack: Stack, parts: Iterator[bytes]) -> None:
+    """Leaving the response does it."""
+
+
+def _cut_by_a_kill_switch(stack: Stack, parts: Iterator[bytes]) -> None:
+    stack.control.throw("global")
+    assert b"error" in b"".join(parts)
+
+
+@pytest.mark.parametrize("cut", [_cut_by_its_client, _cut_by_a_kill_switch])
+def test_a_stream_that_is_cut_costs_no_less_than_its_provider_bills(stack, cut):
+    secret = stack.control.issue_key()
+    with stack.client(secret) as client:
+        for tokens in range(CALLS_MIN):  # So many calls tell what a prompt costs.
+            client.post("/v1/chat/completions", json=chat(content=f"[[simulate output_tokens={tokens}]]"))
+        with client.stream("POST", "/v1/chat/completions", json=STOPPING) as response:
+            parts = response.iter_bytes()
+            while b"token" not in next(parts):
+                pass
+            cut(stack, parts)
+    wait_until(lambda: len(stack.control.events()) == CALLS_MIN + 1, "the usage event")
+    event = stack.control.events()[-1]
+    assert event["usage_source"] == "estimated"
+
+    def bill() -> dict | None:
+        lines = (line for line in stack.simulator.entries() if line.get("attempt_id") == event["attempt_id"])
+        return next((line["billed"] for line in lines if line["event"] == "ended"), None)
+
+    wait_until(lambda: bill() is not None, "the bill")
+    for meter in ("input_tokens", "output_tokens"):
+        assert 0 < bill()[meter] <= event["usage"][meter]
+    assert event["usage"]["output_tokens"] < 200
+    assert event["cost_nanos"] <= event["held_nanos"]
+
+
+def test_a_provider_that_bills_more_than_was_held_is_believed_and_counted(stack):
+    with stack.client(stack.control.issue_key()) as client:
+        body = chat(content="[[simulate usage_factor=1000,output_tokens=10]]", max_tokens=10)
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+        event = _settled(stack)
+        assert event["usage"]["output_tokens"] == 10_000
+        assert event["cost_nanos"] > event["held_nanos"]
+        counted = re.compile(r'^tollgate_over_hold_total{worker="[^"]+"} 1.0$', re.MULTILINE)
+        wait_until(lambda: counted.search(client.get("/metrics").text) is not None, "the count")
+    assert "an attempt cost more than was held for it" in stack.proxy.log
 
 
 def test_nothing_is_tried_again_for_a_client_that_has_left(running_on):

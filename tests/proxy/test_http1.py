@@ -669,6 +669,52 @@ async def test_cancelling_closes_the_connection_at_once(pool: UpstreamPool, serv
     assert (pool.busy_connections, pool.idle_connections) == (0, 0)
 
 
+async def speak_to_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await read_request(reader)
+    writer.write(CHUNKED + b"3\r\nabc\r\n")
+    await reader.read()  # Until the other side has hung up.
+    writer.write(b"3\r\ndef\r\n")
+
+
+async def test_who_hangs_up_hears_the_last_word(pool: UpstreamPool, serve: Serve) -> None:
+    response = await send(pool, (await serve(speak_to_the_end)).origin)
+    assert await response.next_chunk() == b"abc"
+    assert response.hang_up() and response.hang_up()
+    assert not response.has_heard_all
+    assert await response.next_chunk() == b"def"
+    with pytest.raises(UpstreamProtocolError):
+        await response.next_chunk()
+    assert response.has_heard_all
+    assert (pool.busy_connections, pool.idle_connections) == (0, 0)
+
+
+async def test_a_connection_that_was_hung_up_is_not_used_again(pool: UpstreamPool, serve: Serve) -> None:
+    async def end_well(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await speak_to_the_end(reader, writer)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+    response = await send(pool, (await serve(end_well)).origin)
+    response.hang_up()
+    assert await response.read(100) == b"abcdef"
+    assert response.has_heard_all
+    assert (pool.busy_connections, pool.idle_connections) == (0, 0)
+
+
+async def test_who_was_cancelled_can_read_on(pool: UpstreamPool, serve: Serve) -> None:
+    response = await send(pool, (await serve(speak_to_the_end)).origin)
+    assert await response.next_chunk() == b"abc"
+    reading = asyncio.create_task(response.next_chunk())
+    await asyncio.sleep(0.01)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    response.hang_up()
+    assert await response.next_chunk() == b"def"
+    response.close()
+
+
 async def test_closing_a_response_wakes_its_reader(pool: UpstreamPool, serve: Serve) -> None:
     provider = await serve(answering(CHUNKED + b"3\r\nabc\r\n"))
     response = await send(pool, provider.origin)
@@ -785,6 +831,18 @@ async def test_a_certificate_of_another_name_is_refused(
     with pytest.raises(ConnectFailed):
         await send(pool, Origin.parse(f"https://127.0.0.1:{provider.port}"))
     await pool.close()
+
+
+async def test_tls_has_no_word_for_hanging_up(serve: Serve, server_context: ssl.SSLContext, certificate: Path) -> None:
+    provider = await serve(answering(CHUNKED + b"3\r\nabc\r\n"), server_context)
+    pool = UpstreamPool(ssl_context=ssl.create_default_context(cafile=certificate))
+    try:
+        response = await send(pool, provider.origin)
+        assert not response.hang_up()
+        assert response.trip_s > 0
+        response.close()
+    finally:
+        await pool.close()
 
 
 async def test_a_handshake_cancelled_or_late_leaves_nothing(pool: UpstreamPool, serve: Serve) -> None:

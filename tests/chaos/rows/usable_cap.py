@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from proxy.snapshot import Budget
 from tests.chaos.load import ask, chat
 from tests.chaos.rig import Measured, Options, Promise, Rig
-from tests.stack import PRICE, wait_until
+from tests.chaos.witness import Witness
+from tests.stack import PRICE, Stack, wait_until
 
 AGENTS = 200
 WORKERS = 4
@@ -46,12 +47,25 @@ def run(rig: Rig, options: Options) -> Measured:
     asyncio.run(_spend(crowd, stack.proxy.port, stack.control.issue_key()))
     wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
     spent, counted = sum(event["cost_nanos"] for event in stack.control.events()), stack.control.spent_nanos("cap")
+    billed = _billed(stack)
     share, false_share = spent / cap_nanos, crowd.refused_falsely / (crowd.done + crowd.refused)
     return Measured(
-        is_held=share >= SPENDABLE_MIN and false_share <= FALSE_REFUSALS_MAX and spent == counted <= cap_nanos,
+        is_held=share >= SPENDABLE_MIN
+        and false_share <= FALSE_REFUSALS_MAX
+        and billed <= spent == counted <= cap_nanos,
         figure=f"{share:.1%} spent, {false_share:.2%} refused falsely",
         counts=f"{crowd.done:,} calls by {AGENTS} agents, {WORKERS} workers",
-        detail=f"{crowd.refused} refusals ({crowd.cut} in the stream), {crowd.refused_falsely} of them with room for the call; {counted - spent:+,} nano-USD counted",
+        detail=f"{crowd.refused} refusals ({crowd.cut} in the stream), {crowd.refused_falsely} of them with room for the call; {counted - spent:+,} nano-USD counted, {billed - spent:+,} billed",
+    )
+
+
+def _billed(stack: Stack) -> int:
+    """What the provider would charge, by its own journal; whole nano-USD, as the prices are."""
+    witness = Witness(stack.simulator.journal)
+    wait_until(witness.is_quiet, "the end of all calls")
+    return sum(
+        (call.input_tokens * PRICE.input_nanos + call.output_tokens * PRICE.output_nanos) // 1_000_000
+        for call in witness.calls.values()
     )
 
 
