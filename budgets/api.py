@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, ClassVar, cast
 
 import django_filters
@@ -47,6 +48,7 @@ from budgets.models import (
     UsageHour,
 )
 from budgets.usage import DIMENSIONS, InvalidQuestion, Question, decode_cursor, encode_cursor, rows_after
+from budgets.windows import FOREVER_S
 from keys.redis import redis_client
 from routing.models import ModelAlias
 
@@ -163,6 +165,11 @@ class SpendQuestionSerializer(StrictSerializer):
     at = serializers.DateTimeField(
         required=False, help_text="A moment in the window that is asked for; without it: now."
     )
+
+    def validate_at(self, at: datetime) -> datetime:
+        if not 0 <= at.timestamp() < FOREVER_S:
+            raise serializers.ValidationError("No window is known of that moment.")
+        return at
 
 
 def _amount(**options: Any) -> serializers.DecimalField:

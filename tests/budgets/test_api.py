@@ -143,7 +143,8 @@ def test_the_spend_of_a_budget_is_told_by_counter():
     yesterday = client.get(url("budgets", budget.pk, "spend"), {"at": (now - timedelta(days=1)).isoformat()}).json()
     assert [row["spent"] for row in yesterday["counters"]] == ["0.000000005"]
     assert yesterday["window_end"] == said["window_start"]
-    assert_problem(client.get(url("budgets", budget.pk, "spend"), {"at": "soon"}), 400)
+    for at in ("soon", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):
+        assert_problem(client.get(url("budgets", budget.pk, "spend"), {"at": at}), 400)
 
 
 def test_the_spend_of_a_total_has_no_end_and_is_told_while_redis_is_empty():
