@@ -119,9 +119,9 @@ class PriceAdmin(SupersededAdmin):
         "model",
         "where",
         "currency",
-        "input",
-        "cached_input",
-        "output",
+        "input_rate",
+        "cached_input_rate",
+        "output_rate",
         "other_rates",
         "effective_from",
     )
@@ -171,6 +171,18 @@ class PriceAdmin(SupersededAdmin):
     @admin.display(description="currency")
     def currency(self, price: Price) -> str:
         return price.provider.currency
+
+    @admin.display(description="input", ordering="input")
+    def input_rate(self, price: Price) -> str:
+        return f"{price.input.normalize():f}"
+
+    @admin.display(description="cached input", ordering="cached_input")
+    def cached_input_rate(self, price: Price) -> str:
+        return f"{price.cached_input.normalize():f}"
+
+    @admin.display(description="output", ordering="output")
+    def output_rate(self, price: Price) -> str:
+        return f"{price.output.normalize():f}"
 
     @admin.display(description="other rates")
     def other_rates(self, price: Price) -> str:
