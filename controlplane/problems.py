@@ -150,18 +150,18 @@ def document_problems(result: dict[str, Any], generator: Any, **_: Any) -> dict[
         for method, operation in operations.items():
             if method in WRITING:
                 operation.setdefault("parameters", []).append(_reason_parameter())
-            for status in _problems_of(url, method):
+            for status in _problems_of(url, method, operation.get("parameters", [])):
                 operation["responses"][str(int(status))] = _documented(PROBLEM_STATUSES[status])
     return result
 
 
-def _problems_of(url: str, method: str) -> list[HTTPStatus]:
+def _problems_of(url: str, method: str, parameters: Iterable[Mapping[str, Any]]) -> list[HTTPStatus]:
     left_out = set()
     if "{" not in url:
         left_out.add(HTTPStatus.NOT_FOUND)
     if method not in WRITING:
         left_out |= {HTTPStatus.CONFLICT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNSUPPORTED_MEDIA_TYPE}
-    if method == "get" and "{" in url:
+    if method == "get" and all(parameter["in"] == "path" for parameter in parameters):
         left_out.add(HTTPStatus.BAD_REQUEST)
     return [status for status in PROBLEM_STATUSES if status not in left_out]
 

@@ -423,6 +423,9 @@ def test_the_schema_is_open_and_names_every_endpoint(client):
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             assert {"401", "403", "503"} <= set(operation["responses"]), (method, path)
+            # What is asked with words may be asked wrongly; what is only named may not be there.
+            says_more = method != "get" or any(found["in"] == "query" for found in operation.get("parameters", ()))
+            assert ("400" in operation["responses"]) is says_more, (method, path)
 
 
 def test_the_documentation_loads_nothing_from_elsewhere(client):
