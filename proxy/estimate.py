@@ -100,15 +100,16 @@ class Experience:
         """What a provider may bill as output of a call that was cut: never less than was seen, never more than the call may make
         (`most`), and beyond what was seen never more than is `held` (both in tokens).
 
-        Where all output shows, what was seen is counted, and what was on its way is added at the pace of the stream. Where it
-        does not, nobody can have made more than the fastest in as long; and where even that is not known, it is what is held.
+        Where all output shows, what was seen is counted, and what was on its way is added at the pace of the stream, or of the
+        fastest of late. Where it does not, nobody can have made more than the fastest in as long; and where even that is not
+        known, it is what is held.
         """
         if not most:
             return 0
         fastest = self._fastest * FASTER
         shown = self._shown(seen)
         if is_visible and seen.in_flight_s is not None:
-            pace = pace_of(shown, seen.shown_s) or fastest
+            pace = max(pace_of(shown, seen.shown_s), fastest)
             made = shown + _whole(pace * seen.in_flight_s) if pace or not seen.in_flight_s else held
         else:
             made = _whole(fastest * seen.running_s) if fastest else held

@@ -146,7 +146,6 @@ class _Stream:
         self._passage: _Passage = _Translation(attempt, self._clock) if is_translated else _Untouched(api, call)
         self._parser = api.frame_parser(call)
         self._bytes_max = api.stream_bytes_max
-        self._received_at_s = self._clock.monotonic_s()
         self._is_cut = False
         self.meter = self._passage.meter
 
@@ -161,17 +160,16 @@ class _Stream:
         tranches = Tranches(attempt, self._admission)
         received_bytes = 0
         while chunk := await response.next_chunk():
-            self._received_at_s = self._clock.monotonic_s()
             received_bytes += len(chunk)
             if received_bytes > self._bytes_max:
                 raise UpstreamBroken("the provider's stream does not end", may_have_been_billed=True)
             passing = passage.take(parser.feed(chunk))
             if attempt.first_token_at_s is None and meter.output_chunks:
-                attempt.first_token_at_s = self._received_at_s
+                attempt.first_token_at_s = response.received_at_s
             if meter.answer_id and not self._outcome.upstream_id:
                 _remember(attempt, self._outcome, (Kept(RESPONSE, meter.answer_id),))
             if not tranches.are_whole:
-                await tranches.cover(meter, self._received_at_s)
+                await tranches.cover(meter, response.received_at_s)
             _check_lease(self._admission)
             if passing:
                 await responder.part(passing)
@@ -189,18 +187,17 @@ class _Stream:
         with suppress(http1.UpstreamFailure, GatewayError, StreamTooLarge, StreamMalformed, TimeoutError):
             async with asyncio.timeout(LAST_WORD_S if self._response.hang_up() else 0):
                 while chunk := await self._response.next_chunk():
-                    self._received_at_s = self._clock.monotonic_s()
                     self._passage.take(self._parser.feed(chunk))
 
     def tell(self) -> None:
         """What SETTLE goes by."""
-        outcome, meter, began_at_s = self._outcome, self.meter, self._attempt.first_token_at_s
-        if began_at_s is not None:
-            outcome.shown_s = self._received_at_s - began_at_s
+        outcome, meter, response = self._outcome, self.meter, self._response
+        if self._attempt.first_token_at_s is not None:
+            outcome.shown_s = response.received_at_s - self._attempt.first_token_at_s
         # Also where its last word was heard: until it heard ours, it may have gone on in silence.
-        has_ended_itself = self._response.has_heard_all and not self._is_cut
-        silent_s = min(self._clock.monotonic_s() - self._received_at_s, SILENCE_S_MAX)
-        trip_s = 0.0 if self._response.has_heard_all else self._response.trip_s
+        has_ended_itself = response.has_heard_all and not self._is_cut
+        silent_s = min(max(self._clock.monotonic_s() - response.received_at_s, 0.0), SILENCE_S_MAX)
+        trip_s = 0.0 if response.has_heard_all else response.trip_s
         outcome.in_flight_s = 0.0 if has_ended_itself or meter.has_ended else silent_s + trip_s
         outcome.usage = meter.usage
         outcome.usage_so_far = meter.usage_so_far

@@ -242,6 +242,7 @@ class UpstreamResponse:
         "_waiter",
         "has_heard_all",
         "headers",
+        "received_at_s",
         "status",
         "trip_s",
     )
@@ -251,6 +252,8 @@ class UpstreamResponse:
         # The other side has said that nothing more comes, whether or not its answer was complete.
         self.has_heard_all = False
         self.trip_s = connection.trip_s
+        # When its last bytes came, by the loop's clock; who reads them may be late.
+        self.received_at_s = connection.site.pool.loop.time()
         self.headers: list[tuple[bytes, bytes]] = []
         self._connection = connection
         self._idle_timeout_s = idle_timeout_s
@@ -533,6 +536,7 @@ class _Connection(asyncio.Protocol):
             # Nobody asked. Whatever it is, the next request must not take it for its answer.
             self.abort()
             return
+        response.received_at_s = self.site.pool.loop.time()
         buffered_before = response._buffered_bytes
         self._unproductive_bytes += len(data)
         try:

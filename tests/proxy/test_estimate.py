@@ -24,8 +24,8 @@ def of_one_pace(tokens_per_s=100, bytes_per_token=5, tokens_per_chunk=1) -> Expe
         # Its provider's last word was heard: nothing is on its way.
         (seen(chunks=120, output_bytes=600, shown_s=1.2), True, 120),
         (seen(), True, 0),
-        # 100 tokens a second, for 30 milliseconds more.
-        (seen(chunks=100, output_bytes=500, shown_s=1.0, in_flight_s=0.03), True, 103),
+        # 200 tokens a second, for 30 milliseconds more.
+        (seen(chunks=200, output_bytes=1_000, shown_s=1.0, in_flight_s=0.03), True, 206),
         # Too short for a pace of its own: the fastest of late, and an eighth.
         (seen(chunks=2, output_bytes=10, shown_s=0.01, in_flight_s=0.1), True, 2 + 12),
         # A whole answer that never came, and output that does not show: nobody makes more in as long.
