@@ -64,6 +64,10 @@ class Player(asyncio.Protocol):
         self._simulator.connections.discard(self)
         self._abandon("client_gone")
 
+    def eof_received(self) -> None:
+        """The client has hung up, and with that our side closes too: what is generated from here on would be billed and never sent."""
+        self._abandon("client_gone")
+
     def pause_writing(self) -> None:
         self._is_paused = True
 
