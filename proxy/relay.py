@@ -21,8 +21,9 @@ from proxy.wire import http1
 from proxy.wire.frame import Frame, StreamMalformed, StreamTooLarge
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-# How long a provider that was told that nobody listens has to say its last word.
-LAST_WORD_S = 0.25
+# How long a provider that was told that nobody listens has to say its last word. Who throws a kill switch waits as long for the
+# last words of their streams.
+LAST_WORD_S = 0.05
 
 
 def answers_in_stream(response: http1.UpstreamResponse, attempt: Attempt) -> bool:
