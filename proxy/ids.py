@@ -4,7 +4,6 @@ import random
 import re
 import time
 
-
 _ID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
