@@ -11,6 +11,7 @@ import asyncio
 import functools
 import re
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from errno import ECONNABORTED
@@ -252,8 +253,9 @@ class UpstreamResponse:
         # The other side has said that nothing more comes, whether or not its answer was complete.
         self.has_heard_all = False
         self.trip_s = connection.trip_s
-        # When its last bytes came, by the loop's clock; who reads them may be late.
-        self.received_at_s = connection.site.pool.loop.time()
+        # When its last bytes came; who reads them may be late. Not by the loop's clock, which stands still for a turn of it, and
+        # counts milliseconds: what came would seem to be older than what was asked.
+        self.received_at_s = time.monotonic()
         self.headers: list[tuple[bytes, bytes]] = []
         self._connection = connection
         self._idle_timeout_s = idle_timeout_s
@@ -536,7 +538,7 @@ class _Connection(asyncio.Protocol):
             # Nobody asked. Whatever it is, the next request must not take it for its answer.
             self.abort()
             return
-        response.received_at_s = self.site.pool.loop.time()
+        response.received_at_s = time.monotonic()
         buffered_before = response._buffered_bytes
         self._unproductive_bytes += len(data)
         try:

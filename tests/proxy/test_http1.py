@@ -406,6 +406,15 @@ async def test_a_body_that_breaks_off_is_an_error_after_the_last_byte_that_came(
     assert (pool.busy_connections, pool.idle_connections) == (0, 0)
 
 
+async def test_an_answer_never_came_before_it_was_asked_for(pool: UpstreamPool, serve: Serve) -> None:
+    provider = await serve(answering(OK))
+    for _ in range(50):
+        asked_at_s = time.monotonic()
+        response = await send(pool, provider.origin)
+        await response.read(100)
+        assert asked_at_s <= response.received_at_s <= time.monotonic()
+
+
 async def test_a_reset_in_a_body_without_length_is_not_its_end(pool: UpstreamPool, serve: Serve) -> None:
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
