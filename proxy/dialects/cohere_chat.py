@@ -7,7 +7,15 @@ import msgspec
 
 from proxy.dialects.cohere import IMAGE_MARK, Cohere, read_content, texts
 from proxy.dialects.cohere_chat_answers import CohereChatWriter, write_answer
-from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call, HeadReader, StreamWriter, json_fields, plain
+from proxy.dialects.dialect import (
+    MEDIA_TOKENS_MAX,
+    TEMPLATE_TOKENS,
+    Call,
+    HeadReader,
+    StreamWriter,
+    beside_text,
+    json_fields,
+)
 from proxy.errors import InvalidRequest
 from proxy.fields import Fields, wrong
 from proxy.neutral import (
@@ -59,7 +67,7 @@ class CohereChat(Cohere):
         head = _decode_head(body)
         if head.max_tokens is not None and head.max_tokens < 1:
             raise InvalidRequest("the output cap must be at least 1", param="max_tokens")
-        images = plain(body).count(IMAGE_MARK)
+        images = beside_text(body, fields, "messages").count(IMAGE_MARK)
         return Call(
             dialect=self,
             operation=self.operation,
