@@ -406,13 +406,13 @@ class _Site:
             raise PoolExhausted(f"{self.name} already has {self.pool.connections_max} connections")
         connection = _Connection(self)
         self.connecting += 1
-        began_at_s = self.pool.loop.time()
+        began_at_s = time.monotonic()
         try:
             async with asyncio.timeout(timeout_s):
                 await self.pool.loop.create_connection(lambda: connection, self.host, self.port, ssl=self.ssl_context)
             if self.pool.is_closed or not connection.is_open():
                 raise ConnectionAbortedError(ECONNABORTED, "hung up before anything was sent")
-            connection.trip_s = self.pool.loop.time() - began_at_s
+            connection.trip_s = time.monotonic() - began_at_s
             self.busy.add(connection)
         except TimeoutError as error:
             raise ConnectTimedOut(f"{self.name} took no connection in time") from error
