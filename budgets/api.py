@@ -35,6 +35,7 @@ from audit.api_base import (
 from audit.querysets import READERS
 from budgets import services
 from budgets.counters import COUNTERS_MAX, spend_of
+from budgets.ledger_models import UsageHour
 from budgets.models import (
     OWNERS,
     PERCENT_MAX,
@@ -45,7 +46,6 @@ from budgets.models import (
     Limit,
     SubjectRule,
     Threshold,
-    UsageHour,
 )
 from budgets.usage import DIMENSIONS, InvalidQuestion, Question, decode_cursor, encode_cursor, rows_after
 from budgets.windows import FOREVER_S

@@ -14,8 +14,8 @@ import redis
 from audit.models import UsageRecord
 from budgets import gate, ledger
 from budgets.comparison import USD, Difference, nanos
+from budgets.ledger_models import Drift
 from budgets.matching import EACH
-from budgets.models import Drift
 from budgets.spend import Spent, rows_of, spent
 
 KEYS_PER_COMMAND = 5_000

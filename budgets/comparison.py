@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from django.db import connection
 
-from budgets.models import Drift
+from budgets.ledger_models import Drift
 
 NANO_DIGITS = 9
 USD = "usd"

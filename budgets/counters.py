@@ -17,8 +17,9 @@ import redis
 from django.db.models import Min, Sum
 
 from budgets import gate
+from budgets.ledger_models import UsageDay
 from budgets.matching import EACH
-from budgets.models import Budget, BudgetQuerySet, Increase, Limit, UsageDay
+from budgets.models import Budget, BudgetQuerySet, Increase, Limit
 from budgets.spend import DAY_S, NANO_DIGITS, Spent, rows_of, spent, spent_by_value
 from budgets.windows import FOREVER_S, HOUR_S
 

@@ -10,7 +10,7 @@ from audit.actors import Actor
 from budgets.egress import only_public
 from routing import exchange_rates, services
 from routing.addresses import InvalidAddress, check_base_url
-from routing.models import ExchangeRateFeed
+from routing.price_models import ExchangeRateFeed
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,7 @@ from audit.models import UsageRecord
 from audit.records import PriceTerms, Usage
 from budgets.price_book import compiled, usd
 from budgets.pricing import BATCH, Price, batch_price, cost_nanos
-from routing import catalogue
-from routing import models as routing
+from routing import catalogue, price_models
 from teams.models import Team
 
 DAYS = 30
@@ -57,10 +56,10 @@ class Impact:
         return Change("all", before, sum((change.after_usd for change in self.teams), Decimal(0)))
 
 
-def impact_of_proposal(proposal: routing.PriceProposal, now: datetime) -> Impact:
-    row = routing.Price(model=proposal.model, provider=proposal.provider, **catalogue.amounts(proposal.rates))
+def impact_of_proposal(proposal: price_models.PriceProposal, now: datetime) -> Impact:
+    row = price_models.Price(model=proposal.model, provider=proposal.provider, **catalogue.amounts(proposal.rates))
     tiers = [
-        routing.PriceTier(
+        price_models.PriceTier(
             service_tier=tier["service_tier"],
             above_input_tokens=tier["above_input_tokens"],
             percent=tier["percent"],
@@ -71,7 +70,9 @@ def impact_of_proposal(proposal: routing.PriceProposal, now: datetime) -> Impact
     return impact_of(row, tiers, now)
 
 
-def impact_of(row: routing.Price, tiers: Sequence[routing.PriceTier], now: datetime, *, days: int = DAYS) -> Impact:
+def impact_of(
+    row: price_models.Price, tiers: Sequence[price_models.PriceTier], now: datetime, *, days: int = DAYS
+) -> Impact:
     """Of a price, in the book or not yet, on its model at its provider (or on its deployment)."""
     records = UsageRecord.objects.filter(
         model=row.model.name,

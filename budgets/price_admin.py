@@ -20,7 +20,7 @@ from audit.csv_export import csv_response
 from budgets import rerate
 from budgets.impact import impact_of_proposal
 from routing import catalogue, services
-from routing.models import PriceProposal, Rerate
+from routing.price_models import PriceProposal, Rerate
 from teams.models import Team
 
 # On the list; the page of a proposal has all of them.

@@ -17,7 +17,7 @@ from audit.csv_export import csv_response
 from budgets import rerate
 from budgets.impact import impact_of_proposal
 from routing import services
-from routing.models import PriceProposal, Rerate
+from routing.price_models import PriceProposal, Rerate
 
 
 class PriceProposalSerializer(ApiSerializer):

@@ -15,10 +15,10 @@ from django.db.models import F, Sum
 
 from audit.actors import Actor
 from audit.records import LIST_TERMS, PriceTerms, UsageEvent
-from budgets.models import UsageDay
+from budgets.ledger_models import UsageDay
 from budgets.pricing import BATCH, LongContext, Price, Tier, batch_price, cost_nanos, fixed_price
 from routing import models as routing
-from routing import services
+from routing import price_models, services
 
 log = logging.getLogger(__name__)
 
@@ -64,23 +64,24 @@ class Book:
         self._month = date(now.year, now.month, 1)
         self._prices = {
             (price.model_id, price.provider_id, price.deployment_id): price
-            for price in routing.Price.objects.in_force(now)
+            for price in price_models.Price.objects.in_force(now)
         }
         self._usd_per_unit = {USD: Decimal(1)} | dict(
-            routing.ExchangeRate.objects.filter(effective_from__lte=now)
+            price_models.ExchangeRate.objects.filter(effective_from__lte=now)
             .order_by("currency", "-effective_from")
             .distinct("currency")
             .values_list("currency", "usd_per_unit")
         )
         # The last one entered of a provider and model comes first, and stays.
-        self._contracts: dict[tuple[UUID, UUID | None], routing.Contract] = {}
+        self._contracts: dict[tuple[UUID, UUID | None], price_models.Contract] = {}
         for contract in contracts_in_force(now):
             self._contracts.setdefault((contract.provider_id, contract.model_id), contract)
         self._standings = {
-            standing.contract_id: standing for standing in routing.ContractStanding.objects.filter(month=self._month)
+            standing.contract_id: standing
+            for standing in price_models.ContractStanding.objects.filter(month=self._month)
         }
 
-    def row(self, model_id: UUID, provider_id: UUID, deployment_id: UUID | None = None) -> routing.Price | None:
+    def row(self, model_id: UUID, provider_id: UUID, deployment_id: UUID | None = None) -> price_models.Price | None:
         of_deployment = self._prices.get((model_id, provider_id, deployment_id)) if deployment_id else None
         return of_deployment or self._prices.get((model_id, provider_id, None))
 
@@ -107,7 +108,7 @@ class Book:
         return compiled(row, _with(terms, given), ceiling=None if given == certain else _with(terms, certain))
 
 
-def follow_contracts(now: datetime, *, actor: Actor) -> list[routing.ContractStanding]:
+def follow_contracts(now: datetime, *, actor: Actor) -> list[price_models.ContractStanding]:
     """Note what each contract gives after the use of the month so far; those whose gift has changed, and is published with that."""
     month = date(now.year, now.month, 1)
     changed = []
@@ -137,8 +138,8 @@ class Given(NamedTuple):
     has_free_requests: bool = False
 
 
-def contracts_in_force(now: datetime) -> Iterable[routing.Contract]:
-    contracts = routing.Contract.objects.filter(effective_from__lte=now).exclude(effective_until__lte=now)
+def contracts_in_force(now: datetime) -> Iterable[price_models.Contract]:
+    contracts = price_models.Contract.objects.filter(effective_from__lte=now).exclude(effective_until__lte=now)
     return (
         contracts.select_related("provider", "model")
         .order_by("-effective_from", "-created_at")
@@ -146,7 +147,7 @@ def contracts_in_force(now: datetime) -> Iterable[routing.Contract]:
     )
 
 
-def _given(contract: routing.Contract, standing: routing.ContractStanding | None) -> tuple[Given, Given]:
+def _given(contract: price_models.Contract, standing: price_models.ContractStanding | None) -> tuple[Given, Given]:
     """(what it gives now, what it gives whatever happens next)."""
     discounts = [contract.discount_percent, *(tier.discount_percent for tier in contract.tiers.all())]
     certain = Given(str(contract.pk), min(discounts))
@@ -174,11 +175,11 @@ def _basis_points(percent: Decimal) -> int:
 
 
 def compiled(
-    row: routing.Price,
+    row: price_models.Price,
     terms: PriceTerms = LIST_TERMS,
     *,
     ceiling: PriceTerms | None = None,
-    tiers: Sequence[routing.PriceTier] | None = None,
+    tiers: Sequence[price_models.PriceTier] | None = None,
 ) -> Price:
     """The price's rates under these terms; `ceiling` are those to hold by, where they may be dearer in a moment. `tiers` are the
     row's own where it is in the book."""
@@ -189,7 +190,7 @@ def compiled(
     return msgspec.structs.replace(price, in_geo=in_geo, ceiling=dearest)
 
 
-def _price(row: routing.Price, tiers: Sequence[routing.PriceTier], terms: PriceTerms, geo: Decimal) -> Price:
+def _price(row: price_models.Price, tiers: Sequence[price_models.PriceTier], terms: PriceTerms, geo: Decimal) -> Price:
     base: Amounts = {name: getattr(row, name) for name in _RATES}
     long_contexts, others = _tiers(tiers, base, terms, geo)
     return Price(
@@ -203,7 +204,7 @@ def _price(row: routing.Price, tiers: Sequence[routing.PriceTier], terms: PriceT
 
 
 def _tiers(
-    rows: Sequence[routing.PriceTier], base: Amounts, terms: PriceTerms, geo: Decimal
+    rows: Sequence[price_models.PriceTier], base: Amounts, terms: PriceTerms, geo: Decimal
 ) -> tuple[tuple[LongContext, ...], dict[str, Tier]]:
     """(long contexts of the standard tier, the other tiers)."""
     standard: dict[int, Amounts] = {}
@@ -254,7 +255,7 @@ def _nanos_of(amounts: Amounts, terms: PriceTerms, geo: Decimal) -> dict[str, An
 # A record, reckoned again
 
 
-def recomputed_nanos(event: UsageEvent, row: routing.Price) -> int:
+def recomputed_nanos(event: UsageEvent, row: price_models.Price) -> int:
     """What the record costs at a price of the book, under its own terms: at its own price, what it did cost."""
     return cost_again_nanos(event, compiled(row, event.terms))
 

@@ -19,7 +19,8 @@ from audit.records import PriceTerms, Usage
 from budgets.price_book import compiled
 from budgets.pricing import TOKENS_PER_PRICING_UNIT, Rates, batch_price, rates_for
 from keys.models import VirtualKey
-from routing.models import Operation, Price
+from routing.models import Operation
+from routing.price_models import Price
 from teams.models import Project, Team
 
 INPUT, OUTPUT = "Input", "Output"

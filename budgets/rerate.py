@@ -28,7 +28,8 @@ from budgets.price_book import compiled, cost_again_nanos, nanos, usd
 from budgets.pricing import BATCH, Price, batch_price, cost_nanos
 from budgets.rollups import Rollups
 from routing import models as routing
-from routing.models import Rerate
+from routing import price_models
+from routing.price_models import Rerate
 from teams.models import Project, Team
 
 CHUNK_RECORDS = 2_000
@@ -100,7 +101,7 @@ def summarize(rerate: Rerate) -> Summary:
     return summary
 
 
-def _cost_of_group(group: Mapping[str, Any], row: routing.Price, book: "_Book") -> int:
+def _cost_of_group(group: Mapping[str, Any], row: price_models.Price, book: "_Book") -> int:
     price = book.price(row, book.terms(msgspec.convert(group["terms"], PriceTerms)))
     return cost_nanos(usage_of(group), batch_price(price) if group["operation"] == BATCH else price)
 
@@ -195,12 +196,16 @@ class _Book:
         self._rerate = rerate
         self._compiled: dict[tuple[uuid.UUID, PriceTerms], Price] = {}
         self._deployments = dict(routing.Deployment.objects.filter(provider=rerate.provider).values_list("name", "pk"))
-        self._prices: defaultdict[tuple[str, object], list[routing.Price]] = defaultdict(list)
-        rows = routing.Price.objects.filter(provider=rerate.provider).select_related("model").prefetch_related("tiers")
+        self._prices: defaultdict[tuple[str, object], list[price_models.Price]] = defaultdict(list)
+        rows = (
+            price_models.Price.objects.filter(provider=rerate.provider)
+            .select_related("model")
+            .prefetch_related("tiers")
+        )
         for row in rows.order_by("effective_from", "created_at", "pk"):
             self._prices[row.model.name, row.deployment_id].append(row)
 
-    def row(self, model: str, deployment: str, moment: datetime) -> routing.Price | None:
+    def row(self, model: str, deployment: str, moment: datetime) -> price_models.Price | None:
         """None where nobody has said what it costs."""
         if self._rerate.price is not None:
             return self._rerate.price
@@ -222,7 +227,7 @@ class _Book:
         rows = [row for rows in self._prices.values() for row in rows]
         return {tier.above_input_tokens for row in rows for tier in row.tiers.all() if tier.above_input_tokens}
 
-    def price(self, row: routing.Price, terms: PriceTerms) -> Price:
+    def price(self, row: price_models.Price, terms: PriceTerms) -> Price:
         """Reckoned out once: there are few, and millions of records."""
         key = row.pk, terms
         if key not in self._compiled:
@@ -238,7 +243,7 @@ class _Book:
         return msgspec.structs.replace(terms, **changes) if changes else terms
 
 
-def _at(rows: Sequence[routing.Price], moment: datetime) -> routing.Price | None:
+def _at(rows: Sequence[price_models.Price], moment: datetime) -> price_models.Price | None:
     index = bisect_right(rows, moment, key=lambda row: row.effective_from)
     return rows[index - 1] if index else None
 

@@ -21,7 +21,7 @@ from audit.models import UsageRecord
 from audit.records import encode_event
 from budgets import gate, ledger
 from budgets.comparison import nanos
-from budgets.models import SuspenseResolution
+from budgets.ledger_models import SuspenseResolution
 from budgets.spend import counters_of, dimensions_of
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from uuid import UUID
 from django.db.models import DateField, F, Q, QuerySet, Sum
 from django.db.models.functions import TruncDate, TruncMonth
 
-from budgets.models import UsageDay, UsageHour, UsageTagDay, UsageTagHour
+from budgets.ledger_models import UsageDay, UsageHour, UsageTagDay, UsageTagHour
 
 DAY = timedelta(days=1)
 DEFAULT_DAYS = 30

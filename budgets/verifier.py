@@ -21,7 +21,7 @@ from audit.actors import Actor
 from audit.models import UsageRecord
 from budgets import balance, ledger
 from budgets.comparison import HOUR, Difference, compare_day, compare_hour
-from budgets.models import Drift, UsageHour, Verification
+from budgets.ledger_models import Drift, UsageHour, Verification
 
 log = logging.getLogger(__name__)
 

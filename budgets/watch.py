@@ -24,8 +24,9 @@ from audit.records import UsageEvent
 from budgets import alerts, gate
 from budgets.alert_models import Alert, Severity
 from budgets.alert_services import Finding, identity, open_alerts, recover_alerts
+from budgets.ledger_models import Drift
 from budgets.matching import EACH, Index, counter_values
-from budgets.models import TAG, Budget, BudgetQuerySet, Drift, Increase, Scope, Threshold, amount_text
+from budgets.models import TAG, Budget, BudgetQuerySet, Increase, Scope, Threshold, amount_text
 from budgets.spend import COUNTER_GRACE_S, NANO_DIGITS, Row, rows_of
 from budgets.windows import FOREVER_S
 from keys.models import CredentialPool, KillSwitch, VirtualKey

@@ -21,7 +21,7 @@ from audit.admin_base import REASON_LENGTH_MAX
 from audit.models import UsageRecord
 from audit.querysets import WRITERS
 from budgets import suspense
-from budgets.models import Drift, SuspenseResolution, Verification
+from budgets.ledger_models import Drift, SuspenseResolution, Verification
 from budgets.receipt import receipt_of_request
 from controlplane.views import signed_in
 from teams.models import Team

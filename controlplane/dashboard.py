@@ -21,7 +21,7 @@ from django.db.models.functions import TruncMonth
 from django.db.models.sql.compiler import SQLCompiler
 from django.urls import reverse
 
-from budgets.models import UsageDay, UsageHour, UsageTagDay, UsageTagHour
+from budgets.ledger_models import UsageDay, UsageHour, UsageTagDay, UsageTagHour
 from budgets.rollups import HISTOGRAM_BOUNDS_MS, percentile_ms
 from controlplane.periods import CUSTOM, DAY, Period, Span, midnight, parse_period
 from keys.models import VirtualKey

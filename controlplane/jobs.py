@@ -15,6 +15,7 @@ from budgets.pricing import Price, batch_price
 from budgets.spend import counters_of, dimensions_of
 from proxy.jobs import EXPIRES_OTHERWISE_S, Job, StoredObject, encode_stored, expires_s, kind_of, stored_key
 from routing import models as routing
+from routing import price_models
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def _price(record: UsageRecord) -> Price | None:
     """As it was when the attempt was admitted, under the terms of then."""
     if record.price_id is None:
         return None
-    row = routing.Price.objects.filter(pk=record.price_id).first()
+    row = price_models.Price.objects.filter(pk=record.price_id).first()
     return None if row is None else compiled(row, msgspec.convert(record.terms, PriceTerms))
 
 

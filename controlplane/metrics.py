@@ -23,7 +23,7 @@ from audit.models import UsageRecord
 from budgets import gate, ledger
 from budgets.alert_models import Alert, Delivery, Severity
 from budgets.comparison import USD, nanos
-from budgets.models import Drift, Verification
+from budgets.ledger_models import Drift, Verification
 from controlplane.books import suspended
 from keys.redis import redis_client
 

@@ -26,19 +26,8 @@ from controlplane.models import Unpublished
 from keys.models import CredentialPool, UpstreamCredential, VirtualKey
 from keys.redis import redis_client
 from proxy.snapshot import KeyRecord, Snapshot, encode
-from routing.models import (
-    AliasTarget,
-    Contract,
-    ContractStanding,
-    ContractTier,
-    Deployment,
-    ExchangeRate,
-    Model,
-    ModelAlias,
-    Price,
-    PriceTier,
-    Provider,
-)
+from routing.models import AliasTarget, Deployment, Model, ModelAlias, Provider
+from routing.price_models import Contract, ContractStanding, ContractTier, ExchangeRate, Price, PriceTier
 from teams.models import Project, Team
 
 log = logging.getLogger(__name__)

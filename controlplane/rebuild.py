@@ -21,7 +21,7 @@ from audit.actors import Actor
 from audit.models import UsageRecord
 from budgets import balance, gate, ledger
 from budgets.comparison import Difference
-from budgets.models import Drift, IngestWatermark
+from budgets.ledger_models import Drift, IngestWatermark
 from budgets.spend import COUNTER_GRACE_S, spent
 from controlplane import compiler, jobs, publish
 from keys.kills import encode_flag

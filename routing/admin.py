@@ -20,21 +20,8 @@ from audit.admin_base import ReasonField, TollgateAdmin, TollgateInline, choices
 from audit.filters import PeriodFilter
 from routing import exchange_rates, services
 from routing.apis import APIS
-from routing.models import (
-    PRICE_RATES,
-    AliasTarget,
-    Contract,
-    ContractTier,
-    Deployment,
-    ExchangeRate,
-    ExchangeRateFeed,
-    Model,
-    ModelAlias,
-    Operation,
-    Price,
-    PriceTier,
-    Provider,
-)
+from routing.models import AliasTarget, Deployment, Model, ModelAlias, Operation, Provider
+from routing.price_models import PRICE_RATES, Contract, ContractTier, ExchangeRate, ExchangeRateFeed, Price, PriceTier
 
 
 class SupersededAdmin(TollgateAdmin):

@@ -10,18 +10,8 @@ from rest_framework import serializers
 from audit.actors import Actor
 from audit.api_base import ApiFilterSet, ApiSerializer, CreatingView, OwnRows, StrictSerializer, WritingView
 from routing import services
-from routing.models import (
-    PRICE_RATES,
-    Contract,
-    Deployment,
-    ExchangeRate,
-    ExchangeRateFeed,
-    Model,
-    ModelAlias,
-    Operation,
-    Price,
-    Provider,
-)
+from routing.models import Deployment, Model, ModelAlias, Operation, Provider
+from routing.price_models import PRICE_RATES, Contract, ExchangeRate, ExchangeRateFeed, Price
 
 TIMEOUT_S_MAX = 3_600
 TARGETS_MAX = 100

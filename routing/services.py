@@ -17,21 +17,16 @@ from audit import services as audit
 from audit.actors import Actor
 from keys.models import CredentialPool
 from routing import catalogue, exchange_rates
-from routing.models import (
-    AliasTarget,
+from routing.models import AliasTarget, Deployment, Model, ModelAlias, Operation, Provider
+from routing.price_models import (
     Contract,
     ContractStanding,
     ContractTier,
-    Deployment,
     ExchangeRate,
     ExchangeRateFeed,
-    Model,
-    ModelAlias,
-    Operation,
     Price,
     PriceProposal,
     PriceTier,
-    Provider,
     Rerate,
 )
 

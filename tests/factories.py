@@ -16,19 +16,8 @@ from budgets.models import Budget, Increase, Limit, Threshold
 from keys.kills import KillFlag
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import digest, hint
-from routing.models import (
-    AliasTarget,
-    Contract,
-    Deployment,
-    ExchangeRate,
-    ExchangeRateFeed,
-    Model,
-    ModelAlias,
-    Price,
-    PriceProposal,
-    Provider,
-    Rerate,
-)
+from routing.models import AliasTarget, Deployment, Model, ModelAlias, Provider
+from routing.price_models import Contract, ExchangeRate, ExchangeRateFeed, Price, PriceProposal, Rerate
 from teams.models import ApiToken, Group, Membership, Project, ServiceAccount, Team, User
 
 ACTOR = Actor.system("test")

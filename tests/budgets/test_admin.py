@@ -12,7 +12,8 @@ from django.utils import timezone
 
 from audit.models import AuditEntry
 from budgets import gate, services
-from budgets.models import Budget, Increase, Limit, UsageHour, subject_of
+from budgets.ledger_models import UsageHour
+from budgets.models import Budget, Increase, Limit, subject_of
 from keys.models import VirtualKey
 from keys.redis import redis_client
 from tests import factories

@@ -8,7 +8,7 @@ from django.utils import timezone
 from audit.actors import Actor
 from budgets import feeds
 from budgets.feeds import FeedFailed
-from routing.models import ExchangeRate, ExchangeRateFeed
+from routing.price_models import ExchangeRate, ExchangeRateFeed
 from tests import factories
 
 pytestmark = pytest.mark.django_db

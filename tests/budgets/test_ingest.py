@@ -14,7 +14,7 @@ from django.db import OperationalError, connection
 from audit.models import UsageRecord
 from audit.records import PriceTerms, Usage, UsageEvent, encode_event
 from budgets import gate, ledger, reap
-from budgets.models import IngestWatermark, UsageHour, UsageTagHour
+from budgets.ledger_models import IngestWatermark, UsageHour, UsageTagHour
 from budgets.rollups import HISTOGRAM_BOUNDS_MS, percentile_ms
 from keys.redis import redis_client
 

@@ -8,11 +8,11 @@ from audit.actors import Actor
 from audit.records import LIST_TERMS, PriceTerms, Usage, UsageEvent
 from budgets import price_book
 from budgets.ledger import event_of
-from budgets.models import UsageDay
+from budgets.ledger_models import UsageDay
 from budgets.price_book import Book, compiled, recomputed_nanos
 from budgets.pricing import ceiling, cost_nanos, currency_cost_nanos, hold_nanos
 from routing import services
-from routing.models import Contract
+from routing.price_models import Contract
 from tests import factories
 
 pytestmark = pytest.mark.django_db

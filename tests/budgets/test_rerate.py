@@ -16,12 +16,12 @@ from audit.models import AuditEntry, UsageRecord
 from audit.records import Usage
 from budgets import ledger_rows, rerate
 from budgets.impact import impact_of
-from budgets.models import UsageDay, UsageHour
+from budgets.ledger_models import UsageDay, UsageHour
 from budgets.price_book import compiled
 from budgets.pricing import cost_nanos
 from budgets.rollups import Rollups
 from routing import services
-from routing.models import Price, PriceProposal, Rerate
+from routing.price_models import Price, PriceProposal, Rerate
 from tests import factories
 from tests.budgets.test_ingest import make_event
 

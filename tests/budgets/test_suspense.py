@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 from audit.actors import Actor
 from audit.models import AuditEntry, UsageRecord
 from budgets import gate, ledger, suspense, tasks, verifier
-from budgets.models import SuspenseResolution, UsageHour
+from budgets.ledger_models import SuspenseResolution, UsageHour
 from controlplane import rebuild
 from keys.redis import redis_client
 from tests import factories

@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 from django.db.models import F
 
-from budgets.models import UsageDay, UsageHour, UsageTagDay, UsageTagHour
+from budgets.ledger_models import UsageDay, UsageHour, UsageTagDay, UsageTagHour
 
 pytestmark = pytest.mark.django_db
 

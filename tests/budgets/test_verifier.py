@@ -10,7 +10,7 @@ from django.db import connection
 
 from audit.models import AuditEntry, UsageRecord
 from budgets import gate, ledger, tasks, verifier
-from budgets.models import Drift, TouchedHour, UsageDay, UsageHour, UsageTagDay, UsageTagHour, Verification
+from budgets.ledger_models import Drift, TouchedHour, UsageDay, UsageHour, UsageTagDay, UsageTagHour, Verification
 from keys.redis import redis_client
 from tests import factories
 from tests.budgets.worker import Worker

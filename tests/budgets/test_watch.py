@@ -12,7 +12,8 @@ from django.utils import timezone
 from audit.records import UsageEvent
 from budgets import alert_services, gate, watch
 from budgets.alert_models import Alert, Delivery
-from budgets.models import Budget, Drift, Increase, Threshold
+from budgets.ledger_models import Drift
+from budgets.models import Budget, Increase, Threshold
 from budgets.spend import rows_of
 from keys.redis import redis_client
 from tests import factories

@@ -10,7 +10,7 @@ from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils import timezone
 
-from budgets.models import Drift, SuspenseResolution, Verification
+from budgets.ledger_models import Drift, SuspenseResolution, Verification
 from tests import factories
 from tests.api import client_with
 

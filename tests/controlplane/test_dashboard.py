@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from audit.models import AuditEntry
 from budgets import gate
-from budgets.models import UsageHour, UsageTagHour
+from budgets.ledger_models import UsageHour, UsageTagHour
 from budgets.rollups import HISTOGRAM_BOUNDS_MS
 from controlplane.burn import burning
 from controlplane.dashboard import FEATURE, Question, Usage, dimension_of

@@ -18,7 +18,8 @@ from keys import services as keys
 from keys.models import UpstreamCredential, VirtualKey
 from keys.tokens import digest
 from routing.apis import APIS
-from routing.models import ModelAlias, Price, Provider
+from routing.models import ModelAlias, Provider
+from routing.price_models import Price
 from teams.models import ApiToken, Project, Team, User
 
 pytestmark = pytest.mark.django_db

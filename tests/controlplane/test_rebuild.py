@@ -17,8 +17,9 @@ from django.utils import timezone
 from audit.models import AuditEntry, UsageRecord
 from audit.records import Usage, UsageEvent, decode_event, encode_event
 from budgets import gate, ledger, reap, spend
+from budgets.ledger_models import IngestWatermark
 from budgets.matching import counter_values
-from budgets.models import Budget, IngestWatermark
+from budgets.models import Budget
 from budgets.windows import window_bounds
 from controlplane import rebuild, tasks
 from keys import services as keys

@@ -17,7 +17,7 @@ from genai_prices.types import ModelInfo, ModelPrice, Provider
 from budgets.price_book import compiled, usd
 from budgets.pricing import cost_nanos
 from routing import catalogue
-from routing.models import Price, PriceTier
+from routing.price_models import Price, PriceTier
 from tests.recordings.billed import recorded_usage
 from tests.recordings.corpus import KINDS, Recording, parameters, recordings
 

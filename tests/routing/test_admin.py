@@ -7,7 +7,8 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 
 from audit.models import AuditEntry
-from routing.models import Contract, ExchangeRate, Model, ModelAlias, Price, Provider
+from routing.models import Model, ModelAlias, Provider
+from routing.price_models import Contract, ExchangeRate, Price
 from tests import factories
 
 pytestmark = pytest.mark.django_db

@@ -3,7 +3,8 @@
 import pytest
 
 from audit.models import AuditEntry
-from routing.models import AliasTarget, ModelAlias, Price
+from routing.models import AliasTarget, ModelAlias
+from routing.price_models import Price
 from tests import factories
 from tests.api import assert_problem, client_with, patch, post, results, url
 

@@ -22,7 +22,7 @@ from audit.actors import Actor
 from audit.models import AuditEntry
 from routing import catalogue, services
 from routing.catalogue import Sold, differ, propose, rates_at
-from routing.models import Price, PriceProposal
+from routing.price_models import Price, PriceProposal
 from tests import factories
 
 ACTOR = Actor.system("test")

@@ -9,7 +9,8 @@ from django.db import IntegrityError, ProgrammingError
 from audit import services as audit
 from audit.models import AuditEntry
 from routing import services
-from routing.models import AliasTarget, Model, Price, Provider
+from routing.models import AliasTarget, Model, Provider
+from routing.price_models import Price
 from routing.services import Target
 from tests import factories
 from tests.factories import ACTOR

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from audit.actors import Actor
 from audit.csv_export import inert
 from budgets import rerate
-from routing.models import Rerate
+from routing.price_models import Rerate
 
 
 class Command(BaseCommand):

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from budgets import verifier
 from budgets.comparison import USD
-from budgets.models import Drift
+from budgets.ledger_models import Drift
 from keys.redis import redis_client
 
 
