@@ -1,4 +1,4 @@
-"""Filters of admin lists that an index answers: an exact word, a period."""
+"""Filters of admin lists that an index answers: an exact word, a tag, a period."""
 
 import datetime
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.contrib.filters.admin import FieldTextFilter, RangeDateTimeFilter
+from unfold.contrib.filters.admin import FieldTextFilter, RangeDateTimeFilter, TextFilter
 
 
 class ExactFilter(FieldTextFilter):  # type: ignore[misc]
@@ -18,6 +18,17 @@ class ExactFilter(FieldTextFilter):  # type: ignore[misc]
         self.lookup_val = params.pop(self.field_path, None)
         if self.value():
             self.used_parameters[self.field_path] = [self.value().strip()]
+
+
+class TagFilter(TextFilter):  # type: ignore[misc]
+    """One tag, as `feature=search`, of rows that have `tags`."""
+
+    title = "tag (key=value)"
+    parameter_name = "tag"
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        key, separator, value = (self.value() or "").strip().partition("=")
+        return queryset.filter(tags__contains={key: value}) if separator else queryset
 
 
 class PeriodFilter(RangeDateTimeFilter):  # type: ignore[misc]

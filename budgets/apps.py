@@ -8,4 +8,4 @@ class BudgetsConfig(AppConfig):
 
     def ready(self) -> None:
         """The admin finds `admin.py` by itself; pages that fill a file of their own are found here."""
-        autodiscover_modules("alert_admin", "price_admin")
+        autodiscover_modules("alert_admin", "increase_admin", "ledger_admin", "price_admin")
