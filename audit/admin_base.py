@@ -405,19 +405,24 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
         return f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
 
 
-class ReadOnlyAdmin(TollgateAdmin):
-    """Rows that nobody writes here."""
+class AppendOnlyAdmin(TollgateAdmin):
+    """Rows that are added, and never edited or deleted."""
 
-    form = forms.ModelForm
     actions: Sequence[Any] = ("export_csv",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+class ReadOnlyAdmin(AppendOnlyAdmin):
+    """Rows that nobody writes here."""
+
+    form = forms.ModelForm
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
 

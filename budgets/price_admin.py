@@ -15,7 +15,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action
 
 from audit.actors import Actor
-from audit.admin_base import ReadOnlyAdmin, TollgateAdmin, button, coloured
+from audit.admin_base import AppendOnlyAdmin, ReadOnlyAdmin, button, coloured
 from audit.csv_export import csv_response
 from budgets import rerate
 from budgets.impact import impact_of_proposal
@@ -137,7 +137,7 @@ def _reject(proposal: PriceProposal, actor: Actor, reason: str) -> None:
 
 
 @admin.register(Rerate)
-class RerateAdmin(TollgateAdmin):
+class RerateAdmin(AppendOnlyAdmin):
     list_display = (
         "provider",
         "model",
@@ -154,7 +154,6 @@ class RerateAdmin(TollgateAdmin):
     list_filter_submit = True
     ordering = ("-created_at",)
     autocomplete_fields = ("provider", "model", "price")
-    actions = ("export_csv",)
     actions_detail = ("approve", "reject", "report")
     asked = ("provider", "model", "starts_at", "ends_at", "price", "discount_percent", "usd_per_unit", "note")
     decided = ("shown_state", "asked_by", "decided_by", "applied_at", "shown_summary")
@@ -165,12 +164,6 @@ class RerateAdmin(TollgateAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return () if obj is None else (*self.asked, *self.decided)
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
     def has_decide_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(request.user.has_perm("routing.change_rerate"))

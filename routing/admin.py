@@ -1,6 +1,5 @@
 """Admin pages of providers, models, prices, deployments and aliases."""
 
-from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
 
@@ -16,24 +15,12 @@ from unfold.decorators import action
 from unfold.widgets import UnfoldAdminFileFieldWidget
 
 from audit.actors import Actor
-from audit.admin_base import ReasonField, TollgateAdmin, TollgateInline, choices_field
+from audit.admin_base import AppendOnlyAdmin, ReasonField, TollgateAdmin, TollgateInline, choices_field
 from audit.filters import PeriodFilter
 from routing import exchange_rates, services
 from routing.apis import APIS
 from routing.models import AliasTarget, Deployment, Model, ModelAlias, Operation, Provider
 from routing.price_models import PRICE_RATES, Contract, ContractTier, ExchangeRate, ExchangeRateFeed, Price, PriceTier
-
-
-class SupersededAdmin(TollgateAdmin):
-    """Rows that are never edited: a new one supersedes the old."""
-
-    actions: Sequence[Any] = ("export_csv",)
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Provider)
@@ -101,7 +88,7 @@ class PriceTierInline(TollgateInline):
 
 
 @admin.register(Price)
-class PriceAdmin(SupersededAdmin):
+class PriceAdmin(AppendOnlyAdmin):
     list_display = (
         "model",
         "where",
@@ -188,7 +175,7 @@ class ImportForm(forms.Form):
 
 
 @admin.register(ExchangeRate)
-class ExchangeRateAdmin(SupersededAdmin):
+class ExchangeRateAdmin(AppendOnlyAdmin):
     list_display = ("currency", "usd_per_unit", "effective_from", "source")
     list_filter = ("currency", "source")
     search_fields = ("currency",)
@@ -240,7 +227,7 @@ class ContractTierInline(TollgateInline):
 
 
 @admin.register(Contract)
-class ContractAdmin(SupersededAdmin):
+class ContractAdmin(AppendOnlyAdmin):
     list_display = (
         "name",
         "provider",

@@ -46,6 +46,18 @@ def _rate_apart(verbose_name: str, help_text: str) -> "models.DecimalField[Any, 
     )
 
 
+class AppendOnly(models.Model):
+    """Rows that are never edited: a new one supersedes the old, so that what was reckoned by it can still be shown."""
+
+    class Meta:
+        abstract = True
+
+    def clean(self) -> None:
+        if not self._state.adding:
+            name = self._meta.verbose_name
+            raise ValidationError(f"This {name} is never edited: add the new one, from the moment it is in force.")
+
+
 class PriceQuerySet(SharedQuerySet["Price"]):
     def in_force(self, moment: datetime) -> Self:
         """The one of each model, provider and deployment, as the book says today that it was at the moment; with its tiers."""
@@ -56,13 +68,12 @@ class PriceQuerySet(SharedQuerySet["Price"]):
         return newest.prefetch_related("tiers")
 
 
-class Price(models.Model):
+class Price(AppendOnly):
     """What a model costs at a provider, or at one deployment there, from a moment on, in the provider's currency per 1,000,000
     tokens.
 
-    A rate that is null is not set apart: such tokens cost what the others do. Never edited: a new row supersedes it, so
-    that every record can still show the price it was reckoned at. Of two from the same moment the later entered is in force:
-    that is how a mistake is put right.
+    A rate that is null is not set apart: such tokens cost what the others do. Of two from the same moment the later entered
+    is in force: that is how a mistake is put right.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -143,8 +154,7 @@ class Price(models.Model):
         return f"{self.model} at {where} from {self.effective_from:%Y-%m-%d %H:%M}"
 
     def clean(self) -> None:
-        if not self._state.adding:
-            raise ValidationError("A price is never edited: add the new one, from the moment it is in force.")
+        super().clean()
         self.per_tool_call, self.per_unit = self.per_tool_call or Decimal(0), self.per_unit or Decimal(0)
         self.batch_percent = 100 if self.batch_percent is None else self.batch_percent
         self.geo_percent = 100 if self.geo_percent is None else self.geo_percent
@@ -160,10 +170,10 @@ class PriceTierQuerySet(SharedQuerySet["PriceTier"]):
     pass
 
 
-class PriceTier(models.Model):
+class PriceTier(AppendOnly):
     """Rates that take the place of a price's: in a service tier, above a length of input, or both.
 
-    `percent` is of the price's own rates; a rate that is given stands for itself. Made with its price, and never edited.
+    `percent` is of the price's own rates; a rate that is given stands for itself. Made with its price.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -215,16 +225,12 @@ class PriceTier(models.Model):
         tier = self.service_tier or "standard"
         return f"{tier} above {self.above_input_tokens:,} tokens" if self.above_input_tokens else tier
 
-    def clean(self) -> None:
-        if not self._state.adding:
-            raise ValidationError("A price is never edited, nor are its tiers: add the new one.")
-
 
 class ExchangeRateQuerySet(SharedQuerySet["ExchangeRate"]):
     pass
 
 
-class ExchangeRate(models.Model):
+class ExchangeRate(AppendOnly):
     """What one unit of a currency is worth in USD from a moment on. USD itself needs none."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -245,10 +251,6 @@ class ExchangeRate(models.Model):
 
     def __str__(self) -> str:
         return f"1 {self.currency} = {self.usd_per_unit.normalize():f} USD"
-
-    def clean(self) -> None:
-        if not self._state.adding:
-            raise ValidationError("A rate is never edited: add the new one, from the moment it is in force.")
 
 
 class ExchangeRateFeedQuerySet(SharedQuerySet["ExchangeRateFeed"]):
@@ -303,10 +305,10 @@ def _percent(help_text: str = "") -> "models.DecimalField[Any, Any]":
     )
 
 
-class Contract(models.Model):
+class Contract(AppendOnly):
     """What was negotiated with a provider, for one of its models or for all: discounts, free quotas, a commitment.
 
-    Never edited: a new one supersedes it. That of a model comes before that of all.
+    That of a model comes before that of all.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -357,16 +359,12 @@ class Contract(models.Model):
     def __str__(self) -> str:
         return self.name
 
-    def clean(self) -> None:
-        if not self._state.adding:
-            raise ValidationError("A contract is never edited: add the new one, from the moment it is in force.")
-
 
 class ContractTierQuerySet(SharedQuerySet["ContractTier"]):
     pass
 
 
-class ContractTier(models.Model):
+class ContractTier(AppendOnly):
     """Another discount once so much was spent in the month (UTC)."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
@@ -390,10 +388,6 @@ class ContractTier(models.Model):
 
     def __str__(self) -> str:
         return f"{self.discount_percent} % from {self.from_usd} USD"
-
-    def clean(self) -> None:
-        if not self._state.adding:
-            raise ValidationError("A contract is never edited: add the new one, from the moment it is in force.")
 
 
 class ContractStandingQuerySet(SharedQuerySet["ContractStanding"]):
