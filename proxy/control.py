@@ -310,6 +310,7 @@ class Control:
             live_requests=len(self._live),
             live_streams=self._live.streams(),
             rss_bytes=_rss_bytes(),
+            tasks=len(asyncio.all_tasks()),
             journal_seq=self._admission.journal.seq,
             ingested_seq=self.ingested_seq,
             counts=self._counts,

@@ -56,6 +56,8 @@ class WorkerStatus(msgspec.Struct, kw_only=True):
     live_requests: int = 0
     live_streams: int = 0
     rss_bytes: int = 0
+    # Of its event loop: those of live requests, and the few that run for as long as it does.
+    tasks: int = 0
     journal_seq: int = 0
     ingested_seq: int = 0
     counts: Counts = msgspec.field(default_factory=Counts)
@@ -117,6 +119,7 @@ class _Statuses:
             "tollgate_journal_backlog", "Settles PostgreSQL does not have yet", labels=["worker"]
         )
         rss = GaugeMetricFamily("tollgate_resident_memory_bytes", "Resident memory", labels=["worker"])
+        tasks = GaugeMetricFamily("tollgate_tasks", "Tasks of the event loop", labels=["worker"])
         for status in self._statuses:
             counts, label = status.counts, [status.worker]
             for code, number in counts.requests.items():
@@ -134,7 +137,8 @@ class _Statuses:
             version.add_metric(label, status.snapshot_version)
             backlog.add_metric(label, max(0, status.journal_seq - status.ingested_seq))
             rss.add_metric(label, status.rss_bytes)
-        yield from (requests, latency, tokens, cost, cut, lost, over, live, streams, ready, version, backlog, rss)
+            tasks.add_metric(label, status.tasks)
+        yield from (requests, latency, tokens, cost, cut, lost, over, live, streams, ready, version, backlog, rss, tasks)
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:

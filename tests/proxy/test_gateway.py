@@ -444,6 +444,7 @@ def test_health_readiness_and_metrics(stack):
         metrics = client.get("/metrics").text
     assert 'tollgate_requests_total{status_code="200"' in metrics or "tollgate_requests_total{worker=" in metrics
     assert "tollgate_request_duration_seconds_bucket" in metrics
+    assert "tollgate_tasks{worker=" in metrics
     assert secret not in metrics
 
 
