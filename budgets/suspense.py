@@ -50,21 +50,22 @@ def propose(record: UsageRecord, cost_usd: Decimal, *, actor: Actor, reason: str
 
 def decide(resolution: SuspenseResolution, *, is_approved: bool, actor: Actor, note: str) -> None:
     """Whoever proposed it may take it back, and not approve it. Raises ValidationError."""
-    if resolution.is_approved is not None:
-        raise ValidationError("This is decided already.")
-    audit.change(
-        resolution,
-        actor=actor,
-        reason=note,
-        action="approve" if is_approved else "reject",
-        values={
-            "is_approved": is_approved,
-            "decided_by_id": actor.id,
-            "decided_by": actor.name[:200],
-            "decided_at": timezone.now(),
-            "note": note.strip(),
-        },
-    )
+    with transaction.atomic():
+        if SuspenseResolution.objects.select_for_update().get(pk=resolution.pk).is_approved is not None:
+            raise ValidationError("This is decided already.")
+        audit.change(
+            resolution,
+            actor=actor,
+            reason=note,
+            action="approve" if is_approved else "reject",
+            values={
+                "is_approved": is_approved,
+                "decided_by_id": actor.id,
+                "decided_by": actor.name[:200],
+                "decided_at": timezone.now(),
+                "note": note.strip(),
+            },
+        )
 
 
 def apply_approved(client: redis.Redis) -> int:

@@ -113,9 +113,11 @@ def test_there_is_one_proposal_at_a_time_and_one_decision(lost):
     resolution = propose(lost)
     with pytest.raises(ValidationError, match="a proposal for it already"):
         propose(lost)
+    seen_before = SuspenseResolution.objects.get(pk=resolution.pk)
     approve(resolution)
-    with pytest.raises(ValidationError, match="decided already"):
-        suspense.decide(resolution, is_approved=False, actor=BOB, note="no")
+    for row in (resolution, seen_before):
+        with pytest.raises(ValidationError, match="decided already"):
+            suspense.decide(row, is_approved=False, actor=BOB, note="no")
 
 
 @pytest.mark.parametrize(("nanos", "reason"), [(-1, "invoice"), (1, "  ")])
