@@ -5,24 +5,20 @@ replayed from the journal in order, which is idempotent because a worker's settl
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from functools import partial
-from math import ceil
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import structlog
 
-from audit.records import LIST_TERMS, Usage, UsageEvent, encode_event
+from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate
-from budgets.pricing import Price, Rates, ceiling, cost_nanos, currency_cost_nanos, hold_nanos
+from budgets.pricing import cost_nanos, currency_cost_nanos
 from keys.kills import decode_flag
-from proxy.ask import ask, call, send
-from proxy.authenticate import Subject
+from proxy import holds
+from proxy.ask import ask, send
+from proxy.attempt import Attempt, Outcome
 from proxy.clock import Clock
-from proxy.describe import Described
-from proxy.dialects.dialect import Call
 from proxy.errors import (
     GatewayError,
     LeaseLost,
@@ -30,41 +26,21 @@ from proxy.errors import (
     Unavailable,
     UnpricedModel,
 )
-from proxy.estimate import BYTES_PER_TOKEN, FORGETTING, Experience, Seen, pace_of
-from proxy.ids import new_id
-from proxy.jobs import Job, price_of, rates_of_all
-from proxy.journal import Dispatched, Journal, JournalUnwritable, Orphan, Settled
+from proxy.estimate import BYTES_PER_TOKEN
+from proxy.jobs import Job, price_of
+from proxy.journal import Dispatched, Journal, JournalUnwritable, Settled
+from proxy.learning import Learning
 from proxy.prepare import Prepared
-from proxy.providers.provider import Kept
 from proxy.refusals import budget_exceeded, limit_exceeded, throttled
-from proxy.registry import Upstream
-from proxy.room import Room
+from proxy.replay import replay, restore
+from proxy.room import EXTEND_WAIT_S, ROOM_POLL_S, ROOM_WAIT_MAX_S, ROOM_WAIT_S, Room
 from proxy.route import may_use
-from proxy.rules import Rules
-from proxy.snapshot import Deployment
 from proxy.wire.redis import RedisError, RedisPipeline
 
 log = structlog.get_logger()
 
-TRANCHE_TOKENS = 1024
-# The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.
-EXTEND_AHEAD_TOKENS = TRANCHE_TOKENS // 2
-# Output that never shows as text: end-of-turn tokens, the frame around tool calls.
-HIDDEN_OUTPUT_TOKENS = 64
 # What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
 ASSUMED_OUTPUT_TOKENS = 256
-REPLAY_BATCH = 500
-# Most of what is held is given back soon. Where others' holds fill a cap, a request waits for room: so long from the last time
-# that anything was given back, and not longer in all. A running stream waits less: its provider goes on meanwhile.
-ROOM_WAIT_S = 3.0
-ROOM_WAIT_MAX_S = 15.0
-EXTEND_WAIT_S = 0.25
-# What other workers give back is not heard of, so it is asked for.
-ROOM_POLL_S = 0.1
-# What a stream is taken to need of a deployment that nobody has had an answer from. Too little, and streams that have begun would
-# keep each other from their ends; too much, and others wait for what is not used.
-FIRST_NEEDED_TOKENS = 4096
-NO_COUNTERS = gate.BudgetCounters()
 
 
 class Downgrade(Exception):
@@ -73,95 +49,6 @@ class Downgrade(Exception):
     def __init__(self, alias: str) -> None:
         super().__init__(alias)
         self.alias = alias
-
-
-class Attempt:
-    """One upstream call under a hold. Money in nano-USD, moments in seconds of the monotonic clock."""
-
-    __slots__ = (
-        "admit_argument",
-        "attempt_id",
-        "costs_ns",
-        "counters",
-        "covered_tokens",
-        "credential_id",
-        "described",
-        "dispatched_at_s",
-        "event",
-        "first_token_at_s",
-        "free",
-        "full_nanos",
-        "held_nanos",
-        "held_tokens",
-        "is_dispatched",
-        "is_settled",
-        "prepared",
-        "remember",
-        "reset_ms",
-        "rules",
-        "started_at_s",
-        "subject",
-        "tranche_tokens",
-        "upstream",
-    )
-
-    def __init__(self, prepared: Prepared, event: UsageEvent, started_at_s: float) -> None:
-        self.attempt_id = event.attempt_id
-        self.prepared = prepared
-        self.described = prepared.described
-        self.subject: Subject = prepared.described.subject
-        self.upstream = prepared.upstream
-        self.rules: Rules = self.subject.rules(partial(_value_in, self.described, self.upstream))
-        self.event = event
-        self.started_at_s = started_at_s
-        self.first_token_at_s: float | None = None
-        self.full_nanos = 0
-        # How many tokens of output the first hold covers, where it is not the whole.
-        self.tranche_tokens = 0
-        # As many are held for now.
-        self.covered_tokens = 0
-        # Money is held from here on, and it goes out at once.
-        self.dispatched_at_s = started_at_s
-        self.held_nanos = 0
-        self.held_tokens = 0
-        self.counters = NO_COUNTERS
-        self.costs_ns: list[int] = []
-        self.admit_argument = b""
-        self.free: Sequence[int] = ()
-        self.reset_ms: Sequence[int] = ()
-        self.is_dispatched = False
-        self.is_settled = False
-        self.credential_id = ""
-        # Takes note of what the provider keeps, and whose it is.
-        self.remember: Callable[[Attempt, Sequence[Kept]], None] | None = None
-
-    @property
-    def kill_fields(self) -> tuple[str, ...]:
-        return self.subject.kill_fields + self.upstream.kill_fields
-
-    def dispatched(self) -> None:
-        """From here on the provider may charge for it."""
-        self.is_dispatched = True
-
-
-class Outcome(msgspec.Struct, kw_only=True):
-    """How an attempt ended. `usage` None: the provider did not say, so it is estimated from what was seen and from what it
-    had said by then (`usage_so_far`)."""
-
-    usage: Usage | None = None
-    usage_so_far: Usage | None = None
-    output_chunks: int = 0
-    output_bytes: int = 0
-    # As `estimate.Seen` has them.
-    shown_s: float = 0.0
-    in_flight_s: float | None = None
-    may_have_been_billed: bool = True
-    status_code: int = 0
-    error_type: str = ""
-    finish_reason: str = ""
-    response_model: str = ""
-    kill_switch_id: str = ""
-    upstream_id: str = ""
 
 
 class Admission:
@@ -177,9 +64,7 @@ class Admission:
         self._catching_up = asyncio.Lock()
         self._outbox: list[Settled] = []
         self._room = Room()
-        # By deployment, what streams have lately needed their holds to cover, in tokens of output.
-        self._needed_tokens: dict[str, float] = {}
-        self._experience: defaultdict[str, Experience] = defaultdict(Experience)
+        self._learning = Learning()
 
     @property
     def is_ready(self) -> bool:
@@ -201,20 +86,18 @@ class Admission:
             raise UnpricedModel(
                 f"`{deployment.model}` has no price at {deployment.provider}: an administrator must set one"
             )
-        now_s = self.clock.now_s()
-        attempt = Attempt(prepared, _event(prepared, now_s), self.clock.monotonic_s())
-        rules = attempt.rules
-        attempt.counters = rules.in_force(now_s).counters
-        counters = attempt.counters
-        attempt.tranche_tokens = self._tranche_tokens(prepared)
-        attempt.full_nanos, tranche_nanos = _hold_sizes(prepared, attempt.tranche_tokens)
-        full_tokens, tranche_tokens = _token_sizes(prepared, attempt.tranche_tokens) if counters.units else (0, 0)
+        attempt = Attempt(prepared, deployment.price, self.clock.now_s(), self.clock.monotonic_s())
+        call, counters, checks = attempt.described.call, attempt.counters, attempt.rules.checks
+        heard, said = attempt.input_tokens_max, attempt.output_tokens_max
+        tranche = attempt.tranche_tokens = self._learning.tranche_tokens(attempt)
+        attempt.full_nanos, tranche_nanos = holds.money(prepared, attempt.price, heard, said, tranche)
+        full_tokens, tranche_tokens = holds.tokens(call, heard, said, tranche) if counters.units else (0, 0)
         attempt.costs_ns = _limit_costs(attempt)
         attempt.admit_argument = gate.encode_admit(
             worker=self.worker,
             attempt_id=attempt.attempt_id,
             kill_fields=attempt.kill_fields,
-            checks=rules.checks,
+            checks=checks,
             costs_ns=attempt.costs_ns,
             budgets=counters,
             downgrades=_open_downgrades(attempt) if may_downgrade and counters.downgrades else (),
@@ -222,7 +105,7 @@ class Admission:
             tranche_nanos=tranche_nanos,
             full_tokens=full_tokens,
             tranche_tokens=tranche_tokens,
-            hold=gate.hold_value(counters, rules.checks.running_keys, encode_event(attempt.event)),
+            hold=gate.hold_value(counters, checks.running_keys, encode_event(attempt.event)),
         )
         answer = gate.decode_admit(await self._ask_for_hold(attempt))
         if isinstance(answer, gate.OverBudget):
@@ -235,10 +118,7 @@ class Admission:
         attempt.held_tokens = answer.held_tokens
         attempt.free = answer.free
         attempt.reset_ms = answer.reset_ms
-        is_whole = attempt.held_nanos >= attempt.full_nanos
-        attempt.covered_tokens = (
-            output_tokens_max(prepared.described, prepared.upstream) if is_whole else attempt.tranche_tokens
-        )
+        attempt.covered_tokens = said if attempt.held_nanos >= attempt.full_nanos else tranche
         attempt.dispatched_at_s = self.clock.monotonic_s()
         try:
             self._check_may_dispatch()
@@ -250,10 +130,7 @@ class Admission:
 
     async def extend(self, attempt: Attempt, output_tokens: int) -> None:
         """Grow the hold so that it covers `output_tokens` more. Raises a GatewayError when the cap has no room."""
-        price = attempt.upstream.deployment.price
-        assert price is not None, "an attempt is only admitted with a price"
-        input_tokens = input_tokens_max(attempt.described.call, attempt.upstream.deployment)
-        add_nanos = hold_nanos(_ceiling(price, attempt.prepared, input_tokens), 0, output_tokens)
+        add_nanos = holds.more_output(attempt.prepared, attempt.price, attempt.input_tokens_max, output_tokens)
         await self.extend_by(attempt, add_nanos, output_tokens)
         attempt.covered_tokens += output_tokens
 
@@ -321,7 +198,7 @@ class Admission:
         self._enter(attempt.attempt_id, argument)
         if attempt.held_nanos > event.cost_nanos:
             self._room.given_back(attempt.counters, self.clock.monotonic_s())
-        self._learn(attempt, outcome)
+        self._learning.note(attempt, outcome, self.clock.monotonic_s())
         return event.cost_nanos
 
     def settle_late(self, event: UsageEvent, budgets: Sequence[gate.BudgetCounter]) -> None:
@@ -363,70 +240,6 @@ class Admission:
         others = (entry for entry in self.journal.open_attempts() if entry.attempt_id != attempt.attempt_id)
         return any(key in entry.admit for entry in others)
 
-    def _tranche_tokens(self, prepared: Prepared) -> int:
-        """How many tokens of output are held at first where room is tight: all where output can hide, or nothing streams, else
-        as many as streams of the deployment have lately needed, so that few have to ask for more."""
-        call, deployment = prepared.described.call, prepared.upstream.deployment
-        most = output_tokens_max(prepared.described, prepared.upstream)
-        # What is made in the background goes on, also where a tranche is refused; a session asks by the answer.
-        is_safe = call.is_stream and deployment.output_is_visible
-        if not is_safe or call.is_background or call.is_session or call.batch_requests:
-            return most
-        lately = int(self._needed_tokens.get(deployment.deployment_id, FIRST_NEEDED_TOKENS))
-        return min(most, max(TRANCHE_TOKENS, lately) * call.choices)
-
-    def _learn(self, attempt: Attempt, outcome: Outcome) -> None:
-        """What holds and estimates of the deployment's next calls go by."""
-        call, deployment_id = attempt.described.call, attempt.upstream.deployment.deployment_id
-        if call.is_stream:
-            needed = needed_tokens(outcome.output_bytes, outcome.output_chunks, outcome.shown_s) / call.choices
-            lately = self._needed_tokens.get(deployment_id, 0.0)
-            self._needed_tokens[deployment_id] = max(needed, lately * FORGETTING)
-        is_like_others = call.capability == "chat" and not (
-            call.is_session or call.is_background or call.batch_requests
-        )
-        if is_like_others and outcome.usage is not None and not call.is_free:
-            asked = input_tokens_max(call, attempt.upstream.deployment)
-            seen = self._seen(attempt, outcome)
-            self._experience[deployment_id].note(outcome.usage, asked, seen, is_stream=call.is_stream)
-
-    def _seen(self, attempt: Attempt, outcome: Outcome) -> Seen:
-        return Seen(
-            chunks=outcome.output_chunks,
-            output_bytes=outcome.output_bytes,
-            shown_s=outcome.shown_s,
-            running_s=self.clock.monotonic_s() - attempt.dispatched_at_s,
-            in_flight_s=outcome.in_flight_s,
-        )
-
-    def _estimate(self, attempt: Attempt, outcome: Outcome) -> Usage:
-        """Of a call whose usage never came."""
-        call, upstream, known = attempt.described.call, attempt.upstream, outcome.usage_so_far
-        if call.is_session:
-            return known or Usage()  # Its meter has estimated what was not told.
-        experience = self._experience[upstream.deployment.deployment_id]
-        most = output_tokens_max(attempt.described, upstream)
-        # We were cut off, and a provider that runs on may do so to the end.
-        output = (
-            most
-            if upstream.provider.runs_on
-            else experience.output_tokens(
-                self._seen(attempt, outcome),
-                is_visible=upstream.deployment.output_is_visible,
-                held=attempt.covered_tokens,
-                most=most,
-            )
-        )
-        if known is not None:
-            return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
-        tiers = attempt.prepared.service_tiers
-        return Usage(
-            input_tokens=experience.input_tokens(input_tokens_max(call, upstream.deployment)),
-            output_tokens=output,
-            units=call.units_max,
-            service_tier=tiers[0] if tiers else "",
-        )
-
     def _enter(self, attempt_id: str, argument: bytes) -> None:
         entry = Settled(self.journal.seq + 1, attempt_id, argument)
         self.journal.settle(entry)
@@ -435,12 +248,11 @@ class Admission:
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _settled_event(self, attempt: Attempt, outcome: Outcome) -> UsageEvent:
-        price = attempt.upstream.deployment.price
-        assert price is not None, "an attempt is only admitted with a price"
+        price = attempt.price
         now_s = self.clock.monotonic_s()
         usage, source = outcome.usage, "provider"
         if usage is None:
-            usage, source = self._estimate(attempt, outcome), "estimated"
+            usage, source = self._learning.usage_of(attempt, outcome, now_s), "estimated"
         is_billable = attempt.is_dispatched and outcome.may_have_been_billed and not attempt.described.call.is_free
         if not is_billable:
             usage, source = Usage(), "none"
@@ -488,17 +300,17 @@ class Admission:
         elif not isinstance(gate.decode_settle(future.result()), gate.Settled | gate.Duplicate):
             self._is_in_step = False
 
-    # Catching up after Redis came back, and taking over from the dead
+    # Catching up after Redis came back
 
     async def catch_up(self, applied_seq: int) -> None:
         """Bring Redis to where this worker's journal is: missing holds first, then settles after `applied_seq`."""
         async with self._catching_up:
             self._is_in_step = False
             for entry in self.journal.open_attempts():
-                await self._restore(entry)
+                await restore(self._redis, entry)
             while applied_seq < self.journal.seq:
                 self.journal.flush()  # What Redis has, the file has: also of the settles of this very turn of the loop.
-                applied_seq = await self._replay(list(self.journal.settled_after(applied_seq)), applied_seq)
+                applied_seq = await replay(self._redis, list(self.journal.settled_after(applied_seq)), applied_seq)
             # No await since the last look at the journal: what is settled from here on goes straight to Redis.
             self._is_in_step = True
 
@@ -508,64 +320,6 @@ class Admission:
 
     def fall_out_of_step(self) -> None:
         self._is_in_step = False
-
-    async def take_over(self, orphan: Orphan) -> bytes:
-        """Finish what a dead worker of this host left: its settles, then its open holds. Returns the last id of the usage
-        stream: once all up to it is ingested, the journal is not needed. Raises `Unavailable` half way; doing it again
-        does no harm."""
-        open_attempts, settles = await asyncio.to_thread(_sort_out, orphan)
-        applied = await call(self._redis, b"HGET", gate.APPLIED, orphan.worker)
-        applied_seq = int(applied or 0)
-        for entry in open_attempts.values():
-            await self._restore(entry)
-        unapplied = [entry for entry in settles if entry.seq > applied_seq]
-        while unapplied:
-            applied_seq = await self._replay(unapplied, applied_seq)
-            unapplied = [entry for entry in unapplied if entry.seq > applied_seq]
-        # Every hold that is not in the journal was never dispatched.
-        held = await call(self._redis, b"HKEYS", gate.holds_key(orphan.worker))
-        undispatched = [name.decode() for name in held if name.decode() not in open_attempts]
-        argument = gate.encode_reap(worker=orphan.worker, is_dead=True, void_attempt_ids=undispatched)
-        if isinstance(gate.decode_reap(await ask(self._redis, gate.REAP, argument)), gate.NotReady):
-            raise Unavailable("the gate is being rebuilt")
-        log.info(
-            "took over from a dead worker",
-            dead_worker=orphan.worker,
-            settled=len(settles),
-            open_attempts=len(open_attempts),
-            voided=len(undispatched),
-        )
-        newest = await call(self._redis, b"XREVRANGE", gate.USAGE, b"+", b"-", b"COUNT", 1)
-        return newest[0][0] if newest else b"0"
-
-    async def _restore(self, entry: Dispatched) -> None:
-        argument = gate.restore_of_admit(entry.admit, entry.held_nanos, entry.held_tokens)
-        if isinstance(gate.decode_restore(await ask(self._redis, gate.RESTORE, argument)), gate.NotReady):
-            raise Unavailable("the gate is being rebuilt")
-
-    async def _replay(self, entries: list[Settled], applied_seq: int) -> int:
-        """Send settles in order; returns the last applied sequence number. Raises `Unavailable`."""
-        if not entries or entries[0].seq > applied_seq + 1:
-            # Redis came back as it was long ago. Asking again would not help, and nothing is admitted on wrong counters.
-            log.error("the journal does not reach back to where Redis is", applied_seq=applied_seq)
-            raise Unavailable("the gate is behind this worker's journal")
-        for start in range(0, len(entries), REPLAY_BATCH):
-            batch = entries[start : start + REPLAY_BATCH]
-            # Futures, not tasks: while a connection is made ready it serves only the task that does so.
-            futures = [send(self._redis, gate.SETTLE, entry.settle) for entry in batch]
-            try:
-                answers = await asyncio.gather(*futures)
-            except RedisError as error:
-                raise Unavailable("the gate did not answer") from error
-            for entry, answer in zip(batch, answers, strict=True):
-                decoded = gate.decode_settle(answer)
-                if isinstance(decoded, gate.Gap):
-                    # Redis is further back than it said: another server. Start again from where it is.
-                    return decoded.applied_seq
-                if isinstance(decoded, gate.NotReady):
-                    raise Unavailable("the gate is being rebuilt")
-                applied_seq = entry.seq
-        return applied_seq
 
     # Talking to the gate
 
@@ -614,19 +368,6 @@ class Admission:
                 return Unavailable("the gate is being rebuilt")
 
 
-def _sort_out(orphan: Orphan) -> tuple[dict[str, Dispatched], list[Settled]]:
-    """(attempts that were dispatched and never settled, settles in order). Blocks on the disk."""
-    open_attempts: dict[str, Dispatched] = {}
-    settles: list[Settled] = []
-    for entry in orphan.entries():
-        if isinstance(entry, Dispatched):
-            open_attempts[entry.attempt_id] = entry
-        else:
-            open_attempts.pop(entry.attempt_id, None)
-            settles.append(entry)
-    return open_attempts, settles
-
-
 def _goes_on(attempt: Attempt, outcome: Outcome) -> bool:
     """Whether the provider goes on with it, or may: it was sent, and nothing has said how it ended."""
     call = attempt.described.call
@@ -635,116 +376,15 @@ def _goes_on(attempt: Attempt, outcome: Outcome) -> bool:
 
 
 def _job(attempt: Attempt, worker: str, seq: int) -> Job:
-    call, deployment = attempt.described.call, attempt.upstream.deployment
-    assert deployment.price is not None, "an attempt is only admitted with a price"
+    call = attempt.described.call
     return Job(
         kind=call.kept_kind,
-        deployment_id=deployment.deployment_id,
-        price=price_of(call, deployment.price),
+        deployment_id=attempt.upstream.deployment.deployment_id,
+        price=price_of(call, attempt.price),
         credential_id=attempt.credential_id,
         worker=worker,
         seq=seq,
     )
-
-
-def _event(prepared: Prepared, now_s: float) -> UsageEvent:
-    described, deployment = prepared.described, prepared.upstream.deployment
-    subject = described.subject
-    return UsageEvent(
-        attempt_id=new_id(),
-        request_id=described.request_id,
-        attempt_number=prepared.attempt_number,
-        admitted_at_us=int(now_s * 1_000_000),
-        team_id=subject.team.team_id,
-        project_id=subject.project.project_id,
-        virtual_key_id=subject.key.key_id,
-        environment=subject.project.environment,
-        end_user=described.end_user,
-        alias=described.call.alias,
-        downgraded_from=described.downgraded_from,
-        provider=deployment.provider,
-        model=deployment.model,
-        deployment=deployment.name,
-        pool=deployment.pool,
-        operation=described.call.operation,
-        request_model=deployment.upstream_model,
-        is_stream=described.call.is_stream,
-        price_id=deployment.price.price_id if deployment.price else "",
-        terms=deployment.price.terms if deployment.price else LIST_TERMS,
-        tags=described.tags,
-        tag_sources=described.tag_sources,
-        route=described.candidates,
-    )
-
-
-def needed_tokens(output_bytes: int, output_chunks: int, shown_s: float) -> int:
-    """How many tokens of output the hold of a stream is to cover that has come so far: its bytes bound them from above, and the
-    provider is some way ahead of what we have read; a fast one goes far (a token a chunk, for all we know) while its
-    stream waits for room."""
-    meanwhile = ceil(pace_of(output_chunks, shown_s) * (EXTEND_WAIT_S + ROOM_POLL_S))
-    return HIDDEN_OUTPUT_TOKENS + max(output_bytes + EXTEND_AHEAD_TOKENS, output_chunks + meanwhile)
-
-
-def _hold_sizes(prepared: Prepared, tranche_tokens: int) -> tuple[int, int]:
-    """(the whole worst case, with `tranche_tokens` of output only) in nano-USD."""
-    described, deployment = prepared.described, prepared.upstream.deployment
-    call = described.call
-    assert deployment.price is not None
-    input_tokens = input_tokens_max(call, deployment)
-    output_tokens = output_tokens_max(described, prepared.upstream)
-    if call.is_free:
-        return 0, 0
-    if call.batch_requests:
-        rates = _ceiling(price_of(call, deployment.price), prepared, call.input_tokens_max)
-        full = _hold(rates_of_all(rates, call.batch_requests), call, call.input_tokens_max, output_tokens)
-        return full, full
-    rates = _ceiling(deployment.price, prepared, input_tokens)
-    full = _hold(rates, call, input_tokens, output_tokens)
-    return full, full if tranche_tokens == output_tokens else _hold(rates, call, input_tokens, tranche_tokens)
-
-
-def _token_sizes(prepared: Prepared, tranche_tokens: int) -> tuple[int, int]:
-    """As `_hold_sizes`, in tokens."""
-    call, deployment = prepared.described.call, prepared.upstream.deployment
-    if call.is_free:
-        return 0, 0
-    # The requests of a batch have a context each.
-    input_tokens = call.input_tokens_max if call.batch_requests else input_tokens_max(call, deployment)
-    output_tokens = output_tokens_max(prepared.described, prepared.upstream)
-    return input_tokens + output_tokens, input_tokens + tranche_tokens
-
-
-def _ceiling(price: Price, prepared: Prepared, input_tokens: int) -> Rates:
-    """The dearest rates that this attempt may be billed at."""
-    return ceiling(price, input_tokens, service_tiers=prepared.service_tiers, may_be_in_geo=prepared.may_be_in_geo)
-
-
-def _hold(rates: Rates, call: Call, input_tokens: int, output_tokens: int) -> int:
-    return hold_nanos(
-        rates,
-        input_tokens,
-        output_tokens,
-        units_max=call.units_max,
-        tool_calls_max=call.tool_calls_max,
-        has_audio=call.has_audio,
-        has_images=call.has_images,
-    )
-
-
-def input_tokens_max(call: Call, deployment: Deployment) -> int:
-    """What the provider may bill as input at most. A chat fits into a context, and into one more for each run of the provider's
-    own tools, whose findings it reads with all that was there before; other calls hold many inputs."""
-    if call.capability != "chat" and not call.is_session:
-        return call.input_tokens_max
-    context_tokens = max(deployment.context_window, call.context_tokens, 1)
-    return min(call.input_tokens_max, context_tokens * (1 + call.tool_calls_max))
-
-
-def output_tokens_max(described: Described, upstream: Upstream) -> int:
-    """What the provider may bill as output at most."""
-    call = described.call
-    most = upstream.deployment.max_output_tokens if call.output_tokens_max is None else call.output_tokens_max
-    return most * call.choices
 
 
 def _limit_costs(attempt: Attempt) -> list[int]:
@@ -756,7 +396,7 @@ def _limit_costs(attempt: Attempt) -> list[int]:
     call, costs = attempt.described.call, list(rules.costs_of_one)
     output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
     # Of a session nobody knows what will be said.
-    heard = 0 if call.is_session else input_tokens_max(call, attempt.upstream.deployment) // BYTES_PER_TOKEN
+    heard = 0 if call.is_session else attempt.input_tokens_max // BYTES_PER_TOKEN
     for index, check, metric in rules.estimated:
         costs[index] = min(check.cost_ns(_metered(metric, heard, output, attempt.full_nanos)), check.capacity)
     return costs
@@ -795,23 +435,3 @@ def _open_downgrades(attempt: Attempt) -> list[tuple[int, gate.Downgrade]]:
         for i, downgrade in attempt.counters.downgrades
         if downgrade.alias != asked and downgrade.alias in aliases and may_use(key, downgrade.alias)
     ]
-
-
-def _value_in(described: Described, upstream: Upstream, dimension: str) -> str:
-    """Of a call, as subjects of rules name it (`budgets.matching`)."""
-    deployment = upstream.deployment
-    match dimension:
-        case "end_user":
-            return described.end_user
-        case "alias":
-            return described.call.alias
-        case "model":
-            return deployment.model
-        case "provider":
-            return deployment.provider
-        case "deployment":
-            return deployment.deployment_id
-        case "pool":
-            return deployment.pool
-        case _:
-            return described.tags.get(dimension.removeprefix("tag:"), "")

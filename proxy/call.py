@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from proxy.admission import Attempt
+from proxy.attempt import Attempt
 from proxy.authenticate import SUBPROTOCOLS
 from proxy.clock import Clock
 from proxy.errors import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimedOut, UpstreamUnreachable

@@ -27,6 +27,7 @@ from proxy.journal import Orphan, adopt
 from proxy.live import LiveRequests
 from proxy.metrics import Counts, WorkerStatus, encode_status
 from proxy.registry import OpenSealed, Registry
+from proxy.replay import take_over
 from proxy.route import halted
 from proxy.snapshot import decode_snapshot
 from proxy.wire.redis import RedisPipeline, RedisReplyError
@@ -278,7 +279,7 @@ class Control:
         for orphan in adopt(journal.directory, journal.worker):
             with contextlib.ExitStack() as until_taken_over:
                 until_taken_over.callback(orphan.release)
-                last_entry = await self._admission.take_over(orphan)
+                last_entry = await take_over(self._redis, orphan)
                 until_taken_over.pop_all()
             self._adopted.append((orphan, last_entry))
         for orphan, last_entry in list(self._adopted):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import structlog
 from msgspec import structs
 
-from proxy.admission import Admission, Attempt, Downgrade, Outcome
+from proxy.admission import Admission, Downgrade
+from proxy.attempt import Attempt, Outcome
 from proxy.authenticate import KeyCache, Subject, authenticate, presented_key
 from proxy.cache import look_in_cache
 from proxy.call import call_provider, open_session

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from websockets.frames import CloseCode
 
 from audit.records import Usage
-from proxy.admission import Admission, Attempt, Outcome
+from proxy.admission import Admission
+from proxy.attempt import Attempt, Outcome
 from proxy.authenticate import SUBPROTOCOLS
 from proxy.errors import ClientGone, GatewayError, LeaseLost, UpstreamBroken, UpstreamTimedOut
 from proxy.respond import Headers, Responder, rate_limit_headers

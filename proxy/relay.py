@@ -7,12 +7,14 @@ from typing import Protocol
 
 import msgspec
 
-from proxy.admission import TRANCHE_TOKENS, Admission, Attempt, Outcome, needed_tokens, output_tokens_max
+from proxy.admission import Admission
+from proxy.attempt import Attempt, Outcome
 from proxy.call import gateway_error
 from proxy.clock import Clock
 from proxy.dialects.dialect import RESPONSE, Call, StreamWriter
 from proxy.errors import GatewayError, LeaseLost, UpstreamBroken, UpstreamFailed, UpstreamStreamFailed
 from proxy.estimate import SILENCE_S_MAX
+from proxy.learning import TRANCHE_TOKENS, needed_tokens
 from proxy.neutral import Answer, Began, Event, Failed
 from proxy.prepare import Prepared
 from proxy.providers.provider import Api, EventMeter, Kept, Measured, StreamMeter, StreamReader, name_of
@@ -277,16 +279,15 @@ def _stream_failed(events: Sequence[Event]) -> UpstreamStreamFailed:
 class Tranches:
     """How far the hold of a running stream reaches, in output tokens; bytes bound them from above."""
 
-    __slots__ = ("_admission", "_attempt", "_tokens_max")
+    __slots__ = ("_admission", "_attempt")
 
     def __init__(self, attempt: Attempt, admission: Admission) -> None:
         self._attempt = attempt
         self._admission = admission
-        self._tokens_max = output_tokens_max(attempt.described, attempt.upstream)
 
     @property
     def are_whole(self) -> bool:
-        return self._attempt.covered_tokens >= self._tokens_max
+        return self._attempt.covered_tokens >= self._attempt.output_tokens_max
 
     async def cover(self, meter: StreamMeter, now_s: float) -> None:
         """Extend where it has become short: by a tranche, or by more where what has come is longer."""
@@ -297,7 +298,7 @@ class Tranches:
         if missing <= 0:
             return
         tranche = TRANCHE_TOKENS * attempt.described.call.choices
-        more = min(max(tranche, missing), self._tokens_max - attempt.covered_tokens)
+        more = min(max(tranche, missing), attempt.output_tokens_max - attempt.covered_tokens)
         await self._admission.extend(attempt, more)
 
 

@@ -7,6 +7,14 @@ from collections.abc import Iterable
 
 from budgets.gate import BudgetCounter
 
+# Most of what is held is given back soon. Where others' holds fill a cap, a request waits for room: so long from the last time
+# that anything was given back, and not longer in all. A running stream waits less: its provider goes on meanwhile.
+ROOM_WAIT_S = 3.0
+ROOM_WAIT_MAX_S = 15.0
+EXTEND_WAIT_S = 0.25
+# What other workers give back is not heard of, so it is asked for.
+ROOM_POLL_S = 0.1
+
 
 class Room:
     """Those who wait, by the key of the counter that has refused them, the longest first."""

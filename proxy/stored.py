@@ -13,8 +13,9 @@ import msgspec
 import structlog
 
 from keys.kills import KillFlag
-from proxy.admission import Admission, Attempt, Outcome, input_tokens_max
+from proxy.admission import Admission
 from proxy.ask import call
+from proxy.attempt import Attempt, Outcome
 from proxy.authenticate import Subject
 from proxy.call import gateway_error
 from proxy.describe import Described
@@ -22,6 +23,7 @@ from proxy.dialects import anthropic_batches, openai_batches, openai_files
 from proxy.dialects.dialect import BATCH, FILE, MESSAGE_BATCH, RESPONSE, Call
 from proxy.dialects.stored import CREATE, Bounds, Line, StoredDialect, as_batch, check_alike, read_line
 from proxy.errors import AliasNotAllowed, InvalidRequest, StoredUnknown, Unavailable, Unbounded, UpstreamBroken
+from proxy.holds import input_tokens_max, output_tokens_max
 from proxy.jobs import StoredObject, decode_stored, encode_stored, expires_s, stored_key
 from proxy.providers.provider import Kept
 from proxy.registry import Upstream
@@ -288,8 +290,7 @@ def _rewrite(lines: Sequence[Line], upstream: Upstream, body_name: str, endpoint
         body = api.pass_request(about, deployment, upstream.provider).body
         rewritten.append(dump_object({**line.fields, body_name: msgspec.Raw(body)}))
         input_tokens += input_tokens_max(about, deployment)
-        cap = deployment.max_output_tokens if about.output_tokens_max is None else about.output_tokens_max
-        output_tokens += cap * about.choices
+        output_tokens += output_tokens_max(about, deployment)
     bounds = Bounds(
         endpoint=endpoint,
         requests=len(lines),

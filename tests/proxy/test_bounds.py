@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 
 from budgets.pricing import fixed_price
-from proxy.admission import input_tokens_max
 from proxy.describe import Described
 from proxy.dialects import anthropic, cohere_chat, cohere_embed, gemini, passthrough
 from proxy.dialects.dialect import MEDIA_TOKENS_MAX, TEMPLATE_TOKENS, Call
@@ -15,6 +14,7 @@ from proxy.dialects.openai_chat import CHAT
 from proxy.dialects.openai_completions import COMPLETIONS
 from proxy.dialects.openai_responses import RESPONSES
 from proxy.errors import InvalidRequest, Unbounded
+from proxy.holds import input_tokens_max
 from proxy.prepare import prepare
 from proxy.providers.table import PROVIDERS
 from proxy.registry import Upstream
