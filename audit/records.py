@@ -1,11 +1,33 @@
 """The usage event: what the data path says about one attempt. No database, no Django, no clock.
 
-An event travels worker → journal file and Redis stream → ledger. Its JSON is the wire format of all three.
+An event travels worker → journal file and Redis stream → ledger. Its JSON is the wire format of all three. The bounds below are
+what the ledger's columns, indexes and sums bear. They are checked where an event is read, and cost the data path nothing.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import msgspec
+from msgspec import Meta
+
+# A call's meters are far below it, and millions of records at it can still be added up in 63 bits.
+METER_MAX = 10**12
+INT16_MAX, INT32_MAX, INT64_MAX = 2**15 - 1, 2**31 - 1, 2**63 - 1
+YEAR_2020_US, YEAR_2100_US = 1_577_836_800_000_000, 4_102_444_800_000_000  # Unix microseconds.
+
+Meter = Annotated[int, Meta(ge=0, le=METER_MAX)]
+Milliseconds = Annotated[int, Meta(ge=0, le=INT32_MAX)]
+Nanos = Annotated[int, Meta(ge=0, le=INT64_MAX)]
+# Three of the words are in one index, which takes 2,704 bytes.
+Word = Annotated[str, Meta(max_length=200)]
+Text = Annotated[str, Meta(max_length=2_000)]
+TAG_KEY_LENGTH_MAX = 64
+TagKey = Annotated[str, Meta(max_length=TAG_KEY_LENGTH_MAX)]
+TagValue = Annotated[str, Meta(max_length=256)]
+_UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+Id = Annotated[str, Meta(pattern=f"^{_UUID}$")]
+IdOrNone = Annotated[str, Meta(pattern=f"^({_UUID})?$")]  # None is "".
 
 State = Literal["posted", "voided", "suspense"]
 # "invoice": what it has cost was entered by hand, from the provider's bill.
@@ -23,22 +45,22 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     `inference_geo` ("" is anywhere) are what the provider says it served at, and billed for.
     """
 
-    input_tokens: int = 0
-    cache_read_input_tokens: int = 0
-    cache_write_input_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    cache_write_1h_input_tokens: int = 0
-    input_audio_tokens: int = 0
-    input_image_tokens: int = 0
-    output_audio_tokens: int = 0
-    output_image_tokens: int = 0
-    tool_calls: int = 0
-    units: int = 0
-    searches: int = 0
-    batch_requests: int = 0
-    service_tier: str = ""
-    inference_geo: str = ""
+    input_tokens: Meter = 0
+    cache_read_input_tokens: Meter = 0
+    cache_write_input_tokens: Meter = 0
+    output_tokens: Meter = 0
+    reasoning_tokens: Meter = 0
+    cache_write_1h_input_tokens: Meter = 0
+    input_audio_tokens: Meter = 0
+    input_image_tokens: Meter = 0
+    output_audio_tokens: Meter = 0
+    output_image_tokens: Meter = 0
+    tool_calls: Meter = 0
+    units: Meter = 0
+    searches: Meter = 0
+    batch_requests: Meter = 0
+    service_tier: Word = ""
+    inference_geo: Word = ""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -60,7 +82,7 @@ class PriceTerms(msgspec.Struct, frozen=True, omit_defaults=True):
     with the provider gave at that moment. Basis points are hundredths of a percent."""
 
     currency: str = "USD"
-    usd_per_unit_nanos: int = 1_000_000_000
+    usd_per_unit_nanos: Annotated[int, Meta(ge=1)] = 1_000_000_000
     uplift_basis_points: int = 0
     discount_basis_points: int = 0
     contract_id: str = ""
@@ -92,44 +114,48 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     attempt_id: str
-    request_id: str
-    attempt_number: int = 1
-    admitted_at_us: int
+    request_id: Id
+    attempt_number: Annotated[int, Meta(ge=0, le=INT16_MAX)] = 1
+    admitted_at_us: Annotated[int, Meta(ge=YEAR_2020_US, le=YEAR_2100_US)]
     team_id: str
     project_id: str
     virtual_key_id: str
-    environment: str = ""
-    end_user: str = ""
-    alias: str
-    downgraded_from: str = ""
-    provider: str
-    model: str
-    deployment: str
-    pool: str = ""
-    operation: str = "chat"
-    request_model: str
-    response_model: str = ""
-    upstream_id: str = ""
+    environment: Word = ""
+    end_user: Text = ""
+    alias: Word
+    downgraded_from: Word = ""
+    provider: Word
+    model: Word
+    deployment: Text
+    pool: Text = ""
+    operation: Word = "chat"
+    request_model: Text
+    response_model: Text = ""
+    upstream_id: Text = ""
     is_stream: bool = False
     state: State = "posted"
-    status_code: int = 0
-    error_type: str = ""
-    finish_reason: str = ""
+    status_code: Annotated[int, Meta(ge=0, le=999)] = 0
+    error_type: Word = ""
+    finish_reason: Word = ""
     usage: Usage = Usage()
     usage_source: UsageSource = "none"
     cost_nanos: int = 0
-    held_nanos: int = 0
-    price_id: str = ""
+    held_nanos: Nanos = 0
+    price_id: IdOrNone = ""
     terms: PriceTerms = LIST_TERMS
-    currency_cost_nanos: int | None = None
+    currency_cost_nanos: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None
     adjusts: str = ""
-    latency_ms: int = 0
-    first_token_ms: int = 0
-    kill_switch_id: str = ""
-    tags: dict[str, str] = {}
-    tag_sources: dict[str, str] = {}
+    latency_ms: Milliseconds = 0
+    first_token_ms: Milliseconds = 0
+    kill_switch_id: IdOrNone = ""
+    tags: dict[TagKey, TagValue] = {}
+    tag_sources: dict[TagKey, Word] = {}
     route: tuple[Candidate, ...] = ()
 
+
+# Where these are not sound, nobody knows whose it is or what it has cost.
+_MONEY = frozenset({"attempt_id", "team_id", "project_id", "virtual_key_id", "state", "cost_nanos", "adjusts"})
+_SIDE_FIELDS = [field for field in msgspec.structs.fields(UsageEvent) if field.name not in _MONEY]
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(UsageEvent)
@@ -140,5 +166,66 @@ def encode_event(event: UsageEvent) -> bytes:
 
 
 def decode_event(body: bytes) -> UsageEvent:
-    """Raises `msgspec.DecodeError` or `msgspec.ValidationError` when `body` is not a usage event."""
-    return _decoder.decode(body)
+    """As `read_event`, whatever had to be mended."""
+    event, _ = read_event(body)
+    return event
+
+
+def read_event(body: bytes) -> tuple[UsageEvent, list[str]]:
+    """The event, and which of its side fields had to be mended: money is not lost for a silly duration.
+
+    Raises `msgspec.DecodeError` or `msgspec.ValidationError` when `body` does not say whose it is and what it has cost.
+    """
+    try:
+        return _decoder.decode(body), []
+    except msgspec.ValidationError:
+        raw = msgspec.json.decode(body)
+        if not isinstance(raw, dict):
+            raise
+    silly = [field for field in _SIDE_FIELDS if field.name in raw and not _is_sound(raw[field.name], field.type)]
+    mended = raw | {field.name: _mended(field, raw) for field in silly}
+    sound = {name: value for name, value in mended.items() if value is not msgspec.UNSET}
+    return msgspec.convert(sound, UsageEvent), [field.name for field in silly]
+
+
+def _mended(field: msgspec.structs.FieldInfo, raw: Mapping[str, Any]) -> Any:
+    """The nearest to what is said, else as if nothing were said. The same event is always mended alike."""
+    if field.name == "request_id":
+        return raw.get("attempt_id")
+    made_at_us = _made_at_us(raw.get("attempt_id")) if field.name == "admitted_at_us" else None
+    near = _nearest(raw[field.name] if made_at_us is None else made_at_us, field.type)
+    if _is_sound(near, field.type):
+        return near
+    return "" if field.required else msgspec.UNSET
+
+
+def _is_sound(value: Any, kind: Any) -> bool:
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _nearest(value: Any, kind: Any) -> Any:
+    """Cut to the bounds of its kind; None where it is nothing of the kind."""
+    match msgspec.inspect.type_info(kind), value:
+        case msgspec.inspect.IntType(ge=int(low), le=int(high)), int() | float():
+            return int(max(low, min(value, high)))
+        case msgspec.inspect.StrType(max_length=length), str():
+            return value[:length]
+        case msgspec.inspect.DictType(), dict():
+            return {key[:TAG_KEY_LENGTH_MAX]: _nearest(one, TagValue) or "" for key, one in value.items()}
+        case msgspec.inspect.StructType(cls=struct), dict() if struct is Usage:
+            near = {field.name: _nearest(value.get(field.name), field.type) for field in msgspec.structs.fields(Usage)}
+            return {name: one for name, one in near.items() if one is not None}
+    return None
+
+
+def _made_at_us(attempt_id: object) -> int | None:
+    """When the attempt's id was made, which is when it was admitted (UUID version 7)."""
+    try:
+        made = UUID(str(attempt_id))
+    except ValueError:
+        return None
+    return (made.int >> 80) * 1000 if made.version == 7 else None

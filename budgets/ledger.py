@@ -6,6 +6,7 @@ conflict with their own rows and change nothing. So no step needs to know how fa
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -18,13 +19,15 @@ import redis
 from django.db import DataError, IntegrityError, connection, transaction
 
 from audit.models import UsageRecord
-from audit.records import Candidate, PriceTerms, State, Usage, UsageEvent, UsageSource, decode_event
+from audit.records import Candidate, PriceTerms, State, Usage, UsageEvent, UsageSource, read_event
 from budgets import gate, ledger_rows, watch
 from budgets.rollups import Rollups
 
 log = logging.getLogger(__name__)
 
 DEAD_LETTERS = "tg:usage:dead"
+# Field of an event → in how many events it had to be mended.
+MENDED = "tg:usage:mended"
 # One transaction: the more, the more of them fall into the same row of a roll-up.
 BATCH_ENTRIES = 10_000
 # One command to Redis, which serves nobody else meanwhile: about a millisecond.
@@ -37,7 +40,8 @@ Fields = dict[bytes, bytes]
 
 
 class Entry(NamedTuple):
-    """One stream entry, understood. `seq` is 0 where no settle of its worker stands behind it."""
+    """One stream entry, understood. `seq` is 0 where no settle of its worker stands behind it. `mended` are the fields that the
+    ledger could not have taken as they came."""
 
     entry_id: bytes
     fields: Fields
@@ -45,6 +49,7 @@ class Entry(NamedTuple):
     seq: int
     attempt_id: UUID
     event: UsageEvent
+    mended: Sequence[str]
 
 
 class Refused(NamedTuple):
@@ -167,11 +172,13 @@ def _read(client: redis.Redis, until: bytes) -> list[tuple[bytes, Fields]]:
 def _ingest_batch(client: redis.Redis, batch: Sequence[tuple[bytes, Fields]]) -> None:
     understood = [_understand(entry_id, fields) for entry_id, fields in batch]
     refused = [item for item in understood if isinstance(item, Refused)]
+    entries = [item for item in understood if isinstance(item, Entry)]
     watermarks: dict[str, int] = {}
-    refused += _store_what_fits([item for item in understood if isinstance(item, Entry)], watermarks)
+    refused += _store_what_fits(entries, watermarks)
     if refused:
         _put_aside(client, refused)
-    watch.note(client, (item.event for item in understood if isinstance(item, Entry)))
+    _tell_mended(client, Counter(name for entry in entries for name in entry.mended))
+    watch.note(client, (entry.event for entry in entries))
     entry_ids = [entry_id for entry_id, _ in batch]
     with client.pipeline(transaction=False) as pipeline:
         if watermarks:
@@ -191,16 +198,23 @@ def _put_aside(client: redis.Redis, refused: Iterable[Refused]) -> None:
         pipeline.execute()
 
 
+def _tell_mended(client: redis.Redis, fields: Mapping[str, int]) -> None:
+    """Each is counted; the log has the first of a kind."""
+    for name, events in fields.items():
+        if client.hincrby(MENDED, name, events) == events:
+            log.error("usage events come with an impossible %s: it is mended, counted, and not told again", name)
+
+
 def _understand(entry_id: bytes, fields: Fields) -> Entry | Refused:
     try:
         # PostgreSQL has no NUL in a text. Providers' words stand in some fields, and what was spent must not hang on them.
-        event = decode_event(fields[b"event"].replace(rb"\u0000", rb"\ufffd"))
+        event, mended = read_event(fields[b"event"].replace(rb"\u0000", rb"\ufffd"))
         if b"state" in fields:
             # The worker died: the event is from before the call, and the hold is what it may have cost.
             state, cost_nanos = msgspec.convert(fields[b"state"].decode(), State), int(fields[b"cost_nanos"])
             event = msgspec.structs.replace(event, state=state, cost_nanos=cost_nanos, held_nanos=cost_nanos)
         worker, seq = fields[b"worker"].decode(), int(fields[b"seq"])
-        return Entry(entry_id, fields, worker, seq, UUID(event.attempt_id), event)
+        return Entry(entry_id, fields, worker, seq, UUID(event.attempt_id), event, mended)
     except KeyError as error:
         return Refused(entry_id, fields, f"field {error} is missing")
     except ValueError as error:  # msgspec's errors are ValueErrors too.

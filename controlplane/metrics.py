@@ -5,7 +5,7 @@ The proxy's metrics are its own (`proxy/metrics.py`). These tell amounts, so the
 """
 
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import redis
 from django.db.models import Count, F, Sum
@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 
@@ -83,10 +83,15 @@ def _usage_stream() -> Iterator[Metric]:
     client = redis_client()
     try:
         waiting, dead = client.xlen(gate.USAGE), client.xlen(ledger.DEAD_LETTERS)
+        mended = cast("dict[bytes, bytes]", client.hgetall(ledger.MENDED))
     except redis.RedisError:
         return
     yield GaugeMetricFamily("tollgate_usage_waiting", "Usage events that are not in the ledger yet", waiting)
     yield GaugeMetricFamily("tollgate_usage_dead", "Usage events that could not be stored", dead)
+    fields = CounterMetricFamily("tollgate_usage_mended", "Usage events with a field that cannot be", labels=["field"])
+    for name, events in mended.items():
+        fields.add_metric([name.decode()], int(events))
+    yield fields
 
 
 def _alerts() -> Iterator[Metric]:

@@ -10,7 +10,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from audit.records import UsageEvent, decode_event, encode_event
+from audit.records import UsageEvent, encode_event
 from budgets import gate, limits
 
 WORKER = "worker-1"
@@ -535,7 +535,7 @@ def test_reaping_posts_what_may_be_billed_and_gives_back_what_was_never_sent(rea
         (b"suspense", b"600", b"0"),
         (b"voided", b"0", b"0"),
     }
-    assert all(decode_event(entry[b"event"]).alias == "x|y" for entry in entries)
+    assert all(msgspec.json.decode(entry[b"event"])["alias"] == "x|y" for entry in entries)
 
 
 def test_a_late_settle_corrects_what_is_in_suspense(ready: Gate) -> None:

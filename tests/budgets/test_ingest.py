@@ -1,7 +1,9 @@
 """Ingest: from the stream that the real scripts write into the real ledger. Crashes at each step lose and double nothing."""
 
 import datetime
+import json
 import logging
+import random
 import threading
 import uuid
 from decimal import Decimal
@@ -11,8 +13,9 @@ import pytest
 import redis
 from django.db import OperationalError, connection
 
+from audit.ids import uuid7
 from audit.models import UsageRecord
-from audit.records import PriceTerms, Usage, UsageEvent, encode_event
+from audit.records import PriceTerms, Usage, UsageEvent, encode_event, read_event
 from budgets import gate, ledger, reap
 from budgets.ledger_models import IngestWatermark, UsageHour, UsageTagHour
 from budgets.rollups import HISTOGRAM_BOUNDS_MS, percentile_ms
@@ -413,8 +416,10 @@ def test_what_was_never_dispatched_is_voided(client):
         {"worker": "w", "seq": "nine", "event": encode_event(make_event())},
         {"worker": "w", "seq": "9", "event": encode_event(make_event(attempt_id="not an id"))},
         {"worker": "w", "seq": "9", "event": encode_event(make_event(team_id="not an id"))},
-        {"worker": "w", "seq": "9", "event": encode_event(make_event(status_code=99_999))},
-        {"worker": "w", "seq": "9", "event": encode_event(make_event(latency_ms=-5))},
+        {"worker": "w", "seq": "9", "event": encode_event(make_event(cost_nanos=10**30))},
+        {"worker": "w", "seq": "9", "event": encode_event(make_event(cost_nanos="a lot"))},
+        {"worker": "w", "seq": "9", "event": encode_event(make_event(state="lost"))},
+        {"worker": "w", "seq": "9", "event": encode_event(make_event(adjusts="not an id"))},
         {"worker": "w", "seq": "0", "event": encode_event(make_event()), "state": "lost", "cost_nanos": "1"},
         {"worker": "w", "seq": "0", "event": encode_event(make_event()), "state": "posted"},
         {b"\xff": b"\xff"},
@@ -447,3 +452,77 @@ def test_a_nul_from_a_provider_costs_no_record(client):
     ledger.ingest(client)
     assert UsageRecord.objects.get().finish_reason == "st\ufffdop"
     assert_taken_in(1, 23)
+
+
+# What cannot be, and is no money
+
+MONEY = ("attempt_id", "team_id", "project_id", "virtual_key_id", "state", "cost_nanos", "adjusts")
+SIDE_FIELDS = [name for name in UsageEvent.__struct_fields__ if name not in MONEY]
+# Not to be made shorter: an index has room for so many bytes of it.
+LONG = "".join(random.Random(4).choices("abcdefghijklmnopqrstuvwxyzäöüß漢字", k=30_000))
+
+
+@pytest.mark.parametrize(
+    "silly",
+    [-1, -(2**62), 2**62, 10**30, 1.5, True, None, "", LONG, "not an id", [], [{}], {}, {"a": 1, LONG: LONG}],
+    ids=lambda silly: str(silly)[:20],
+)
+def test_money_is_never_lost_for_a_side_field_that_cannot_be(client, silly):
+    """Twice, so that what is mended can also be added up."""
+    for _ in range(2):
+        event = make_event(attempt_id=str(uuid7()), cost_nanos=29)
+        event = json.loads(encode_event(event)) | dict.fromkeys(SIDE_FIELDS, silly)
+        client.xadd(gate.USAGE, {"worker": "w1", "seq": "0", "event": json.dumps(event)})
+    assert ledger.ingest(client) == 2
+    assert client.xlen(ledger.DEAD_LETTERS) == 0
+    # With tags that cannot be, it is not told apart by them.
+    records, hours, _ = totals()
+    assert records == hours == (2, Decimal("0.000000058"))
+    for record in UsageRecord.objects.all():
+        read_event(encode_event(ledger.event_of(record)))
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ({"latency_ms": -5}, {"latency_ms": 0}),
+        ({"first_token_ms": 10**12}, {"first_token_ms": 2**31 - 1}),
+        ({"status_code": 99_999}, {"status_code": 999}),
+        ({"finish_reason": "x" * 300}, {"finish_reason": "x" * 200}),
+        ({"request_id": "not an id"}, {"request_id": uuid.UUID(int=7)}),
+        ({"price_id": "not an id"}, {"price_id": None}),
+        ({"usage": {"input_tokens": 3, "output_tokens": -1}}, {"input_tokens": 3, "output_tokens": 0}),
+        ({"usage_source": "the weather"}, {"usage_source": "none"}),
+        ({"terms": {"currency": "EUR", "usd_per_unit_nanos": 0}}, {"terms": {}}),
+        ({"tags": {"feature": "x" * 300, "size": 5}}, {"tags": {"feature": "x" * 256, "size": ""}}),
+    ],
+)
+def test_what_cannot_be_is_cut_to_what_can(client, said, kept):
+    event = json.loads(encode_event(make_event(attempt_id=str(uuid.UUID(int=7)), cost_nanos=31))) | said
+    client.xadd(gate.USAGE, {"worker": "w1", "seq": "0", "event": json.dumps(event)})
+    ledger.ingest(client)
+    row = UsageRecord.objects.get()
+    assert {name: getattr(row, name) for name in kept} == kept
+    assert row.cost_usd == Decimal("0.000000031")
+    assert client.hgetall(ledger.MENDED) == {name.encode(): b"1" for name in said}
+
+
+def test_a_moment_that_cannot_be_is_the_one_in_the_attempts_id(client):
+    """And always the same: an event that comes again is known."""
+    made_ms = f"{int(NOON.timestamp() * 1000):012x}"
+    event = make_event(attempt_id=f"{made_ms[:8]}-{made_ms[8:]}-7000-8000-000000000000", admitted_at_us=2**60)
+    for worker in ("before", "again"):
+        Worker(client, worker).settle(event)
+        ledger.ingest(client)
+    assert UsageRecord.objects.get().admitted_at == NOON
+
+
+def test_each_kind_of_silliness_is_told_once(client, caplog):
+    worker = Worker(client)
+    with caplog.at_level(logging.ERROR):
+        for _ in range(2):
+            worker.settle(make_event(latency_ms=-5))
+            worker.settle(make_event(latency_ms=-6))
+            ledger.ingest(client)
+    assert caplog.text.count("latency_ms") == 1
+    assert client.hgetall(ledger.MENDED) == {b"latency_ms": b"4"}

@@ -10,7 +10,9 @@ from django.contrib.auth.models import Permission
 from django.urls import reverse
 from django.utils import timezone
 
+from budgets import ledger
 from budgets.ledger_models import Drift, SuspenseResolution, Verification
+from keys.redis import redis_client
 from tests import factories
 from tests.api import client_with
 
@@ -203,6 +205,15 @@ def test_drift_and_suspense_are_metrics(redis_url):
     assert 3_600 <= float(found["tollgate_suspense_oldest_seconds"]) < 3_700
     assert (found["tollgate_suspense_records"], found["tollgate_suspense_nanos"]) == ("1.0", "5e+08")
     assert found["tollgate_usage_waiting"] == "0.0"
+
+
+def test_events_that_could_not_be_stored_or_not_as_they_came_are_metrics(redis_url):
+    client = redis_client()
+    client.xadd(ledger.DEAD_LETTERS, {"event": "nonsense", "reason": "it is none"})
+    client.hset(ledger.MENDED, "latency_ms", 3)
+    found = metrics_of(client_with("usage:read"))
+    assert found["tollgate_usage_dead"] == "1.0"
+    assert found['tollgate_usage_mended_total{field="latency_ms"}'] == "3.0"
 
 
 def test_open_alerts_and_notices_that_were_given_up_are_metrics(redis_url):
