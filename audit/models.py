@@ -72,10 +72,6 @@ class AuditEntry(models.Model):
         return f"{self.actor_name} {self.action} {self.object_type} {self.object_name}"
 
 
-class UsageRecordQuerySet(TeamQuerySet["UsageRecord"]):
-    pass
-
-
 class UsageRecord(models.Model):
     """The ledger: one row per attempt, the fields of `audit.records.UsageEvent`. Partitioned by month of `admitted_at`.
 
@@ -148,7 +144,7 @@ class UsageRecord(models.Model):
     ingested_at = models.DateTimeField(db_default=Now(), editable=False)
     resolved_at = models.DateTimeField(null=True, blank=True)
 
-    objects = UsageRecordQuerySet.as_manager()
+    objects = TeamQuerySet["UsageRecord"].as_manager()
 
     class Meta:
         ordering = ["-admitted_at", "-attempt_id"]

@@ -174,10 +174,6 @@ class Alert(models.Model):
         return (self.Status.OPEN if self.acknowledged_at is None else self.Status.ACKNOWLEDGED).value
 
 
-class MuteQuerySet(TeamQuerySet["Mute"]):
-    pass
-
-
 class Mute(models.Model):
     """Until then nobody is told of alerts about this one; they are opened and shown as ever."""
 
@@ -186,7 +182,7 @@ class Mute(models.Model):
     team_id = models.UUIDField(null=True)
     until = models.DateTimeField()
 
-    objects = MuteQuerySet.as_manager()
+    objects = TeamQuerySet["Mute"].as_manager()
 
     class Meta:
         default_permissions = ()

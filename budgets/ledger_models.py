@@ -14,10 +14,6 @@ from audit.ids import uuid7
 from audit.querysets import TeamQuerySet
 
 
-class UsageQuerySet(TeamQuerySet["Usage"]):
-    pass
-
-
 class Usage(models.Model):
     """The ledger summed up by subject, alias, model and provider. Histograms count requests per bucket."""
 
@@ -37,7 +33,7 @@ class Usage(models.Model):
     latency_histogram = ArrayField(models.BigIntegerField(), default=list)
     first_token_histogram = ArrayField(models.BigIntegerField(), default=list)
 
-    objects = UsageQuerySet.as_manager()
+    objects = TeamQuerySet["Usage"].as_manager()
 
     class Meta:
         abstract = True
@@ -91,10 +87,6 @@ class UsageDay(Usage):
         return f"{self.day} {self.model}"
 
 
-class UsageTagQuerySet(TeamQuerySet["UsageTag"]):
-    pass
-
-
 class UsageTag(models.Model):
     """The ledger summed up by project and one tag. A record with three tags counts in three rows."""
 
@@ -107,7 +99,7 @@ class UsageTag(models.Model):
     tokens = models.BigIntegerField(default=0)
     cost_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0)
 
-    objects = UsageTagQuerySet.as_manager()
+    objects = TeamQuerySet["UsageTag"].as_manager()
 
     class Meta:
         abstract = True

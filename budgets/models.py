@@ -548,10 +548,6 @@ class Increase(models.Model):
             raise ValidationError({"amount": "Tokens and requests are whole numbers."})
 
 
-class LimitQuerySet(SubjectRuleQuerySet):
-    pass
-
-
 class Limit(SubjectRule):
     """At most this much in any stretch of so many seconds, or so many requests at once."""
 
@@ -588,7 +584,7 @@ class Limit(SubjectRule):
         help_text="Refuses nothing, and counts what it would have refused.",
     )
 
-    objects = LimitQuerySet.as_manager()
+    objects = SubjectRuleQuerySet.as_manager()
 
     class Meta:
         ordering = ["-id"]

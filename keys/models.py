@@ -17,10 +17,6 @@ from keys.kills import KillFlag, kill_field
 from teams.models import Project, name_validator, validate_tags
 
 
-class CredentialPoolQuerySet(SharedQuerySet["CredentialPool"]):
-    pass
-
-
 class CredentialPool(models.Model):
     """Credentials that stand in for one another at one provider."""
 
@@ -29,7 +25,7 @@ class CredentialPool(models.Model):
     provider = models.SlugField(max_length=64, help_text="Slug of the provider its secrets are sent to, and no other.")
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = CredentialPoolQuerySet.as_manager()
+    objects = SharedQuerySet["CredentialPool"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -45,10 +41,6 @@ class CredentialPool(models.Model):
                 raise ValidationError({"provider": "A pool that holds credentials keeps its provider: add another."})
 
 
-class UpstreamCredentialQuerySet(SharedQuerySet["UpstreamCredential"]):
-    pass
-
-
 class UpstreamCredential(models.Model):
     """A provider's secret, sealed. `fingerprint` is its last four characters (of a JSON object those of its key's id)."""
 
@@ -62,7 +54,7 @@ class UpstreamCredential(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = UpstreamCredentialQuerySet.as_manager()
+    objects = SharedQuerySet["UpstreamCredential"].as_manager()
 
     class Meta:
         ordering = ["pool", "name"]

@@ -54,10 +54,6 @@ def default_operations() -> list[str]:
     return [Operation.CHAT.value]
 
 
-class ProviderQuerySet(SharedQuerySet["Provider"]):
-    pass
-
-
 class Provider(models.Model):
     """A place that serves models: where it is, what it speaks, how long it may take, and its currency."""
 
@@ -117,7 +113,7 @@ class Provider(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = ProviderQuerySet.as_manager()
+    objects = SharedQuerySet["Provider"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -150,10 +146,6 @@ class Provider(models.Model):
             raise ValidationError({"options": str(error)}) from error
 
 
-class ModelQuerySet(SharedQuerySet["Model"]):
-    pass
-
-
 class Model(models.Model):
     """The registry's entry of a model, wherever it is deployed."""
 
@@ -173,7 +165,7 @@ class Model(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = ModelQuerySet.as_manager()
+    objects = SharedQuerySet["Model"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -186,10 +178,6 @@ class Model(models.Model):
             stored = Model.objects.values_list("name", flat=True).get(pk=self.pk)
             if stored != self.name:
                 raise ValidationError({"name": "A model keeps its name: records of its spend name it so."})
-
-
-class DeploymentQuerySet(SharedQuerySet["Deployment"]):
-    pass
 
 
 class Deployment(models.Model):
@@ -237,7 +225,7 @@ class Deployment(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = DeploymentQuerySet.as_manager()
+    objects = SharedQuerySet["Deployment"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -251,10 +239,6 @@ class Deployment(models.Model):
             raise ValidationError(
                 {"pool": f"The pool's secrets belong to {pool.provider}, not to {self.provider.slug}."}
             )
-
-
-class ModelAliasQuerySet(SharedQuerySet["ModelAlias"]):
-    pass
 
 
 class ModelAlias(models.Model):
@@ -272,7 +256,7 @@ class ModelAlias(models.Model):
     is_active = models.BooleanField(default=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = ModelAliasQuerySet.as_manager()
+    objects = SharedQuerySet["ModelAlias"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -280,10 +264,6 @@ class ModelAlias(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-class AliasTargetQuerySet(SharedQuerySet["AliasTarget"]):
-    pass
 
 
 class AliasTarget(models.Model):
@@ -295,7 +275,7 @@ class AliasTarget(models.Model):
     position = models.PositiveSmallIntegerField(default=0, help_text="0 is tried first.")
     weight = models.PositiveSmallIntegerField(default=1, validators=[MinValueValidator(1)])
 
-    objects = AliasTargetQuerySet.as_manager()
+    objects = SharedQuerySet["AliasTarget"].as_manager()
 
     class Meta:
         ordering = ["alias", "position", "-weight"]

@@ -166,10 +166,6 @@ class Price(AppendOnly):
             raise ValidationError({"deployment": "This deployment is of another model, or at another provider."})
 
 
-class PriceTierQuerySet(SharedQuerySet["PriceTier"]):
-    pass
-
-
 class PriceTier(AppendOnly):
     """Rates that take the place of a price's: in a service tier, above a length of input, or both.
 
@@ -202,7 +198,7 @@ class PriceTier(AppendOnly):
     per_search = _rate_apart("per search", "")
     per_unit = _rate_apart("per unit", "")
 
-    objects = PriceTierQuerySet.as_manager()
+    objects = SharedQuerySet["PriceTier"].as_manager()
 
     class Meta:
         ordering = ["service_tier", "above_input_tokens"]
@@ -226,10 +222,6 @@ class PriceTier(AppendOnly):
         return f"{tier} above {self.above_input_tokens:,} tokens" if self.above_input_tokens else tier
 
 
-class ExchangeRateQuerySet(SharedQuerySet["ExchangeRate"]):
-    pass
-
-
 class ExchangeRate(AppendOnly):
     """What one unit of a currency is worth in USD from a moment on. USD itself needs none."""
 
@@ -239,7 +231,7 @@ class ExchangeRate(AppendOnly):
     effective_from = models.DateTimeField(default=timezone.now)
     source = models.CharField(max_length=200, blank=True, default="", editable=False)
 
-    objects = ExchangeRateQuerySet.as_manager()
+    objects = SharedQuerySet["ExchangeRate"].as_manager()
 
     class Meta:
         ordering = ["currency", "-effective_from"]
@@ -251,10 +243,6 @@ class ExchangeRate(AppendOnly):
 
     def __str__(self) -> str:
         return f"1 {self.currency} = {self.usd_per_unit.normalize():f} USD"
-
-
-class ExchangeRateFeedQuerySet(SharedQuerySet["ExchangeRateFeed"]):
-    pass
 
 
 class ExchangeRateFeed(models.Model):
@@ -276,7 +264,7 @@ class ExchangeRateFeed(models.Model):
     problem = models.CharField(max_length=300, blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = ExchangeRateFeedQuerySet.as_manager()
+    objects = SharedQuerySet["ExchangeRateFeed"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -289,10 +277,6 @@ class ExchangeRateFeed(models.Model):
             check_base_url(self.url, may_be_private=self.may_be_private)
         except InvalidAddress as error:
             raise ValidationError({"url": str(error)}) from error
-
-
-class ContractQuerySet(SharedQuerySet["Contract"]):
-    pass
 
 
 def _percent(help_text: str = "") -> "models.DecimalField[Any, Any]":
@@ -340,7 +324,7 @@ class Contract(AppendOnly):
     free_requests = models.PositiveBigIntegerField("free requests a month", null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = ContractQuerySet.as_manager()
+    objects = SharedQuerySet["Contract"].as_manager()
 
     class Meta:
         ordering = ["-effective_from"]
@@ -360,10 +344,6 @@ class Contract(AppendOnly):
         return self.name
 
 
-class ContractTierQuerySet(SharedQuerySet["ContractTier"]):
-    pass
-
-
 class ContractTier(AppendOnly):
     """Another discount once so much was spent in the month (UTC)."""
 
@@ -374,7 +354,7 @@ class ContractTier(AppendOnly):
     )
     discount_percent = _percent()
 
-    objects = ContractTierQuerySet.as_manager()
+    objects = SharedQuerySet["ContractTier"].as_manager()
 
     class Meta:
         ordering = ["from_usd"]
@@ -390,10 +370,6 @@ class ContractTier(AppendOnly):
         return f"{self.discount_percent} % from {self.from_usd} USD"
 
 
-class ContractStandingQuerySet(SharedQuerySet["ContractStanding"]):
-    pass
-
-
 class ContractStanding(models.Model):
     """How far a month has come with a contract, and so what it gives at the moment. Rewritten only when that changes."""
 
@@ -407,7 +383,7 @@ class ContractStanding(models.Model):
     tokens = models.BigIntegerField(default=0)
     requests = models.BigIntegerField(default=0)
 
-    objects = ContractStandingQuerySet.as_manager()
+    objects = SharedQuerySet["ContractStanding"].as_manager()
 
     class Meta:
         ordering = ["-month"]
@@ -416,10 +392,6 @@ class ContractStanding(models.Model):
 
     def __str__(self) -> str:
         return f"{self.contract} in {self.month:%Y-%m}"
-
-
-class PriceProposalQuerySet(SharedQuerySet["PriceProposal"]):
-    pass
 
 
 class PriceProposal(models.Model):
@@ -446,7 +418,7 @@ class PriceProposal(models.Model):
     decided_at = models.DateTimeField(null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = PriceProposalQuerySet.as_manager()
+    objects = SharedQuerySet["PriceProposal"].as_manager()
 
     class Meta:
         ordering = ["-created_at", "provider", "model"]
@@ -460,10 +432,6 @@ class PriceProposal(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} at {self.provider}"
-
-
-class RerateQuerySet(SharedQuerySet["Rerate"]):
-    pass
 
 
 class Rerate(models.Model):
@@ -518,7 +486,7 @@ class Rerate(models.Model):
     sums = models.JSONField(default=dict, blank=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = RerateQuerySet.as_manager()
+    objects = SharedQuerySet["Rerate"].as_manager()
 
     class Meta:
         ordering = ["-created_at"]

@@ -122,10 +122,6 @@ class Team(models.Model):
         return self.name
 
 
-class ProjectQuerySet(TeamQuerySet["Project"]):
-    pass
-
-
 class Project(models.Model):
     """The unit applications live in: it gives its virtual keys an environment, a cost centre and tags."""
 
@@ -151,7 +147,7 @@ class Project(models.Model):
     )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = ProjectQuerySet.as_manager()
+    objects = TeamQuerySet["Project"].as_manager()
 
     class Meta:
         ordering = ["name"]
@@ -159,10 +155,6 @@ class Project(models.Model):
 
     def __str__(self) -> str:
         return self.name
-
-
-class MembershipQuerySet(TeamQuerySet["Membership"]):
-    pass
 
 
 class Membership(models.Model):
@@ -178,7 +170,7 @@ class Membership(models.Model):
     team = models.ForeignKey(Team, models.CASCADE, related_name="memberships")
     role = models.CharField(max_length=16, choices=Role, default=Role.VIEWER)
 
-    objects = MembershipQuerySet.as_manager()
+    objects = TeamQuerySet["Membership"].as_manager()
 
     class Meta:
         ordering = ["team", "user"]
