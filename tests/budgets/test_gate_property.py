@@ -126,6 +126,8 @@ class Attempt:
     # The provider goes on with it; it is resolved by a late settle.
     is_job: bool = False
     is_running: bool = False
+    # Of the settle that made it a job.
+    seq: int = 0
 
 
 class GateMachine(RuleBasedStateMachine):
@@ -286,13 +288,16 @@ class GateMachine(RuleBasedStateMachine):
             "kept_hold": gate.hold_value(attempt.hold.counters, (), event, job={"a": "b|c"}),
         }
         attempt.is_settled = attempt.is_job = attempt.is_running = True
+        attempt.seq = step["seq"]
         attempt.truth = attempt.hold.amounts
         journal.append(step)
         assert isinstance(self.send_settle(step), gate.Settled)
 
     def jobs_in_the_ledger(self) -> list[Attempt]:
-        """A job is only resolved once the ledger has its row: then it is never forgotten which one it was."""
-        return [self.attempts[name] for name in sorted(self.suspense_rows) if self.attempts[name].is_running]
+        """A job is only resolved once the ledger has its own settle, as `Follower` sees to: the row of an attempt that was reaped
+        before is not enough, since after a lost Redis the two settles could come back in the wrong order."""
+        suspended = (self.attempts[name] for name in sorted(self.suspense_rows))
+        return [job for job in suspended if job.is_running and job.seq <= self.watermark[job.worker]]
 
     @precondition(lambda self: self.jobs_in_the_ledger())
     @rule(data=st.data(), share=st.sampled_from((0, 0.3, 1)), workers=st.permutations(WORKERS), twice=st.booleans())

@@ -1,6 +1,7 @@
 """The ledger, against what the provider saw and against the counters. Sums are made here anew, by other means than the code's."""
 
 import contextlib
+import itertools
 import re
 import time
 from collections import Counter
@@ -78,6 +79,14 @@ class Books:
     def missing(self, attempt_ids: Iterable[str]) -> set[str]:
         wanted = set(attempt_ids)
         return wanted - {row.attempt_id for row in self.rows(wanted)} if wanted else set()
+
+    @contextlib.contextmanager
+    def arrivals(self) -> Iterator["Arrivals"]:
+        arrivals = Arrivals(self.witness, self.database_url)
+        try:
+            yield arrivals
+        finally:
+            arrivals.close()
 
     def is_quiet(self) -> bool:
         """The gate is open, nothing is held and nothing waits for the ledger."""
@@ -161,6 +170,59 @@ class Books:
     def _connected(self) -> Iterator["psycopg.Connection[dict[str, Any]]"]:
         with psycopg.connect(self.database_url, row_factory=dict_row, connect_timeout=2) as connection:
             yield connection
+
+
+class Arrivals:
+    """Which calls of the provider's journal have arrived in the ledger. What has is there for good, and is not asked about
+    again: so one may look often, also after hours, and does not keep busy what one looks at."""
+
+    def __init__(self, witness: Witness, database_url: str) -> None:
+        self._witness = witness
+        self._database_url = database_url
+        self._connection: psycopg.Connection | None = None
+        self._missing: set[str] = set()
+        self._known = self._looked = 0
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def missing(self) -> set[str]:
+        """The calls that are not in the ledger, as far as it can be asked."""
+        calls = self._witness.look().calls
+        self._missing |= set(itertools.islice(calls, self._known, None))
+        self._known = len(calls)
+        self._missing -= self._recorded()
+        return set(self._missing)
+
+    def since_last_look(self) -> set[str]:
+        """The calls that the provider has got since this was last asked."""
+        calls = self._witness.look().calls
+        new = set(itertools.islice(calls, self._looked, None))
+        self._looked = len(calls)
+        return new
+
+    def has_any_since(self, moment_us: int) -> bool:
+        """Whether a call is in the ledger that the provider got after `moment_us` (Unix microseconds)."""
+        missing = self.missing()
+        for call in reversed(self._witness.calls.values()):
+            if call.received_at_us <= moment_us:
+                return False
+            if call.attempt_id not in missing:
+                return True
+        return False
+
+    def _recorded(self) -> set[str]:
+        """Of those that were missing; none while there is no PostgreSQL."""
+        query = "SELECT attempt_id::text FROM audit_usagerecord WHERE attempt_id = ANY(%s::uuid[])"
+        try:
+            if self._connection is None:
+                self._connection = psycopg.connect(self._database_url, autocommit=True, connect_timeout=2)
+            return {name for (name,) in self._connection.execute(query, [list(self._missing)])}
+        except psycopg.OperationalError:
+            self.close()
+            return set()
 
 
 def _recorded(connection: "psycopg.Connection[dict[str, Any]]", budget: Budget, start_s: int) -> int:

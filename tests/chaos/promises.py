@@ -9,6 +9,7 @@ from tests.chaos.rows import (
     hard_cap,
     malformed,
     missing,
+    model,
     postgres_away,
     recovery,
     redis_away,
@@ -31,4 +32,5 @@ PROMISES: tuple[Promise, ...] = (
     malformed.PROMISE,
     cancelled.PROMISE,
     *recovery.PROMISES,
+    model.PROMISE,
 )

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from controlplane import embedded
 from proxy.metrics import decode_status
 from tests.chaos.books import Books
 from tests.chaos.faults import FaultProxy
+from tests.chaos.progress import Progress
 from tests.e2e.conftest import Tollgate
 from tests.stack import ROOT, ControlPlane, Process, Proxy, Simulator, Stack, free_port, wait_until
 
@@ -63,13 +64,22 @@ class Options:
         return self.calls or (short if self.is_short else full)
 
 
+# Tries the promises of these names; what it found by name.
+Run = Callable[["Rig", Options, Sequence[str]], Mapping[str, Measured]]
+
+
 class Promise(NamedTuple):
-    """One line of the scorecard. `name` is what `--only` takes."""
+    """One line of the scorecard. `name` is what `--only` takes. Promises that have the same `run` are tried together."""
 
     name: str
     text: str
     wanted: str
-    run: "Callable[[Rig, Options], Measured]"
+    run: Run
+
+
+def alone(name: str, text: str, wanted: str, run: "Callable[[Rig, Options], Measured]") -> Promise:
+    """A promise that is tried by itself."""
+    return Promise(name, text, wanted, lambda rig, options, _: {name: run(rig, options)})
 
 
 class Server:
@@ -127,6 +137,9 @@ class Rig:
 
     def __exit__(self, *_: object) -> None:
         self._leaving.close()
+
+    def progress(self, what: str, total: int) -> Progress:
+        return Progress(self.say, what, total)
 
     def directory(self) -> Path:
         """Of a short name: the path of a Unix socket has room in it. Others may pass through it."""

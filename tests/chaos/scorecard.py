@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -56,12 +56,13 @@ def load() -> dict[str, Result]:
     return msgspec.json.decode(RESULTS.read_bytes(), type=dict[str, Result])
 
 
-def keep(name: str, result: Result, known: Iterable[Promise]) -> None:
+def keep(found: Mapping[str, Result], known: Iterable[Promise]) -> None:
     """The others keep what they had, and their dates."""
     results = load()
-    if name in results and not result.mutants:
-        result.mutants = results[name].mutants
-    results[name] = result
+    for name, result in found.items():
+        if name in results:
+            result.mutants = results[name].mutants
+        results[name] = result
     write(results, known)
 
 
@@ -77,6 +78,17 @@ def write(results: dict[str, Result], known: Iterable[Promise]) -> None:
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     PAGE.write_text(before + BEGIN + _table(results, known) + END + after)
+
+
+def summary(results: Mapping[str, Result], wanted: Iterable[Promise]) -> str:
+    """For the terminal: a line each, also of those that were not come to."""
+    marks = {True: "held", False: "NOT HELD", None: "not run"}
+    lines = []
+    for promise in wanted:
+        result = results.get(promise.name)
+        told = f"{marks[result.is_held]:9} {result.figure} ({result.counts})" if result else "not come to, or broken"
+        lines.append(f"{promise.name:18} {told}")
+    return "\n".join(lines)
 
 
 def _table(results: dict[str, Result], known: Iterable[Promise]) -> str:

@@ -9,7 +9,7 @@ import httpx
 
 from tests.chaos.books import SIMULATED_CHAT, Row
 from tests.chaos.load import Answer, ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig, change, proxy_port, secret_of
+from tests.chaos.rig import Measured, Options, Rig, alone, change, proxy_port, secret_of
 from tests.chaos.witness import Call
 
 CLIENTS = 100
@@ -105,7 +105,7 @@ async def _call(port: int, secret: str, draw: random.Random) -> Answer:
 
 
 PROMISES = tuple(
-    Promise(
+    alone(
         f"bill_{style}",
         f"The ledger equals the bill of a provider that {style.replace('_', ' ')} when its client leaves",
         "completed calls exact; cut ones never under, at most +2 %",

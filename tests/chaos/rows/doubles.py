@@ -15,7 +15,7 @@ import redis
 from budgets import gate
 from tests.chaos.books import Books
 from tests.chaos.load import Answer, Load, ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of, waited, worker_pids
+from tests.chaos.rig import Measured, Options, Rig, alone, proxy_port, secret_of, waited, worker_pids
 from tests.chaos.witness import Witness
 from tests.stack import wait_until
 
@@ -113,8 +113,8 @@ async def _tell(text: str, port: int, secret: str, key: dict[str, str]) -> Answe
 
 
 PROMISES = (
-    Promise("doubles", "Nothing is charged twice: redelivery, settle races", "0 differences", run),
-    Promise(
+    alone("doubles", "Nothing is charged twice: redelivery, settle races", "0 differences", run),
+    alone(
         "retried",
         "Nothing is charged twice: clients that try again with an `Idempotency-Key`",
         "one upstream call, equal replays; 409 in flight, 422 for another body",

@@ -9,7 +9,7 @@ from controlplane import embedded
 from tests.chaos.books import Books
 from tests.chaos.faults import Fault, FaultProxy
 from tests.chaos.load import Load
-from tests.chaos.rig import Measured, Options, Promise, Rig, Server, proxy_port, secret_of
+from tests.chaos.rig import Measured, Options, Rig, Server, alone, proxy_port, secret_of
 from tests.stack import wait_until
 
 LOST_S = 1.0
@@ -77,4 +77,4 @@ def _socket(server: Server) -> str:
     return str(server.server.socket_path)
 
 
-PROMISE = Promise("failover", "Redis fails over to a replica without its last second of writes", "0 missing", run)
+PROMISE = alone("failover", "Redis fails over to a replica without its last second of writes", "0 missing", run)

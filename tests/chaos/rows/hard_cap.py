@@ -7,7 +7,7 @@ from collections import Counter
 from proxy.snapshot import Budget
 from tests.chaos.commits import Counters
 from tests.chaos.load import ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig
+from tests.chaos.rig import Measured, Options, Rig, alone
 from tests.chaos.witness import Witness
 from tests.stack import PRICE, Stack, wait_until
 
@@ -102,4 +102,4 @@ def _billed(witness: Witness) -> int:
     )
 
 
-PROMISE = Promise("hard_cap", "A hard cap is never passed", "0 nano-USD over at any commit", run)
+PROMISE = alone("hard_cap", "A hard cap is never passed", "0 nano-USD over at any commit", run)

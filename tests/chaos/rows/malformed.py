@@ -14,7 +14,7 @@ import psutil
 
 from controlplane.simulator.directives import Fault
 from tests.chaos.load import Answer, ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig
+from tests.chaos.rig import Measured, Options, Rig, alone
 from tests.chaos.witness import Witness
 from tests.stack import Stack, wait_until
 
@@ -114,7 +114,7 @@ def _is_well_ended(answer: Answer) -> bool:
     return nothing == "" and all(line.startswith("data:") for line in data) and (last == "[DONE]" or "error" in last)
 
 
-PROMISE = Promise(
+PROMISE = alone(
     "malformed",
     "Malformed answers harm only their own call",
     "RSS < +64 MiB, each settles, the client's stream ends well-formed",

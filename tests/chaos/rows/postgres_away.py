@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.faults import Fault
 from tests.chaos.load import Answer, Load, ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of
+from tests.chaos.rig import Measured, Options, Rig, alone, proxy_port, secret_of
 from tests.e2e.conftest import Tollgate
 from tests.stack import wait_until
 
@@ -101,7 +101,7 @@ KINDS = {
     "full": "has a full disk",
 }
 PROMISES = tuple(
-    Promise(
+    alone(
         f"postgres_{kind}",
         f"PostgreSQL {text}: applications do not notice",
         "0 refused, answered in < 250 ms; 0 missing afterwards",

@@ -14,8 +14,8 @@ from tests.chaos.load import Load, ask, chat
 from tests.chaos.rig import (
     Measured,
     Options,
-    Promise,
     Rig,
+    alone,
     kill_process,
     proxy_port,
     secret_of,
@@ -117,9 +117,9 @@ def _measured(slowest_s: float, bound_s: float, counts: str) -> Measured:
 
 
 PROMISES = (
-    Promise("recovery_worker", "A killed worker is back", "< 2 s to the first answer", worker),
-    Promise(
+    alone("recovery_worker", "A killed worker is back", "< 2 s to the first answer", worker),
+    alone(
         "recovery_redis", "A Redis that lost everything is back", "< 3 s, its counters rebuilt with 0 drift", redis_lost
     ),
-    Promise("recovery_celery", "Celery consumes again after a restart of Redis", "≤ 30 s, each time", celery),
+    alone("recovery_celery", "Celery consumes again after a restart of Redis", "≤ 30 s, each time", celery),
 )

@@ -13,7 +13,7 @@ from controlplane import embedded
 from proxy.snapshot import Budget
 from tests.chaos.faults import Fault, FaultProxy
 from tests.chaos.load import Answer, Load, ask, chat
-from tests.chaos.rig import CannotRun, Measured, Options, Promise, Rig, Server, waited
+from tests.chaos.rig import CannotRun, Measured, Options, Rig, Server, alone, waited
 from tests.chaos.witness import Witness
 from tests.stack import Stack, wait_until
 
@@ -132,7 +132,7 @@ KINDS = {
     "full": "has a full disk",
 }
 PROMISES = tuple(
-    Promise(
+    alone(
         f"redis_{kind}",
         f"Redis {text}: the declared answer, and no call without a hold",
         "503 with Retry-After in < 250 ms; 0 without a hold, 0 stranded; recovers by itself",

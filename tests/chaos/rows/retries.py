@@ -7,7 +7,7 @@ from collections import Counter
 import httpx
 
 from tests.chaos.load import ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig
+from tests.chaos.rig import Measured, Options, Rig, alone
 from tests.chaos.witness import Witness
 from tests.stack import Stack, wait_until
 
@@ -66,6 +66,6 @@ async def _broken_streams(stack: Stack, secret: str) -> int:
     return len(answers)
 
 
-PROMISE = Promise(
+PROMISE = alone(
     "retries", "A provider that fails is not hammered", "retries ≤ 20 % of active, 0 after the first byte", run
 )

@@ -10,7 +10,7 @@ import redis
 from budgets import gate
 from proxy.snapshot import Budget
 from tests.chaos.load import Load
-from tests.chaos.rig import LEASE_S, Measured, Options, Promise, Rig, kill_process, waited, worker_pids
+from tests.chaos.rig import LEASE_S, Measured, Options, Rig, alone, kill_process, waited, worker_pids
 from tests.stack import wait_until
 
 WORKERS = 3
@@ -58,4 +58,4 @@ def _hold_nothing(client: redis.Redis, workers: Sequence[str]) -> bool:
     return not client.exists(*map(gate.holds_key, workers))
 
 
-PROMISE = Promise("stranded", "No hold is stranded by `kill -9` of workers", "0 after the lease + 5 s", run)
+PROMISE = alone("stranded", "No hold is stranded by `kill -9` of workers", "0 after the lease + 5 s", run)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from proxy.snapshot import Budget
 from tests.chaos.load import ask, chat
-from tests.chaos.rig import Measured, Options, Promise, Rig
+from tests.chaos.rig import Measured, Options, Rig, alone
 from tests.chaos.witness import Witness
 from tests.stack import PRICE, Stack, wait_until
 
@@ -95,4 +95,4 @@ async def _is_served(crowd: Crowd, port: int, secret: str) -> bool:
     return is_served
 
 
-PROMISE = Promise("usable_cap", "A cap can be spent to its end", "≥ 97 % spendable, false refusals ≤ 1 %", run)
+PROMISE = alone("usable_cap", "A cap can be spent to its end", "≥ 97 % spendable, false refusals ≤ 1 %", run)
