@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = [promise for promise in PROMISES if not arguments.only or promise.name in arguments.only]
     if arguments.mutants:
-        return _hunt(wanted)
+        return _hunt(wanted, keeps=not arguments.dry)
     options = Options(
         is_short=arguments.short,
         first_seed=arguments.first_seed,
@@ -106,16 +106,18 @@ def _status(promises: Sequence[Promise], found: dict[str, scorecard.Result]) -> 
     return NOT_HELD if any(result.is_held is False for result in found.values()) else HELD
 
 
-def _hunt(wanted: Sequence[Promise]) -> int:
-    """Each mutant must be found out by the check that it is meant for."""
+def _hunt(wanted: Sequence[Promise], *, keeps: bool) -> int:
+    """Each mutant must be found out by the check that it is meant for; one that is red anyway finds nothing."""
+    hunted = [mutant for promise in wanted for mutant in mutants.of(promise.name)]
     worst = HELD
-    for promise in wanted:
-        for mutant in mutants.of(promise.name):
-            _say(f"\n{promise.name}, broken on purpose: {mutant.name}")
-            was_found = mutants.is_found(mutant)
-            _say("  found" if was_found else "  NOT FOUND")
-            scorecard.keep_mutant(promise.name, mutant.name, was_found=was_found, known=PROMISES)
-            worst = worst if was_found else NOT_HELD
+    for number, mutant in enumerate(hunted, start=1):
+        _say(f"\n{number} of {len(hunted)}: {mutant.promise}, broken on purpose: {mutant.name}")
+        is_shown = mutants.is_held(mutant.promise, mutant.arguments)
+        was_found = is_shown and mutants.is_found(mutant)
+        _say("  found" if was_found else "  NOT FOUND" if is_shown else "  not held as it is: that shows nothing")
+        if keeps:
+            scorecard.keep_mutant(mutant.promise, mutant.name, was_found=was_found, known=PROMISES)
+        worst = worst if was_found else NOT_HELD
     return worst
 
 

@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 CODE = ("audit", "budgets", "controlplane", "keys", "proxy", "routing", "teams", "templates", "tests", "docs")
-NOT_HELD = 1
+HELD, NOT_HELD = 0, 1
 
 
 class Mutant(NamedTuple):
@@ -85,6 +86,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("missing_postgres", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant("missing_celery", "what has died is not started again", *NEVER_REVIVED),
     Mutant("missing_beat", "what has died is not started again", *NEVER_REVIVED),
+    Mutant("missing_admin", "what has died is not started again", *NEVER_REVIVED),
     Mutant("failover", "the journal is not replayed", *NEVER_REPLAYED),
     Mutant(
         "doubles",
@@ -93,11 +95,68 @@ MUTANTS: tuple[Mutant, ...] = (
         "  holds_key = 'tg:suspense'\n",
         "  holds_key = 'tg:nowhere'\n",
     ),
+    Mutant(
+        "retried",
+        "whoever comes second makes the call too",
+        "proxy/idempotency.py",
+        'b"SET", name, value, b"NX", b"EX", KEPT_S',
+        'b"SET", name, value, b"EX", KEPT_S',
+    ),
+    Mutant(
+        "bill_stops",
+        "of a call that is cut only the prompt is charged",
+        "proxy/estimate.py",
+        "        return min(max(shown, min(made, held)), most)\n",
+        "        return 0\n",
+    ),
+    Mutant(
+        "bill_runs_on",
+        "who bills to the end is left with its client",
+        "proxy/gateway.py",
+        "live.runs_on = prepared.upstream.provider.runs_on and not described.call.is_session",
+        "live.runs_on = False",
+    ),
+    Mutant(
+        "redis_down",
+        "a gate that is away is an error of ours",
+        "proxy/errors.py",
+        'no call is made without a hold."""\n\n    status_code = 503\n',
+        'no call is made without a hold."""\n\n    status_code = 500\n',
+    ),
     Mutant("redis_paused", "the gate is waited for", *PATIENT),
     Mutant("redis_slow", "the gate is waited for", *PATIENT),
     Mutant("redis_unreachable", "the gate is waited for", *PATIENT),
+    Mutant(
+        "redis_full",
+        "a gate that refuses to write lets pass",
+        "proxy/ask.py",
+        '        raise Unavailable("the gate did not answer") from error\n',
+        '        return ["ok", 0, [], [], 0]\n',
+    ),
     Mutant("postgres_down", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant("postgres_paused", "events leave the stream before they are stored", *POPPED_FIRST),
+    Mutant(
+        "postgres_slow",
+        "who is ahead of the ledger waits for it",
+        "proxy/control.py",
+        "        if not beat.epoch:\n",
+        "        if not beat.epoch or self._admission.journal.seq > beat.ingested_seq + 100:\n",
+    ),
+    Mutant("postgres_full", "events leave the stream before they are stored", *POPPED_FIRST),
+    Mutant(
+        "retries",
+        "everybody may fall back on what fails",
+        "proxy/retries.py",
+        "        if self._saved < 1:\n            return False\n",
+        "",
+    ),
+    Mutant(
+        "malformed",
+        "a stream that breaks off has ended well",
+        "proxy/relay.py",
+        "    if not stream.meter.has_ended:\n",
+        "    if False:\n",
+    ),
     Mutant(
         "cancelled",
         "a call whose client leaves is not settled",
@@ -126,6 +185,13 @@ MUTANTS: tuple[Mutant, ...] = (
         '"budgets.ingest_usage", "schedule": 1.0',
         '"budgets.ingest_usage", "schedule": 90.0',
     ),
+    Mutant(
+        "model",
+        "a late settle forgets what was in suspense",
+        "budgets/lua/settle.lua",
+        "  cost[TOKENS] - held[TOKENS],",
+        "  cost[TOKENS],",
+    ),
 )
 
 
@@ -142,16 +208,27 @@ def broken(mutant: Mutant) -> str:
     return body.replace(mutant.text, mutant.becomes)
 
 
+def is_held(promise: str, arguments: Sequence[str]) -> bool:
+    """Whether the same short experiment says of the whole code that the promise is held. Else it would find anything."""
+    return _status(promise, arguments, None) == HELD
+
+
 def is_found(mutant: Mutant) -> bool:
     """Whether the experiment says, of the broken code, that the promise is not held."""
+    return _status(mutant.promise, mutant.arguments, mutant) == NOT_HELD
+
+
+def _status(promise: str, arguments: Sequence[str], mutant: Mutant | None) -> int:
     with tempfile.TemporaryDirectory(prefix="tg-mutant-") as directory:
         tree = Path(directory)
         for name in CODE:
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__", "results.json"))
         shutil.copy(ROOT / "manage.py", tree)
-        (tree / mutant.path).write_text(broken(mutant))
-        command = [sys.executable, "-m", "tests.chaos", "--short", "--dry", "--only", mutant.promise, *mutant.arguments]
+        if mutant is not None:
+            (tree / mutant.path).write_text(broken(mutant))
+        command = [sys.executable, "-m", "tests.chaos", "--short", "--dry", "--only", promise, *arguments]
         done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, NOT_HELD):
+    print("\n".join(f"    {line}" for line in done.stdout.splitlines() if promise in line), flush=True)
+    if done.returncode not in (HELD, NOT_HELD):
         print(done.stdout[-2000:], done.stderr[-4000:])
-    return done.returncode == NOT_HELD
+    return done.returncode

@@ -9,6 +9,7 @@ import httpx
 
 from tests.chaos.books import SIMULATED_CHAT, Row
 from tests.chaos.load import Answer, ask, chat
+from tests.chaos.progress import Progress
 from tests.chaos.rig import Measured, Options, Rig, alone, change, proxy_port, secret_of
 from tests.chaos.witness import Call
 
@@ -52,7 +53,8 @@ def run(rig: Rig, options: Options, *, style: str) -> Measured:
     manner = {"tokens_per_second": TOKENS_PER_SECOND, "output_tokens": MOST_TOKENS, "runs_on": STYLES[style]}
     simulator = tollgate.facts["simulator_url"].removesuffix("/v1")
     httpx.post(f"{simulator}/_control", json=manner).raise_for_status()
-    whole = asyncio.run(_drive(proxy_port(tollgate), secret_of(tollgate), calls, options.first_seed))
+    progress = rig.progress("call", calls)
+    whole = asyncio.run(_drive(proxy_port(tollgate), secret_of(tollgate), calls, options.first_seed, progress))
     faults, seen = books.close_books(), books.witness.calls
     rows = {row.attempt_id: row for row in books.rows()}
     found = _compare([(call, rows[attempt_id]) for attempt_id, call in seen.items() if attempt_id in rows], whole)
@@ -79,14 +81,15 @@ def _compare(pairs: list[tuple[Call, Row]], whole: set[str]) -> Differences:
     return Differences(completed, under, cut, billed_cut, charged_cut)
 
 
-async def _drive(port: int, secret: str, calls: int, seed: int) -> set[str]:
+async def _drive(port: int, secret: str, calls: int, seed: int, progress: Progress) -> set[str]:
     """The ids of the requests that were answered whole."""
     whole: set[str] = set()
     remaining = iter(range(calls))
 
     async def client(number: int) -> None:
         draw = random.Random(seed * CLIENTS + number)
-        for _ in remaining:
+        for begun in remaining:
+            progress.reached(begun)
             answer = await _call(port, secret, draw)
             if answer.is_whole and answer.status == 200:
                 whole.add(answer.headers["x-request-id"])

@@ -33,8 +33,9 @@ def run(rig: Rig, options: Options) -> Measured:
         _redelivered(books) as redelivered,
     ):
         wait_until(lambda: load.answered > 10, "answers")
-        late = 0
-        for _ in range(rounds):
+        late, progress = 0, rig.progress("round", rounds)
+        for number in range(rounds):
+            progress.reached(number, f"{load.answered:,} answers")
             late += _pause_a_worker(books, draw)
             with suppress(StopIteration):
                 tollgate.program("worker").kill()

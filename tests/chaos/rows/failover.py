@@ -26,6 +26,7 @@ def run(rig: Rig, options: Options) -> Measured:
     lost = 0
     with Load(proxy_port(tollgate), secret_of(tollgate), seed=options.first_seed) as load:
         wait_until(lambda: load.answered > 0, "the first answer")
+        progress = rig.progress("failover", failovers)
         for number in range(failovers):
             replica, link = _replicate(rig, primary)
             time.sleep(draw.uniform(0.5, 1.5))
@@ -33,7 +34,7 @@ def run(rig: Rig, options: Options) -> Measured:
             lost += _fail_over(primary, replica, link, front)
             primary = replica
             wait_until(lambda: load.answered > before + 10, "answers", timeout_s=RECOVERY_TIMEOUT_S)  # noqa: B023
-            rig.say(f"{number + 1} failovers, {lost} bytes of replication lost, {load.answered} calls")
+            progress.reached(number + 1, f"{lost:,} bytes of replication lost, {load.answered:,} answers")
     return _measured(books, failovers, lost)
 
 

@@ -28,6 +28,7 @@ def run(rig: Rig, options: Options) -> Measured:
     witness = Witness(stack.simulator.journal)
     worst_nanos, worst_seed, commits, statuses = -CAP_NANOS, 0, 0, Counter[int]()
     seeds = options.seeds_of(short=2, full=50)
+    progress = rig.progress("seed", len(seeds))
     for seed in seeds:
         witness.forget()
         counters = Counters(redis.directory / "appendonly.aof")
@@ -38,7 +39,7 @@ def run(rig: Rig, options: Options) -> Measured:
         commits += counters.commits
         if over > worst_nanos:
             worst_nanos, worst_seed = over, seed
-        rig.say(f"seed {seed}: {counters.commits} commits, {-over:,} nano-USD below the nearest cap")
+        progress.reached(seed - seeds[0] + 1, f"{commits:,} commits, {-worst_nanos:,} nano-USD below the nearest cap")
     assert statuses[200] and statuses[429], f"no cap was met: {statuses}"
     return Measured(
         is_held=worst_nanos <= 0,

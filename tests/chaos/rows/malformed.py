@@ -59,7 +59,9 @@ def run(rig: Rig, options: Options) -> Measured:
     whole_growth = 0
     badly_ended: list[str] = []
     asked = 1
-    for _ in range(rounds):
+    progress = rig.progress("round", rounds)
+    for number in range(rounds):
+        progress.reached(number)
         for fault in Fault:
             before = worker.memory_info().rss
             with Watch(worker) as watch:

@@ -34,6 +34,7 @@ class Tally:
     late: int = 0
     slowest_s: float = 0.0
     elapsed_s: float = 0.0
+    # It did not come back, or nothing worked any more: there are no more kills.
     is_lost: bool = False
 
 
@@ -68,7 +69,9 @@ def _take_turn(tally: Tally, victim: str, tollgate: Tollgate, arrivals: Arrivals
     began_at_s = time.monotonic()
     # At any moment of what happens each second.
     time.sleep(draw.uniform(0, 1))
-    _kill(tollgate, victim, draw)
+    if not _kill(tollgate, victim, draw):
+        tally.is_lost = True
+        return
     tally.calls |= arrivals.since_last_look()
     visible_s = _time_to_visible(arrivals)
     tally.kills += 1
@@ -81,23 +84,25 @@ def _take_turn(tally: Tally, victim: str, tollgate: Tollgate, arrivals: Arrivals
 def _measured(victim: str, tally: Tally, missing: set[str], faults: list[str]) -> Measured:
     """What is wrong with the books is everybody's fault: who has done it cannot be told from them."""
     return Measured(
-        is_held=not (missing or faults or tally.late),
+        is_held=not (missing or faults or tally.late or tally.is_lost),
         figure=f"{len(missing & tally.calls)} missing of {len(tally.calls):,}; "
-        f"visible within {tally.slowest_s:.1f} s of recovery",
+        f"visible within {tally.slowest_s:.1f} s of recovery{'; it never came back' if tally.is_lost else ''}",
         counts=f"{tally.kills} kills of {VICTIMS[victim]}",
         detail="; ".join([*faults[:5], f"{tally.elapsed_s / max(tally.kills, 1):.1f} s a kill"]),
     )
 
 
-def _kill(tollgate: Tollgate, victim: str, draw: random.Random) -> None:
-    """`kill -9`, once it is there again since the last one."""
+def _kill(tollgate: Tollgate, victim: str, draw: random.Random) -> bool:
+    """`kill -9`, once it is there again since the last one; False when it does not come back."""
     program = {"worker": "proxy", "celery": "worker"}.get(victim, victim)
-    wait_until(lambda: _is_there(tollgate, program), victim, timeout_s=RECOVERY_TIMEOUT_S)
+    if waited(lambda: _is_there(tollgate, program), RECOVERY_TIMEOUT_S) is None:
+        return False
     process = tollgate.program(program)
     if victim == "worker":
         wait_until(lambda: bool(process.children()), "a worker", timeout_s=RECOVERY_TIMEOUT_S)
         process = draw.choice(process.children())
     process.kill()
+    return True
 
 
 def _is_there(tollgate: Tollgate, program: str) -> bool:

@@ -35,7 +35,9 @@ def run(rig: Rig, options: Options, *, kind: str) -> Measured:
     books = rig.books(tollgate)
     port, secret = proxy_port(tollgate), secret_of(tollgate)
     slowest_s, refused = 0.0, 0
-    for _ in range(rounds):
+    progress = rig.progress("round", rounds)
+    for number in range(rounds):
+        progress.reached(number)
         with Load(port, secret) as load:
             wait_until(lambda: load.answered > 10, "answers")
             if kind == "slow":

@@ -35,7 +35,9 @@ def worker(rig: Rig, options: Options) -> Measured:
     kills = options.kills_of(short=3, full=50)
     stack = rig.stack(1)
     secret, slowest_s = stack.control.issue_key(), 0.0
-    for _ in range(kills):
+    progress = rig.progress("kill", kills)
+    for number in range(kills):
+        progress.reached(number, f"{slowest_s:.1f} s at most")
         wait_until(lambda: bool(stack.proxy.workers()) and _answers(stack.proxy.port, secret), "the worker")
         slowest_s = max(slowest_s, _kill(stack.proxy.workers()[0], lambda: _answers(stack.proxy.port, secret)))
     return _measured(slowest_s, WORKER_S, f"{kills} kills of the only worker")
@@ -47,7 +49,9 @@ def redis_lost(rig: Rig, options: Options) -> Measured:
     tollgate = rig.tollgate()
     books, port, secret = rig.books(tollgate), proxy_port(tollgate), secret_of(tollgate)
     slowest_s, drifts, counters, faults = 0.0, 0, 0, list[str]()
-    for _ in range(kills):
+    progress = rig.progress("kill", kills)
+    for number in range(kills):
+        progress.reached(number, f"{slowest_s:.1f} s at most")
         with Load(port, secret) as load:
             wait_until(lambda: load.answered > 20, "answers")
         # Celery has started; and what dies often is started again ever more slowly, by design.
@@ -57,7 +61,6 @@ def redis_lost(rig: Rig, options: Options) -> Measured:
             process = tollgate.program("redis")
             shutil.move(tollgate.data_dir / "redis" / "appendonly.aof", rig.directory())
             took_s = _kill(process.pid, lambda: _answers(port, secret))
-            rig.say(f"back after {took_s:.1f} s")
             slowest_s = max(slowest_s, took_s)
         faults += books.close_books()
         drifts, counters = drifts + len(books.drift()), books.counters()
@@ -76,7 +79,9 @@ def celery(rig: Rig, options: Options) -> Measured:
     tollgate = rig.tollgate()
     books, port, secret = rig.books(tollgate), proxy_port(tollgate), secret_of(tollgate)
     slowest_s, stuck = 0.0, 0
-    for _ in range(restarts):
+    progress = rig.progress("restart", restarts)
+    for number in range(restarts):
+        progress.reached(number, f"{slowest_s:.1f} s at most")
         wait_until(lambda: _answers(port, secret), "an answer", timeout_s=TIMEOUT_S)
         wait_until(books.is_quiet, "an empty usage stream", timeout_s=TIMEOUT_S)
         time.sleep(draw.uniform(0, 1.5))

@@ -46,7 +46,9 @@ def run(rig: Rig, options: Options, *, kind: str) -> Measured:
     trouble = _trouble(kind, server, front)
     secret = stack.control.issue_key()
     slowest_s, wrong, slowest_recovery_s = 0.0, 0, 0.0
-    for _ in range(rounds):
+    progress = rig.progress("round", rounds)
+    for number in range(rounds):
+        progress.reached(number)
         with Load(stack.proxy.port, secret) as load:
             wait_until(lambda: load.answered > 10, "answers")
             trouble.cause()

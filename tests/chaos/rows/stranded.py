@@ -13,7 +13,7 @@ from tests.chaos.load import Load
 from tests.chaos.rig import LEASE_S, Measured, Options, Rig, alone, kill_process, waited, worker_pids
 from tests.stack import wait_until
 
-WORKERS = 3
+WORKERS = 4
 BOUND_S = LEASE_S + 5.0
 
 
@@ -25,20 +25,21 @@ def run(rig: Rig, options: Options) -> Measured:
     stack.wait_for_version(stack.control.publish(budgets=(budget,)))
     client, slowest_s, stranded, held = stack.control.redis, 0.0, 0, 0
     with Load(stack.proxy.port, stack.control.issue_key(), seed=options.first_seed) as load:
-        killed = 0
+        killed, progress = 0, rig.progress("kill", kills)
         while killed < kills:
             wait_until(lambda: len(worker_pids(client)) >= WORKERS, "the workers")
             time.sleep(draw.uniform(0.2, 0.8))
-            # Now and then all at once: nobody is left who could clear up before the next start.
+            # One, or some, or all at once: then nobody is left who could clear up before the next start.
             names = worker_pids(client)
-            victims = list(names) if draw.random() < 0.1 else draw.sample(sorted(names), 1)
+            victims = draw.sample(sorted(names), draw.randint(1, min(len(names), kills - killed)))
             for name in victims:
                 kill_process(names[name])
                 killed += 1
             held += sum(client.hlen(gate.holds_key(name)) for name in victims)
             took_s = waited(partial(_hold_nothing, client, victims), BOUND_S)
             stranded += took_s is None
-            slowest_s = max(slowest_s, took_s or BOUND_S)
+            slowest_s = max(slowest_s, BOUND_S if took_s is None else took_s)
+            progress.reached(killed, f"the slowest holds were free after {slowest_s:.1f} s")
     assert load.answered and held, f"nothing was held when workers died: {load.statuses}"
     waited(lambda: stack.control.holds() == 0, BOUND_S)
     left = stack.control.holds()
