@@ -189,8 +189,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "model",
         "a late settle forgets what was in suspense",
         "budgets/lua/settle.lua",
-        "  cost[TOKENS] - held[TOKENS],",
-        "  cost[TOKENS],",
+        " cost[TOKENS] - held[TOKENS],",
+        " cost[TOKENS],",
     ),
 )
 
