@@ -5,7 +5,7 @@ reason for what hurts, counts that do not count, and a history per object.
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from django import forms
 from django.contrib import admin, messages
@@ -38,7 +38,8 @@ EXPORT_CHUNK_ROWS = 2_000
 HISTORY_ENTRIES_MAX = 200
 REASON_LENGTH_MAX = 2_000
 
-Perform = Callable[[Any, Actor, str], object]
+# Called as `perform(row, actor=…, reason=…)`, as the services are.
+Perform = Callable[..., object]
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -300,7 +301,7 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
         perform: Perform,
         action_name: str = "",
     ) -> HttpResponse | None:
-        """Ask for a reason on a page of its own, then `perform(obj, actor, reason)` on all of `objects` or on none.
+        """Ask for a reason on a page of its own, then `perform(row, actor=actor, reason=reason)` on all of `objects` or on none.
 
         None once that is done. `action_name` is that of the list action, empty for a button of one object's page.
         """
@@ -315,7 +316,7 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
             try:
                 with transaction.atomic():
                     for row in rows:
-                        perform(row, Actor.from_request(request), form.cleaned_data["reason"])
+                        perform(row, actor=Actor.from_request(request), reason=form.cleaned_data["reason"])
             except ValidationError as error:
                 form.add_error(None, error.messages)
             except ProtectedError as error:
@@ -403,6 +404,39 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
 
     def _url_name(self, page: str) -> str:
         return f"admin:{self.opts.app_label}_{self.opts.model_name}_{page}"
+
+
+class Issued(Protocol):
+    """A secret, as `keys.vault.Secret` is one."""
+
+    def reveal(self) -> str: ...
+
+
+class IssuingAdmin(TollgateAdmin):
+    """A page that adds by issuing: the answer to the form is the only page that ever shows the secret.
+
+    `perform_create` leaves it as the row's `issued_secret`, None where there is none.
+    """
+
+    issued_name = "Secret"
+    issued_kept = "Tollgate keeps its SHA-256 alone"
+
+    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: Any = None) -> HttpResponse:
+        if obj.issued_secret is None:
+            response: HttpResponse = super().response_add(request, obj, post_url_continue)
+            return response
+        return self.show_once(request, obj, obj.issued_secret)
+
+    def show_once(self, request: HttpRequest, obj: Any, secret: Issued) -> HttpResponse:
+        context = self._page_context(request, f"{self.issued_name} of {obj}") | {
+            "name": str(obj),
+            "secret": secret.reveal(),
+            "kept": self.issued_kept,
+            "next_url": reverse(self._url_name("change"), args=[obj.pk]),
+        }
+        response = TemplateResponse(request, "admin/tollgate/issued.html", context)
+        response["Cache-Control"] = "no-store"
+        return response
 
 
 class AppendOnlyAdmin(TollgateAdmin):

@@ -11,7 +11,7 @@ from django.template.loader import render_to_string
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
-from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter
+from unfold.contrib.filters.admin import ChoicesDropdownFilter
 from unfold.widgets import (
     UnfoldAdminDecimalFieldWidget,
     UnfoldAdminSelectWidget,
@@ -22,7 +22,6 @@ from unfold.widgets import (
 
 from audit.actors import Actor
 from audit.admin_base import TollgateChangeList, TollgateInline, button, coloured
-from audit.filters import TagFilter
 from budgets import services
 from budgets.counters import WindowSpend, refused_by_limit, spend_of, spends, spent_in_parts
 from budgets.models import SUBJECT_RELATED, Budget, Increase, Limit, Threshold, amount_text
@@ -115,13 +114,8 @@ class BudgetAdmin(SubjectRuleAdmin):
         ("mode", ChoicesDropdownFilter),
         ("unit", ChoicesDropdownFilter),
         "is_active",
-        ("team", AutocompleteSelectFilter),
-        ("project", AutocompleteSelectFilter),
-        ("virtual_key", AutocompleteSelectFilter),
-        ("model", AutocompleteSelectFilter),
-        TagFilter,
+        *SubjectRuleAdmin.subject_filters,
     )
-    search_fields = ("name",)
     export_columns = (
         "name",
         "subject",
@@ -285,13 +279,8 @@ class LimitAdmin(SubjectRuleAdmin):
         ("metric", ChoicesDropdownFilter),
         "is_observed",
         "is_active",
-        ("team", AutocompleteSelectFilter),
-        ("project", AutocompleteSelectFilter),
-        ("virtual_key", AutocompleteSelectFilter),
-        ("model", AutocompleteSelectFilter),
-        TagFilter,
+        *SubjectRuleAdmin.subject_filters,
     )
-    search_fields = ("name",)
     export_columns = (
         "name",
         "subject",

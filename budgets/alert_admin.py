@@ -17,11 +17,11 @@ from unfold.widgets import UnfoldAdminSelectWidget
 
 from audit.actors import Actor
 from audit.admin_base import (
+    IssuingAdmin,
     ReadOnlyAdmin,
     ReasonField,
     ReasonForm,
     SecretWidget,
-    TollgateAdmin,
     button,
     coloured,
 )
@@ -91,7 +91,7 @@ class ChannelForm(ReasonForm):
 
 
 @admin.register(Channel)
-class ChannelAdmin(TollgateAdmin):
+class ChannelAdmin(IssuingAdmin):
     form = ChannelForm
     list_display = ("name", "team", "kind_label", "least_severity", "is_active", "last_delivery")
     list_select_related = ("team",)
@@ -104,6 +104,8 @@ class ChannelAdmin(TollgateAdmin):
     fields = ("name", "team", "kind", "address", "least_severity", "may_be_private", "is_active", "reason")
     change_form_outer_after_template = "admin/budgets/channel_deliveries.html"
     actions_detail = ("renew_signing_secret",)
+    issued_name = "Signing secret"
+    issued_kept = "Tollgate keeps it sealed"
     export_columns = ("name", "team", "kind", "least_severity", "may_be_private", "is_active", "created_at")
 
     def get_queryset(self, request: HttpRequest) -> Any:
@@ -146,11 +148,6 @@ class ChannelAdmin(TollgateAdmin):
         address = form.cleaned_data["address"]
         services.change_channel(obj, actor=actor, reason=reason, values=form.bounded, address=address)
 
-    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: Any = None) -> Any:
-        if obj.issued_secret is None:
-            return super().response_add(request, obj, post_url_continue)
-        return self._show_once(request, obj, obj.issued_secret)
-
     def changeform_view(
         self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
@@ -183,18 +180,7 @@ class ChannelAdmin(TollgateAdmin):
             "It gets a new secret, shown once; whoever checks signatures by the present one refuses what comes then."
         )
         answer = self.confirm_one(request, object_id, verb="Renew the secret", warning=warning, perform=perform)
-        return self._show_once(request, Channel.objects.get(pk=object_id), issued[0]) if issued else answer
-
-    def _show_once(self, request: HttpRequest, channel: Channel, secret: Secret) -> HttpResponse:
-        context = self._page_context(request, f"Signing secret of {channel}") | {
-            "name": str(channel),
-            "secret": secret.reveal(),
-            "kept": "Tollgate keeps it sealed",
-            "next_url": reverse(self._url_name("change"), args=[channel.pk]),
-        }
-        response = TemplateResponse(request, "admin/tollgate/issued.html", context)
-        response["Cache-Control"] = "no-store"
-        return response
+        return self.show_once(request, Channel.objects.get(pk=object_id), issued[0]) if issued else answer
 
 
 class StatusFilter(DropdownFilter):  # type: ignore[misc]
@@ -411,7 +397,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
             action_name="try_again_selected",
             verb="Try again",
             warning="What was given up is sent as if it were new.",
-            perform=lambda delivery, actor, reason: services.try_again(delivery, actor=actor, reason=reason),
+            perform=services.try_again,
         )
 
 

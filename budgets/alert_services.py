@@ -27,7 +27,7 @@ from budgets.channels import (
 )
 from budgets.webhooks import SECRET_BYTES, encode_secret
 from keys.services import master_keys
-from keys.vault import Secret, open_sealed, rewrap, seal
+from keys.vault import Secret, open_sealed, seal
 from routing.addresses import InvalidAddress
 
 ROWS_PER_STATEMENT = 1_000
@@ -85,17 +85,6 @@ def bounded(viewer: Any, values: Mapping[str, Any], *, is_readdressed: bool) -> 
 def reveal_destination(channel: Channel) -> Destination:
     """For who sends there. Raises `keys.vault.VaultError`."""
     return decode_destination(open_sealed(channel.sealed, str(channel.pk), master_keys()).reveal())
-
-
-def rewrap_channels(*, actor: Actor, reason: str = "") -> int:
-    """Put every channel under the first master key, after a new one was set before the old; how many were not."""
-    current = master_keys()[0].key_id
-    rewrapped = 0
-    for channel in Channel.objects.exclude(sealed__startswith=f"v1.{current}."):
-        values = {"sealed": rewrap(channel.sealed, master_keys())}
-        audit.change(channel, actor=actor, reason=reason, action="rewrap", values=values)
-        rewrapped += 1
-    return rewrapped
 
 
 def fire_test(channel: Channel, *, actor: Actor, reason: str = "") -> Delivery:

@@ -60,6 +60,9 @@ class AmountField(serializers.DecimalField):
         super().__init__(max_digits=24, decimal_places=9, min_value=0, normalize_output=True, **options)
 
 
+RULE_FIELDS = ("id", "name", "scope", *SUBJECT_FIELDS.values(), "tags", "each")
+
+
 class SubjectRuleFilters(ApiFilterSet):
     of_team = django_filters.UUIDFilter(method="within_team", label="Of a team, its projects and its virtual keys.")
     tag = django_filters.CharFilter(method="with_tag", label="Whose subject has this tag, such as customer=acme.")
@@ -133,12 +136,7 @@ class BudgetSerializer(SubjectRuleSerializer):
     class Meta:
         model = Budget
         fields = (
-            "id",
-            "name",
-            "scope",
-            *SUBJECT_FIELDS.values(),
-            "tags",
-            "each",
+            *RULE_FIELDS,
             "window",
             "starts_at",
             "ends_at",
@@ -333,7 +331,7 @@ class IncreaseView(CreatingView):
         return Response(status=204)
 
     def _decide(self, decide: Callable[..., None]) -> Response:
-        increase, _ = self.act(lambda row, *, actor, reason: decide(row, actor=actor, note=reason))
+        increase, _ = self.act(decide)
         return Response(self.get_serializer(increase).data)
 
 
@@ -343,12 +341,7 @@ class LimitSerializer(SubjectRuleSerializer):
     class Meta:
         model = Limit
         fields = (
-            "id",
-            "name",
-            "scope",
-            *SUBJECT_FIELDS.values(),
-            "tags",
-            "each",
+            *RULE_FIELDS,
             "metric",
             "amount",
             "window_s",
@@ -419,6 +412,12 @@ class UsageSumSerializer(serializers.Serializer[Any]):
     output_tokens = serializers.IntegerField(allow_null=True)
     cached_tokens = serializers.IntegerField(allow_null=True)
     cost_usd = serializers.DecimalField(max_digits=None, decimal_places=9)
+    saved_usd = serializers.DecimalField(
+        max_digits=None, decimal_places=9, allow_null=True, help_text="What answers from the gateway's cache would have cost."
+    )
+    shadow_cost_usd = serializers.DecimalField(
+        max_digits=None, decimal_places=9, allow_null=True, help_text="What of the cost is that of shadow calls."
+    )
 
 
 class UsageSerializer(serializers.Serializer[Any]):

@@ -79,7 +79,7 @@ class IncreaseAdmin(ReadOnlyAdmin):
             object_id,
             verb="Approve",
             warning="It is added to the budget for its time. Whoever asked reads what you write here.",
-            perform=lambda increase, actor, note: services.approve_increase(increase, actor=actor, note=note),
+            perform=services.approve_increase,
         )
 
     @button("Reject", icon="close", permissions=("decide",), hurts=True)
@@ -89,7 +89,7 @@ class IncreaseAdmin(ReadOnlyAdmin):
             object_id,
             verb="Reject",
             warning="The budget stays as it is. Whoever asked reads what you write here.",
-            perform=lambda increase, actor, note: services.reject_increase(increase, actor=actor, note=note),
+            perform=services.reject_increase,
         )
 
     @button("End it now", icon="stop", permissions=("end",), hurts=True)
@@ -99,5 +99,5 @@ class IncreaseAdmin(ReadOnlyAdmin):
             object_id,
             verb="End",
             warning="The budget goes back to its own amount; whoever has spent more is refused, if it is hard.",
-            perform=lambda increase, actor, reason: services.end_increase(increase, actor=actor, reason=reason),
+            perform=services.end_increase,
         )

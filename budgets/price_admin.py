@@ -1,6 +1,7 @@
 """Admin pages of prices that are proposed, with what they would change, and of past periods that are reckoned again."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
@@ -102,7 +103,7 @@ class PriceProposalAdmin(ReadOnlyAdmin):
             queryset,
             verb="Approve",
             warning="Each becomes the price in force, from its day on, and not before now.",
-            perform=_approve,
+            perform=services.approve_proposal,
             action_name="approve_selected",
         )
 
@@ -113,27 +114,19 @@ class PriceProposalAdmin(ReadOnlyAdmin):
             queryset,
             verb="Reject",
             warning="The prices in force stay. The same rates are not proposed again.",
-            perform=_reject,
+            perform=services.reject_proposal,
             action_name="reject_selected",
         )
 
     @button("Approve", icon="check", permissions=("decide",))
     def approve(self, request: HttpRequest, object_id: str) -> HttpResponse:
         warning = "This becomes the price in force, from its day on, and not before now."
-        return self.confirm_one(request, object_id, verb="Approve", warning=warning, perform=_approve)
+        return self.confirm_one(request, object_id, verb="Approve", warning=warning, perform=services.approve_proposal)
 
     @button("Reject", icon="close", permissions=("decide",), hurts=True)
     def reject(self, request: HttpRequest, object_id: str) -> HttpResponse:
         warning = "The price in force stays. The same rates are not proposed again."
-        return self.confirm_one(request, object_id, verb="Reject", warning=warning, perform=_reject)
-
-
-def _approve(proposal: PriceProposal, actor: Actor, reason: str) -> None:
-    services.approve_proposal(proposal, actor=actor, reason=reason)
-
-
-def _reject(proposal: PriceProposal, actor: Actor, reason: str) -> None:
-    services.reject_proposal(proposal, actor=actor, reason=reason)
+        return self.confirm_one(request, object_id, verb="Reject", warning=warning, perform=services.reject_proposal)
 
 
 @admin.register(Rerate)
@@ -201,12 +194,22 @@ class RerateAdmin(AppendOnlyAdmin):
     @button("Approve", icon="check", permissions=("decide",))
     def approve(self, request: HttpRequest, object_id: str) -> HttpResponse:
         warning = "Entries that correct the cost of each record are added to the ledger. Nothing is edited, and nothing undone."
-        return self.confirm_one(request, object_id, verb="Approve", warning=warning, perform=_approve_rerate)
+        return self.confirm_one(
+            request,
+            object_id,
+            verb="Approve",
+            warning=warning,
+            perform=partial(services.decide_rerate, is_approved=True),
+        )
 
     @button("Reject", icon="close", permissions=("decide",), hurts=True)
     def reject(self, request: HttpRequest, object_id: str) -> HttpResponse:
         return self.confirm_one(
-            request, object_id, verb="Reject", warning="The ledger stays as it is.", perform=_reject_rerate
+            request,
+            object_id,
+            verb="Reject",
+            warning="The ledger stays as it is.",
+            perform=partial(services.decide_rerate, is_approved=False),
         )
 
     @button("Report (CSV)", icon="download", permissions=("view",))
@@ -215,11 +218,3 @@ class RerateAdmin(AppendOnlyAdmin):
         if row is None or not self.has_view_permission(request, row):
             raise PermissionDenied
         return csv_response(f"rerate-{row.pk}", rerate.REPORT_HEADER, rerate.report_lines(row))
-
-
-def _approve_rerate(row: Rerate, actor: Actor, reason: str) -> None:
-    services.decide_rerate(row, is_approved=True, actor=actor, reason=reason)
-
-
-def _reject_rerate(row: Rerate, actor: Actor, reason: str) -> None:
-    services.decide_rerate(row, is_approved=False, actor=actor, reason=reason)

@@ -1,5 +1,6 @@
 """The API of prices that are proposed, and of past periods that are reckoned again."""
 
+from functools import partial
 from typing import Any, ClassVar
 
 from django.http import StreamingHttpResponse
@@ -162,8 +163,5 @@ class RerateView(CreatingView):
         return self._decide(is_approved=False)
 
     def _decide(self, *, is_approved: bool) -> Response:
-        row = self.get_object()
-        actor = Actor.from_request(self.request)
-        services.decide_rerate(row, is_approved=is_approved, actor=actor, reason=reason_alone(self.request))
-        row.refresh_from_db()
+        row, _ = self.act(partial(services.decide_rerate, is_approved=is_approved))
         return Response(self.get_serializer(row).data)

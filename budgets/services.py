@@ -171,21 +171,21 @@ def request_increase(
     return increase
 
 
-def approve_increase(increase: Increase, *, actor: Actor, note: str) -> None:
+def approve_increase(increase: Increase, *, actor: Actor, reason: str) -> None:
     with transaction.atomic():
         _check_open(increase, actor)
         if increase.ends_at <= timezone.now():
             raise ValidationError("What it asks for is over.")
         _count_key_up(increase.budget)
-        values = {"state": Increase.State.APPROVED, "note": note, **_decided(actor)}
-        audit.change(increase, actor=actor, action="approve", reason=note, values=values)
+        values = {"state": Increase.State.APPROVED, "note": reason, **_decided(actor)}
+        audit.change(increase, actor=actor, action="approve", reason=reason, values=values)
 
 
-def reject_increase(increase: Increase, *, actor: Actor, note: str) -> None:
+def reject_increase(increase: Increase, *, actor: Actor, reason: str) -> None:
     with transaction.atomic():
         _check_open(increase, actor)
-        values = {"state": Increase.State.REJECTED, "note": note, **_decided(actor)}
-        audit.change(increase, actor=actor, action="reject", reason=note, values=values)
+        values = {"state": Increase.State.REJECTED, "note": reason, **_decided(actor)}
+        audit.change(increase, actor=actor, action="reject", reason=reason, values=values)
 
 
 def end_increase(increase: Increase, *, actor: Actor, reason: str) -> None:

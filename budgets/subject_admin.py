@@ -7,10 +7,12 @@ from django import forms
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.http import HttpRequest, HttpResponse
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.widgets import UnfoldAdminCheckboxSelectMultipleWidget, UnfoldAdminSelectWidget, UnfoldAdminTextInputWidget
 
 from audit.actors import Actor
 from audit.admin_base import ReasonForm, TollgateAdmin, button
+from audit.filters import TagFilter
 from budgets import services
 from budgets.models import DIMENSION_LABELS, OWNERS, SUBJECT_FIELDS, SUBJECT_RELATED, TAG, Budget, Limit
 from teams import tags
@@ -130,6 +132,14 @@ class SubjectRuleAdmin(TollgateAdmin):
     form: Any = SubjectForm
     list_select_related = SUBJECT_RELATED
     list_filter_submit = True
+    subject_filters: Any = (
+        ("team", AutocompleteSelectFilter),
+        ("project", AutocompleteSelectFilter),
+        ("virtual_key", AutocompleteSelectFilter),
+        ("model", AutocompleteSelectFilter),
+        TagFilter,
+    )
+    search_fields = ("name",)
     ordering = ("-id",)
     autocomplete_fields = ("team", "project", "virtual_key", "alias", "model", "provider", "deployment", "pool")
     subject_fieldsets: Any = (
@@ -178,7 +188,7 @@ class SubjectRuleAdmin(TollgateAdmin):
             object_id,
             verb="Undo the last change of",
             warning="What the last change set gets the values of before; see the history for which.",
-            perform=lambda rule, actor, reason: services.undo_change(rule, actor=actor, reason=reason),
+            perform=services.undo_change,
         )
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:

@@ -8,41 +8,21 @@ from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils import timezone
 from unfold.contrib.filters.admin import AutocompleteSelectFilter, ChoicesDropdownFilter, DropdownFilter
 from unfold.widgets import UnfoldAdminTextareaWidget
 
 from audit.actors import Actor
-from audit.admin_base import ReasonForm, SecretWidget, TollgateAdmin, button, coloured
+from audit.admin_base import IssuingAdmin, ReasonForm, SecretWidget, TollgateAdmin, button, coloured
 from keys import services
 from keys.credentials import LENGTH_MAX
 from keys.models import CredentialPool, KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import HINT_LENGTH, VIRTUAL_KEY_PREFIX
-from keys.vault import Secret
 from teams.models import ApiToken
 
 STATUS_COLOURS = {"active": "success", "paused": "warning", "expired": "info", "revoked": "danger"}
 DIGEST_LENGTH_MIN = 6
 REDIS_AWAY = "Redis does not answer, so nothing was changed. Without it no request is admitted either; try again."
-
-
-class IssuingAdmin(TollgateAdmin):
-    """A page that adds by issuing: the answer to the form is the only page that ever shows the secret."""
-
-    def response_add(self, request: HttpRequest, obj: Any, post_url_continue: Any = None) -> HttpResponse:
-        return self.show_once(request, obj, obj.issued_secret)
-
-    def show_once(self, request: HttpRequest, obj: Any, secret: Secret) -> HttpResponse:
-        context = self._page_context(request, f"Secret of {obj}") | {
-            "name": str(obj),
-            "secret": secret.reveal(),
-            "next_url": reverse(self._url_name("change"), args=[obj.pk]),
-        }
-        response = TemplateResponse(request, "admin/tollgate/issued.html", context)
-        response["Cache-Control"] = "no-store"
-        return response
 
 
 class KeyStatusFilter(DropdownFilter):  # type: ignore[misc]
@@ -174,17 +154,17 @@ class VirtualKeyAdmin(IssuingAdmin):
 PAUSE: dict[str, Any] = {
     "verb": "Pause",
     "warning": "Its requests are refused until it is resumed.",
-    "perform": lambda key, actor, reason: services.pause_virtual_key(key, actor=actor, reason=reason),
+    "perform": services.pause_virtual_key,
 }
 RESUME: dict[str, Any] = {
     "verb": "Resume",
     "warning": "Its requests are let through again, unless it is revoked or expired.",
-    "perform": lambda key, actor, reason: services.resume_virtual_key(key, actor=actor, reason=reason),
+    "perform": services.resume_virtual_key,
 }
 REVOKE: dict[str, Any] = {
     "verb": "Revoke",
     "warning": "Its requests are refused from now on, for good: a revoked key does not come back.",
-    "perform": lambda key, actor, reason: services.revoke_virtual_key(key, actor=actor, reason=reason),
+    "perform": services.revoke_virtual_key,
 }
 
 
@@ -227,7 +207,7 @@ class ApiTokenAdmin(IssuingAdmin):
             object_id,
             verb="Revoke",
             warning="Whatever uses this token is refused from now on, for good.",
-            perform=lambda token, actor, reason: services.revoke_api_token(token, actor=actor, reason=reason),
+            perform=services.revoke_api_token,
         )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
 
 from audit import services as audit
@@ -168,13 +169,13 @@ def reveal_credential(credential: UpstreamCredential) -> Secret:
     return open_sealed(credential.sealed, str(credential.pk), master_keys())
 
 
-def rewrap_credentials(*, actor: Actor, reason: str = "") -> int:
-    """Put every credential under the first master key, after a new one was set before the old; how many were not."""
+def rewrap_rows(rows: QuerySet[Any], *, actor: Actor, reason: str = "") -> int:
+    """Put what is `sealed` in each under the first master key, after a new one was set before the old; how many were not."""
     current = master_keys()[0].key_id
     rewrapped = 0
-    for credential in UpstreamCredential.objects.exclude(sealed__startswith=f"v1.{current}."):
-        values = {"sealed": rewrap(credential.sealed, master_keys())}
-        audit.change(credential, actor=actor, reason=reason, action="rewrap", values=values)
+    for row in rows.exclude(sealed__startswith=f"v1.{current}."):
+        values = {"sealed": rewrap(row.sealed, master_keys())}
+        audit.change(row, actor=actor, reason=reason, action="rewrap", values=values)
         rewrapped += 1
     return rewrapped
 

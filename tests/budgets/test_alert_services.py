@@ -11,6 +11,7 @@ from django.utils import timezone
 from audit.models import AuditEntry
 from budgets import alert_services
 from budgets.alert_models import Alert, Channel, Delivery
+from keys.services import rewrap_rows
 from tests import factories
 from tests.factories import ACTOR
 
@@ -158,8 +159,8 @@ def test_channels_follow_to_a_new_vault_key(settings):
     alert_services.add_channel(channel, SLACK, actor=ACTOR)
     new = base64.b64encode(b"another key for tests: 32 bytes.").decode()
     settings.TOLLGATE_VAULT_KEY = f"{new},{settings.TOLLGATE_VAULT_KEY}"
-    assert alert_services.rewrap_channels(actor=ACTOR) == 1
-    assert alert_services.rewrap_channels(actor=ACTOR) == 0
+    assert rewrap_rows(Channel.objects.all(), actor=ACTOR) == 1
+    assert rewrap_rows(Channel.objects.all(), actor=ACTOR) == 0
     settings.TOLLGATE_VAULT_KEY = new
     channel.refresh_from_db()
     assert alert_services.reveal_destination(channel).address == SLACK

@@ -241,12 +241,12 @@ def test_what_is_asked_for_counts_once_somebody_else_has_approved_it():
     increase = asked()
     assert not Increase.objects.in_force(timezone.now()).exists()
     with pytest.raises(ValidationError, match="Somebody else"):
-        services.approve_increase(increase, actor=ASKER, note="mine")
-    services.approve_increase(increase, actor=BOSS, note="go ahead")
+        services.approve_increase(increase, actor=ASKER, reason="mine")
+    services.approve_increase(increase, actor=BOSS, reason="go ahead")
     assert Increase.objects.in_force(timezone.now()).get() == increase
     for decide in (services.approve_increase, services.reject_increase):
         with pytest.raises(ValidationError, match="approved by Bob already"):
-            decide(increase, actor=BOSS, note="again")
+            decide(increase, actor=BOSS, reason="again")
     actions = AuditEntry.objects.about(increase).order_by("id").values_list("actor_name", "action", "reason")
     assert list(actions) == [("Ann", "request", "launch"), ("Bob", "approve", "go ahead")]
 
@@ -261,7 +261,7 @@ def test_nobody_approves_the_own_request_the_database_says_so():
 
 def test_what_is_rejected_changes_nothing():
     increase = asked()
-    services.reject_increase(increase, actor=BOSS, note="no")
+    services.reject_increase(increase, actor=BOSS, reason="no")
     assert not Increase.objects.in_force(timezone.now()).exists()
     with pytest.raises(ValidationError, match="not in force"):
         services.end_increase(increase, actor=BOSS, reason="x")

@@ -145,8 +145,8 @@ def test_a_new_master_key_takes_over_without_the_secrets_changing(settings):
     credential = services.add_credential(factories.CredentialPoolFactory(), "one", "sk-0123456789", actor=ACTOR)
     old, new = settings.TOLLGATE_VAULT_KEY, "bmV3IG1hc3RlciBrZXkgZm9yIHRoZSB0ZXN0czogMzI="
     settings.TOLLGATE_VAULT_KEY = f"{new},{old}"
-    assert services.rewrap_credentials(actor=ACTOR) == 1
-    assert services.rewrap_credentials(actor=ACTOR) == 0
+    assert services.rewrap_rows(UpstreamCredential.objects.all(), actor=ACTOR) == 1
+    assert services.rewrap_rows(UpstreamCredential.objects.all(), actor=ACTOR) == 0
     settings.TOLLGATE_VAULT_KEY = new
     credential.refresh_from_db()
     assert services.reveal_credential(credential).reveal() == "sk-0123456789"
