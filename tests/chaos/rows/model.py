@@ -3,16 +3,21 @@
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
+from collections.abc import Sequence
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import invariant, run_state_machine_as_test
 
 from tests.budgets.test_gate_property import machine
+from tests.chaos.progress import Progress
 from tests.chaos.rig import Measured, Options, Rig, alone
 
 SETTINGS = settings(
@@ -43,15 +48,14 @@ def run(rig: Rig, options: Options) -> Measured:
         ]
         for child in children:
             child.start()
-        progress = rig.progress("step", steps)
-        # One that has found something ends the search of all.
-        while all(child.exitcode is None for child in children) and done.value < steps:
-            children[0].join(1)
-            progress.reached(done.value)
-        found = []
-        for child, report in zip(children, reports, strict=True):
-            child.join()
-            found += [report.read_text()] if child.exitcode else []
+        try:
+            _wait(children, done, steps, rig.progress("step", steps))
+        finally:
+            for child in children:
+                child.terminate()
+                child.join()
+        found = [report.read_text() for report in reports if report.exists()]
+    assert found or done.value >= steps, "the search broke off"
     return Measured(
         is_held=not found,
         figure=f"{len(found)} orders of steps in which they differ",
@@ -60,8 +64,16 @@ def run(rig: Rig, options: Options) -> Measured:
     )
 
 
+def _wait(children: Sequence[Any], done: "Synchronized[int]", steps: int, progress: Progress) -> None:
+    """Until all have done their part, or one has found something: that ends the search of all."""
+    while not any(child.exitcode for child in children) and not all(child.exitcode == 0 for child in children):
+        time.sleep(0.5)
+        progress.reached(done.value)
+
+
 def explore(redis_url: str, first_seed: int, stride: int, steps: int, done: "Synchronized[int]", report: Path) -> None:
     """Adds to `done` what it does. Ends the process with 1 once it has found something; the shortest way to it is in `report`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever has started us decides.
 
     class Counted(machine(redis_url)):  # type: ignore[misc]
         has_begun = False
