@@ -70,7 +70,17 @@ class UsageRecordFilters(ApiFilterSet):
 
     class Meta:
         model = UsageRecord
-        fields = ("request_id", "alias", "model", "provider", "deployment", "state", "status_code", "error_type")
+        fields = (
+            "request_id",
+            "kind",
+            "alias",
+            "model",
+            "provider",
+            "deployment",
+            "state",
+            "status_code",
+            "error_type",
+        )
 
     def with_tag(self, records: QuerySet[UsageRecord], name: str, tag: str) -> QuerySet[UsageRecord]:
         key, _, value = tag.partition("=")

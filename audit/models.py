@@ -83,8 +83,14 @@ class UsageRecord(models.Model):
         VOIDED = "voided", "voided"
         SUSPENSE = "suspense", "in suspense"
 
+    class Kind(models.TextChoices):
+        ATTEMPT = "attempt", "attempt"
+        CACHE_HIT = "cache_hit", "cache hit"
+        SHADOW = "shadow", "shadow call"
+
     attempt_id = models.UUIDField(primary_key=True, editable=False)
     request_id = models.UUIDField()
+    kind = models.CharField(choices=Kind, default=Kind.ATTEMPT, db_default=Kind.ATTEMPT)
     attempt_number = models.PositiveSmallIntegerField(default=1)
     admitted_at = models.DateTimeField()
     team_id = models.UUIDField()
@@ -127,6 +133,7 @@ class UsageRecord(models.Model):
     usage_source = models.CharField(default="none")
     cost_usd = models.DecimalField(max_digits=20, decimal_places=9, default=0)
     held_usd = models.DecimalField(max_digits=20, decimal_places=9, default=0)
+    saved_usd = models.DecimalField(max_digits=20, decimal_places=9, default=0, db_default=0)
     price_id = models.UUIDField(null=True, blank=True)
     terms = models.JSONField(
         "terms of the price", default=dict, blank=True, db_default=models.Value({}, models.JSONField())

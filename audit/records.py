@@ -32,6 +32,7 @@ IdOrNone = Annotated[str, Meta(pattern=f"^({_UUID})?$")]  # None is "".
 State = Literal["posted", "voided", "suspense"]
 # "invoice": what it has cost was entered by hand, from the provider's bill.
 UsageSource = Literal["provider", "estimated", "none", "invoice"]
+Kind = Literal["attempt", "cache_hit", "shadow"]
 
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,6 +105,9 @@ class Candidate(msgspec.Struct, frozen=True, omit_defaults=True):
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One attempt (one upstream call), as it ended. Ids are UUID strings, moments are Unix microseconds.
 
+    `kind` tells two that are none of those which the client's answer was sought with. A `shadow` is a second call, made to compare:
+    it costs what it costs. A `cache_hit` was answered by the gateway itself: no provider was called, nothing was used, and
+    `saved_nanos` is what the call would have cost at `price_id`.
     `upstream_id` is what the provider calls what it keeps of the attempt: a response, a file, a batch. In suspense, with
     such an id, it is a job: the provider goes on with it, and can be asked. `pool` is the credential pool. `downgraded_from` is
     the alias that was asked for, where a budget had a cheaper one take its place.
@@ -115,6 +119,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     attempt_id: str
     request_id: Id
+    kind: Kind = "attempt"
     attempt_number: Annotated[int, Meta(ge=0, le=INT16_MAX)] = 1
     admitted_at_us: Annotated[int, Meta(ge=YEAR_2020_US, le=YEAR_2100_US)]
     team_id: str
@@ -141,6 +146,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage_source: UsageSource = "none"
     cost_nanos: int = 0
     held_nanos: Nanos = 0
+    saved_nanos: Nanos = 0
     price_id: IdOrNone = ""
     terms: PriceTerms = LIST_TERMS
     currency_cost_nanos: Annotated[int, Meta(ge=-INT64_MAX, le=INT64_MAX)] | None = None

@@ -41,6 +41,8 @@ _USAGE = _Fields(
     ("team_id", "project_id", "virtual_key_id", "alias", "model", "provider"),
     (
         (USD, "cost_usd"),
+        (USD, "saved_usd"),
+        (USD, "shadow_cost_usd"),
         ("requests", "requests"),
         ("errors", "errors"),
         ("input tokens", "input_tokens"),
@@ -56,6 +58,7 @@ _TAGS = _Fields(
 # An entry that corrects another's cost is no request.
 _RECORDS = """
 SELECT team_id, project_id, virtual_key_id, alias, model, provider, sum(cost_usd) AS cost_usd,
+    sum(saved_usd) AS saved_usd, coalesce(sum(cost_usd) FILTER (WHERE kind = 'shadow'), 0) AS shadow_cost_usd,
     count(*) FILTER (WHERE adjusts IS NULL) AS requests,
     count(*) FILTER (WHERE error_type <> '' OR status_code >= 400) AS errors, sum(input_tokens) AS input_tokens,
     sum(output_tokens) AS output_tokens, sum(cache_read_input_tokens) AS cached_tokens

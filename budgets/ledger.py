@@ -19,7 +19,7 @@ import redis
 from django.db import DataError, IntegrityError, connection, transaction
 
 from audit.models import UsageRecord
-from audit.records import Candidate, PriceTerms, State, Usage, UsageEvent, UsageSource, read_event
+from audit.records import Candidate, Kind, PriceTerms, State, Usage, UsageEvent, UsageSource, read_event
 from budgets import gate, ledger_rows, watch
 from budgets.rollups import Rollups
 
@@ -97,6 +97,7 @@ def event_of(record: UsageRecord) -> UsageEvent:
     return UsageEvent(
         attempt_id=str(record.attempt_id),
         request_id=str(record.request_id),
+        kind=cast(Kind, record.kind),
         attempt_number=record.attempt_number,
         admitted_at_us=(record.admitted_at - EPOCH_START) // timedelta(microseconds=1),
         team_id=str(record.team_id),
@@ -140,6 +141,7 @@ def event_of(record: UsageRecord) -> UsageEvent:
         usage_source=cast(UsageSource, record.usage_source),
         cost_nanos=_nanos(record.cost_usd),
         held_nanos=_nanos(record.held_usd),
+        saved_nanos=_nanos(record.saved_usd),
         price_id=str(record.price_id or ""),
         terms=msgspec.convert(record.terms, PriceTerms),
         currency_cost_nanos=None if record.currency_cost is None else _nanos(record.currency_cost),

@@ -66,6 +66,7 @@ class UsageRecordAdmin(ReadOnlyAdmin):
         TagFilter,
         ("model", ExactFilter),
         ("provider", ExactFilter),
+        ("kind", ChoicesDropdownFilter),
         ("alias", ExactFilter),
         ("error_type", ExactFilter),
         ("project_id", ExactFilter),

@@ -30,6 +30,9 @@ class Usage(models.Model):
     output_tokens = models.BigIntegerField(default=0)
     cached_tokens = models.BigIntegerField(default=0)
     cost_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0)
+    # What cache hits would have cost, and what of the cost shadow calls have.
+    saved_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0, db_default=0)
+    shadow_cost_usd = models.DecimalField(max_digits=24, decimal_places=9, default=0, db_default=0)
     latency_histogram = ArrayField(models.BigIntegerField(), default=list)
     first_token_histogram = ArrayField(models.BigIntegerField(), default=list)
 

@@ -19,6 +19,7 @@ from budgets.rollups import HourKey, HourSum, TagKey, TagSum
 _EVENT_COLUMNS = {
     "attempt_id": "uuid",
     "request_id": "uuid",
+    "kind": "text",
     "attempt_number": "smallint",
     "admitted_at": "bigint",
     "team_id": "uuid",
@@ -60,6 +61,7 @@ _EVENT_COLUMNS = {
     "usage_source": "text",
     "cost_usd": "bigint",
     "held_usd": "bigint",
+    "saved_usd": "bigint",
     "price_id": "uuid",
     "terms": "jsonb",
     "currency_cost": "bigint",
@@ -86,6 +88,8 @@ _HOUR_COLUMNS = {
     "output_tokens": "bigint",
     "cached_tokens": "bigint",
     "cost_usd": "bigint",
+    "saved_usd": "bigint",
+    "shadow_cost_usd": "bigint",
     "latency_histogram": "bigint[]",
     "first_token_histogram": "bigint[]",
 }
@@ -100,7 +104,7 @@ _TAG_COLUMNS = {
     "tokens": "bigint",
     "cost_usd": "bigint",
 }
-_MONEY_COLUMNS = ("cost_usd", "held_usd", "currency_cost")
+_MONEY_COLUMNS = ("cost_usd", "held_usd", "saved_usd", "shadow_cost_usd", "currency_cost")
 # An attempt's identity, and whose it is, stay as they were when it went into suspense.
 _RESOLVED_COLUMNS = (
     "alias",
@@ -180,7 +184,16 @@ _RESOLVE = (
 _ADD_HOURS = (
     _insert_sql("budgets_usagehour", _HOUR_COLUMNS)
     + " ON CONFLICT (hour, team_id, project_id, virtual_key_id, alias, model, provider) DO UPDATE SET "
-    + _added("requests", "errors", "input_tokens", "output_tokens", "cached_tokens", "cost_usd")
+    + _added(
+        "requests",
+        "errors",
+        "input_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "cost_usd",
+        "saved_usd",
+        "shadow_cost_usd",
+    )
     + ", "
     + _added_up("latency_histogram", "first_token_histogram")
 )
@@ -255,6 +268,7 @@ def _row(event: UsageEvent) -> dict[str, Any]:
     row |= msgspec.structs.asdict(row.pop("usage"))
     row["admitted_at"] = row.pop("admitted_at_us")
     row["cost_usd"], row["held_usd"] = row.pop("cost_nanos"), row.pop("held_nanos")
+    row["saved_usd"] = row.pop("saved_nanos")
     row["price_id"], row["kill_switch_id"] = event.price_id or None, event.kill_switch_id or None
     row["terms"], row["adjusts"] = event.terms, event.adjusts or None
     row["currency_cost"] = in_currency(row.pop("currency_cost_nanos"), event)

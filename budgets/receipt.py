@@ -60,7 +60,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Receipt:
-    """`price` is None where none was in force or it is gone: then there are no lines."""
+    """`price` is None where none was in force or it is gone: then there are no lines, nor where nothing was called."""
 
     record: UsageRecord
     price: Price | None
@@ -125,8 +125,12 @@ class RequestReceipt:
 
     @property
     def last(self) -> UsageRecord:
-        """The attempt that the client was answered from, or that failed last; it knows most of the route."""
-        return self.attempts[-1].record
+        """What the client was answered from, or the attempt that failed last; it knows most of the route."""
+        return (self._for_the_client or [receipt.record for receipt in self.attempts])[-1]
+
+    @property
+    def _for_the_client(self) -> list[UsageRecord]:
+        return [receipt.record for receipt in self.attempts if receipt.record.kind != UsageRecord.Kind.SHADOW]
 
     @property
     def cost_usd(self) -> Decimal:
@@ -136,6 +140,11 @@ class RequestReceipt:
     @property
     def cache_saving_usd(self) -> Decimal:
         return sum((receipt.cache_saving_usd for receipt in self.attempts), Decimal(0))
+
+    @property
+    def saved_usd(self) -> Decimal:
+        """What an answer from the gateway's own cache would have cost."""
+        return sum((receipt.record.saved_usd for receipt in self.attempts), Decimal(0))
 
     @property
     def latency_ms(self) -> int:
@@ -156,7 +165,7 @@ class RequestReceipt:
     @property
     def route(self) -> list[Step]:
         """In the order of trial, those passed over where they stood in it, or last."""
-        tried = {receipt.record.deployment: receipt.record for receipt in self.attempts}
+        tried = {record.deployment: record for record in self._for_the_client}
         if not self.last.route:
             return [Step(name, _outcome(record), "the only one") for name, record in tried.items()]
         return [
@@ -206,8 +215,8 @@ def _receipts_of(records: Sequence[UsageRecord]) -> Iterable[Receipt]:
     )
     for record in records:
         price = prices.get(record.price_id) if record.price_id else None
-        if price is None:
-            yield Receipt(record, None, ())
+        if price is None or record.kind == UsageRecord.Kind.CACHE_HIT:
+            yield Receipt(record, price, ())
         else:
             rates = _rates(record, price)
             yield Receipt(record, price, tuple(_lines(record, rates)), rates)

@@ -46,6 +46,8 @@ class HourSum:
     output_tokens: int = 0
     cached_tokens: int = 0
     cost_nanos: int = 0
+    saved_nanos: int = 0
+    shadow_cost_nanos: int = 0
     latency_histogram: list[int] = field(default_factory=list)
     first_token_histogram: list[int] = field(default_factory=list)
 
@@ -94,6 +96,9 @@ class Rollups:
         total.output_tokens += sign * usage.output_tokens
         total.cached_tokens += sign * usage.cache_read_input_tokens
         total.cost_nanos += sign * event.cost_nanos
+        total.saved_nanos += sign * event.saved_nanos
+        if event.kind == "shadow":
+            total.shadow_cost_nanos += sign * event.cost_nanos
         # Nought was not measured: the attempt's worker died, or nothing was streamed.
         if event.latency_ms > 0:
             _count_in(total.latency_histogram, event.latency_ms, sign)

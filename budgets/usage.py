@@ -55,7 +55,16 @@ DIMENSIONS = {
     "tag": Dimension("tag_value", str, True),
 }
 FILTERS = ("team", "project", "virtual_key", "alias", "model", "provider")
-_SUMS = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens", "cost_usd")
+_SUMS = (
+    "requests",
+    "errors",
+    "input_tokens",
+    "output_tokens",
+    "cached_tokens",
+    "cost_usd",
+    "saved_usd",
+    "shadow_cost_usd",
+)
 _TAG_SUMS = ("requests", "tokens", "cost_usd")
 
 

@@ -103,6 +103,7 @@ class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
         model = UsageRecord
         fields = (
             "attempt_id",
+            "kind",
             "attempt_number",
             "admitted_at",
             "state",
@@ -121,6 +122,7 @@ class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
             "price_id",
             "held_usd",
             "cost_usd",
+            "saved_usd",
             "resolved_at",
             "kill_switch_id",
             "currency",
@@ -147,7 +149,8 @@ class ReceiptSerializer(serializers.Serializer[Any]):
     attempts = AttemptSerializer(many=True)
     corrections_usd = serializers.CharField()
     cost_usd = serializers.CharField()
-    cache_saving_usd = serializers.CharField()
+    cache_saving_usd = serializers.CharField(help_text="By the provider's cache.")
+    saved_usd = serializers.CharField(help_text="By the gateway's own cache: what its answer would have cost.")
     latency_ms = serializers.IntegerField()
 
 
@@ -209,6 +212,7 @@ def _body(receipt: RequestReceipt) -> dict[str, Any]:
         "corrections_usd": f"{sum(record.cost_usd for record in receipt.corrections):f}",
         "cost_usd": f"{receipt.cost_usd:f}",
         "cache_saving_usd": f"{receipt.cache_saving_usd:f}",
+        "saved_usd": f"{receipt.saved_usd:f}",
         "latency_ms": receipt.latency_ms,
     }
 
@@ -224,6 +228,7 @@ def _attempt(receipt: Receipt) -> dict[str, Any]:
     return columns | {
         "held_usd": f"{record.held_usd:f}",
         "cost_usd": f"{record.cost_usd:f}",
+        "saved_usd": f"{record.saved_usd:f}",
         "currency": receipt.price.provider.currency if receipt.price else "USD",
         "lines": [
             {

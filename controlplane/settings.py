@@ -238,6 +238,7 @@ SPECTACULAR_SETTINGS: dict[str, object] = {
     "ENUM_NAME_OVERRIDES": {
         "KillSwitchScopeEnum": "keys.models.KillSwitch.Scope",
         "SubjectEnum": "budgets.models.Scope",
+        "UsageRecordKindEnum": "audit.models.UsageRecord.Kind",
         "UsageRecordStateEnum": "audit.models.UsageRecord.State",
         "ApiScopeEnum": "teams.scopes.SCOPES",
         "AlertKindEnum": "budgets.alert_models.Alert.Kind",

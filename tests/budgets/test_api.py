@@ -253,8 +253,19 @@ def test_the_sum_of_all_is_one_row_also_of_nothing():
             "output_tokens": 10,
             "cached_tokens": 8,
             "cost_usd": "0.000000002",
+            "saved_usd": "0.000000000",
+            "shadow_cost_usd": "0.000000000",
         }
     ]
+
+
+def test_what_was_saved_and_what_shadows_cost_is_told_of_everything_but_tags():
+    spend(kind="shadow", nanos=5, tags={"a": "b"})
+    spend(kind="cache_hit", nanos=0, saved_nanos=7)
+    (row,) = asked()
+    assert (row["cost_usd"], row["saved_usd"], row["shadow_cost_usd"]) == ("0.000000005", "0.000000007", "0.000000005")
+    (row,) = asked(tag="a=b")
+    assert (row["cost_usd"], row["saved_usd"], row["shadow_cost_usd"]) == ("0.000000005", None, None)
 
 
 def test_sums_are_exact_to_the_nano():

@@ -17,7 +17,7 @@ from audit.ids import uuid7
 from audit.models import UsageRecord
 from audit.records import PriceTerms, Usage, UsageEvent, encode_event, read_event
 from budgets import gate, ledger, reap
-from budgets.ledger_models import IngestWatermark, UsageHour, UsageTagHour
+from budgets.ledger_models import IngestWatermark, UsageDay, UsageHour, UsageTagHour
 from budgets.rollups import HISTOGRAM_BOUNDS_MS, percentile_ms
 from keys.redis import redis_client
 
@@ -132,6 +132,8 @@ def test_every_field_of_an_event_is_in_its_row(client):
         is_stream=True,
         error_type="upstream_timeout",
         finish_reason="length",
+        kind="shadow",
+        saved_nanos=3_000_000_001,
         held_nanos=2_000_000_000_001,
         price_id=str(uuid.uuid4()),
         kill_switch_id=str(uuid.uuid4()),
@@ -232,6 +234,48 @@ def test_later_batches_add_to_the_rows_that_are_there(client):
     for _ in range(3):
         worker.settle(make_event(latency_ms=5, first_token_ms=0))
         ledger.ingest(client)
+def test_what_a_cache_hit_saved_and_what_a_shadow_call_cost_is_told_apart(client):
+    worker = Worker(client)
+    worker.settle(make_event(cost_nanos=100))
+    worker.settle(make_event(kind="shadow", cost_nanos=40))
+    worker.settle(make_event(kind="cache_hit", cost_nanos=0, saved_nanos=90, usage=Usage(), usage_source="none"))
+    ledger.ingest(client)
+    assert_taken_in(3, 140)
+    for total in (UsageHour.objects.get(), UsageDay.objects.get()):
+        assert (total.cost_usd, total.saved_usd, total.shadow_cost_usd) == (
+            Decimal("0.000000140"),
+            Decimal("0.000000090"),
+            Decimal("0.000000040"),
+        )
+    assert list(UsageRecord.objects.order_by("kind").values_list("kind", "saved_usd")) == [
+        ("attempt", 0),
+        ("cache_hit", Decimal("0.000000090")),
+        ("shadow", 0),
+    ]
+
+
+def test_a_shadow_call_in_suspense_is_told_apart_at_what_it_cost_in_the_end(client):
+    event = make_event(kind="shadow", cost_nanos=0, usage=Usage(), latency_ms=0)
+    worker = dead_worker(client, event, 5_000)
+    reap.reap_lost_workers(client)
+    ledger.ingest(client)
+    assert UsageHour.objects.get().shadow_cost_usd == Decimal("0.000005")
+    worker.settle(msgspec.structs.replace(event, cost_nanos=3_000))
+    ledger.ingest(client)
+    total = UsageHour.objects.get()
+    assert (total.cost_usd, total.shadow_cost_usd) == (Decimal("0.000003"), Decimal("0.000003"))
+    assert UsageRecord.objects.get().kind == "shadow"
+
+
+def test_an_event_of_the_release_before_is_an_attempt(client):
+    event = json.loads(encode_event(make_event()))
+    assert "kind" not in event and "saved_nanos" not in event
+    client.xadd(gate.USAGE, {"worker": "w1", "seq": "1", "event": json.dumps(event)})
+    ledger.ingest(client)
+    row = UsageRecord.objects.get()
+    assert (row.kind, row.saved_usd) == ("attempt", 0)
+
+
     row = UsageHour.objects.get()
     assert row.requests == 3 and sum(row.latency_histogram) == 3 and sum(row.first_token_histogram) == 0
     assert UsageTagHour.objects.count() == 2

@@ -140,6 +140,14 @@ def test_the_page_of_another_teams_record_is_not_there(client):
     assert client.get(reverse("admin:audit_usagerecord_change", args=[record.pk])).status_code == 302
 
 
+def test_records_are_filtered_by_kind(client):
+    client.force_login(factories.UserFactory(is_superuser=True))
+    factories.UsageRecordFactory()
+    wanted = factories.UsageRecordFactory(kind="cache_hit")
+    page = client.get(reverse("admin:audit_usagerecord_changelist"), {"kind__exact": "cache_hit"})
+    assert [row.pk for row in page.context["cl"].result_list] == [wanted.pk]
+
+
 def test_records_are_filtered_by_tag(client):
     client.force_login(factories.UserFactory(is_superuser=True))
     wanted = factories.UsageRecordFactory(tags={"feature": "a=b", "customer": "acme"})

@@ -164,6 +164,15 @@ def test_what_is_broken_by_hand_is_named(client, worker, harm, named):
     assert len(entries) == len(named)
 
 
+@pytest.mark.parametrize(("column", "expected"), [("saved_usd", 7), ("shadow_cost_usd", 1_000)])
+def test_what_was_saved_and_what_shadows_cost_is_verified_too(client, worker, column, expected):
+    worker.spend(1_000, kind="shadow", saved_nanos=7)
+    assert verify(client).drifts == 0
+    UsageHour.objects.update(**{column: 0})
+    verify(client)
+    assert open_drifts() == [("hours", "usd", -expected)]
+
+
 def test_drift_that_is_repaired_is_closed_and_one_that_stays_is_told_once(client, worker):
     worker.spend(1_000)
     (counter,) = client.keys("tg:spend:*")

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 from django.test import Client
+from django.urls import reverse
 
 from audit.models import UsageRecord
 from proxy.ids import new_id
@@ -105,6 +106,48 @@ def test_a_later_correction_is_in_the_sum_and_is_no_attempt(request_id):
     )
     body = bearer(SECRET).get(url("receipts", request_id)).json()
     assert (len(body["attempts"]), body["corrections_usd"], body["cost_usd"]) == (2, "-0.000200000", "0.002000000")
+
+
+def test_a_shadow_call_is_paid_for_and_answers_nobody(request_id):
+    answered = UsageRecord.objects.get(request_id=request_id, attempt_number=2)
+    factories.UsageRecordFactory(
+        request_id=request_id,
+        project_id=answered.project_id,
+        kind="shadow",
+        attempt_number=3,
+        deployment="rival",
+        alias="rival",
+        cost_usd=Decimal("0.001"),
+    )
+    body = bearer(SECRET).get(url("receipts", request_id)).json()
+    assert [attempt["kind"] for attempt in body["attempts"]] == ["attempt", "attempt", "shadow"]
+    assert (body["cost_usd"], body["alias"]) == ("0.003200000", "alias")
+    assert "rival" not in [step["deployment"] for step in body["route"]]
+
+
+def test_a_cache_hit_costs_nothing_and_says_what_it_saved(key, client):
+    price = factories.PriceFactory(input=2, output=8, per_request=1)
+    record = factories.UsageRecordFactory(
+        project_id=key.project_id,
+        kind="cache_hit",
+        price_id=price.pk,
+        cost_usd=0,
+        saved_usd=Decimal("0.0022"),
+        usage_source="none",
+        input_tokens=0,
+        output_tokens=0,
+    )
+    body = bearer(SECRET).get(url("receipts", record.request_id)).json()
+    assert (body["cost_usd"], body["saved_usd"]) == ("0.000000000", "0.002200000")
+    (hit,) = body["attempts"]
+    assert (hit["kind"], hit["saved_usd"], hit["lines"]) == ("cache_hit", "0.002200000", [])
+    client.force_login(factories.UserFactory(is_superuser=True))
+    for page in (
+        reverse("receipt", args=[record.request_id]),
+        reverse("admin:audit_usagerecord_change", args=[record.pk]),
+    ):
+        shown = client.get(page).content.decode()
+        assert "Answered from the gateway" in shown and "0.0022" in shown
 
 
 def test_what_is_in_suspense_is_not_settled(key):
