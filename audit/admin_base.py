@@ -162,6 +162,8 @@ class TollgateAdmin(ScopedFields, ModelAdmin):  # type: ignore[misc]
     actions: Sequence[Any] = ("export_csv", "delete_selected")
 
     export_columns: Sequence[str] = ()  # None named: those of the list.
+    # What an empty list says: what its rows are for, and how the first comes to be.
+    empty_text = ""
 
     # What is seen, and what may be done
 

@@ -107,6 +107,10 @@ class BudgetChangeList(TollgateChangeList):
 class BudgetAdmin(SubjectRuleAdmin):
     form = BudgetForm
     inlines = (ThresholdInline,)
+    empty_text = (
+        "A budget caps what may be spent in an hour, a day, a month or another window, by whatever its subject "
+        "names. Add one: for whom, and how much."
+    )
     list_display = ("name", "subject", "amount_shown", "spent", "mode_label", "is_active")
     list_filter = (
         ("scope", ChoicesDropdownFilter),
@@ -273,6 +277,10 @@ class LimitChangeList(TollgateChangeList):
 @admin.register(Limit)
 class LimitAdmin(SubjectRuleAdmin):
     form = LimitForm
+    empty_text = (
+        "A limit caps how fast: requests, tokens or money in a stretch of time, or requests at once. Add one: for "
+        "whom, and how many."
+    )
     list_display = ("__str__", "subject", "amount_shown", "mode_label", "would_have_refused", "is_active")
     list_filter = (
         ("scope", ChoicesDropdownFilter),

@@ -93,6 +93,10 @@ class ChannelForm(ReasonForm):
 @admin.register(Channel)
 class ChannelAdmin(IssuingAdmin):
     form = ChannelForm
+    empty_text = (
+        "A channel is where alerts go: a chat, a pager, mail, or a signed webhook. Add one, and send a test from "
+        "its page."
+    )
     list_display = ("name", "team", "kind_label", "least_severity", "is_active", "last_delivery")
     list_select_related = ("team",)
     list_filter = (("team", AutocompleteSelectFilter), ("kind", ChoicesDropdownFilter), "is_active")
@@ -206,6 +210,10 @@ class MuteForm(forms.Form):
 
 @admin.register(Alert)
 class AlertAdmin(ReadOnlyAdmin):
+    empty_text = (
+        "An alert opens by itself when a budget runs out or will, when a credential is refused, when a kill "
+        "switch is thrown, or when something about money is wrong. None did yet."
+    )
     list_display = (
         "title",
         "severity_label",
@@ -358,6 +366,10 @@ ACKNOWLEDGE: dict[str, Any] = {
 
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin):
+    empty_text = (
+        "A notice tells a channel of an alert, and stands here until it is sent or given up. The first comes with "
+        "an alert, or a test from a channel's page."
+    )
     list_display = ("created_at", "channel_name", "event", "alert", "state_label", "tries", "last_error", "due")
     list_select_related = ("alert",)
     list_filter = (

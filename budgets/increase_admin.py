@@ -17,6 +17,10 @@ from budgets.models import SUBJECT_RELATED, Increase, amount_text
 class IncreaseAdmin(ReadOnlyAdmin):
     """What was asked for and granted. Asking and granting start at the budget."""
 
+    empty_text = (
+        "An increase adds to a budget for a while. Open a budget to grant one or to ask for it; what was asked "
+        "for is approved here, by somebody else."
+    )
     list_display = (
         "budget",
         "subject",

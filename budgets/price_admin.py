@@ -37,6 +37,10 @@ STATE_COLOURS = {
 
 @admin.register(PriceProposal)
 class PriceProposalAdmin(ReadOnlyAdmin):
+    empty_text = (
+        "Once a day the catalogue is compared with the prices here, and what differs is proposed, for a person to "
+        "approve. “Compare with the catalogue” does it now."
+    )
     list_display = ("model", "provider", "changes", "shown_state", "source", "effective_from", "created_at")
     list_select_related = ("model", "provider")
     list_filter = ("state", ("provider", AutocompleteSelectFilter))
@@ -131,6 +135,10 @@ class PriceProposalAdmin(ReadOnlyAdmin):
 
 @admin.register(Rerate)
 class RerateAdmin(AppendOnlyAdmin):
+    empty_text = (
+        "A re-rate reckons a past period again, at the price, discount or exchange rate of the invoice. Add one; "
+        "once somebody else approves it, the ledger is corrected by further entries."
+    )
     list_display = (
         "provider",
         "model",

@@ -46,6 +46,9 @@ class KeyStatusFilter(DropdownFilter):  # type: ignore[misc]
 
 @admin.register(VirtualKey)
 class VirtualKeyAdmin(IssuingAdmin):
+    empty_text = (
+        "A virtual key is what an application presents to the gateway. Add one to a project: its secret is shown once."
+    )
     list_display = ("name", "hint", "project", "team", "aliases", "expires_at", "shown_status", "created_at")
     list_select_related = ("project__team",)
     list_filter = (KeyStatusFilter, ("project", AutocompleteSelectFilter), ("project__team", AutocompleteSelectFilter))
@@ -170,6 +173,7 @@ REVOKE: dict[str, Any] = {
 
 @admin.register(ApiToken)
 class ApiTokenAdmin(IssuingAdmin):
+    empty_text = "A service account presents an API token to the REST API. Add one: its secret is shown once."
     list_display = ("hint", "service_account", "expires_at", "last_used_at", "revoked_at", "created_at")
     list_select_related = ("service_account",)
     list_filter = (("service_account", AutocompleteSelectFilter),)
@@ -213,6 +217,9 @@ class ApiTokenAdmin(IssuingAdmin):
 
 @admin.register(CredentialPool)
 class CredentialPoolAdmin(TollgateAdmin):
+    empty_text = (
+        "The credentials of a pool stand in for one another at one provider. Add a pool, then credentials to it."
+    )
     list_display = ("name", "provider", "created_at")
     search_fields = ("name", "provider")
     ordering = ("name",)
@@ -248,6 +255,9 @@ class CredentialForm(ReasonForm):
 @admin.register(UpstreamCredential)
 class UpstreamCredentialAdmin(TollgateAdmin):
     form = CredentialForm
+    empty_text = (
+        "A credential is the secret that the gateway presents to a provider; it is kept encrypted. Add one to a pool."
+    )
     list_display = ("name", "pool", "provider", "shown_fingerprint", "is_active", "created_at")
     list_select_related = ("pool",)
     list_filter = ("is_active", ("pool", AutocompleteSelectFilter))
@@ -297,6 +307,10 @@ class KillSwitchForm(forms.ModelForm):  # type: ignore[type-arg]
 @admin.register(KillSwitch)
 class KillSwitchAdmin(TollgateAdmin):
     form = KillSwitchForm
+    empty_text = (
+        "A kill switch stops traffic: all of it, or that of a team, a project, a virtual key, a model or a "
+        "provider. None was ever thrown."
+    )
     list_display = ("scope", "target", "is_thrown", "reason", "thrown_by", "thrown_at", "lifted_by", "lifted_at")
     list_filter = (("scope", ChoicesDropdownFilter),)
     list_filter_submit = True

@@ -25,6 +25,9 @@ from routing.price_models import PRICE_RATES, Contract, ContractTier, ExchangeRa
 
 @admin.register(Provider)
 class ProviderAdmin(TollgateAdmin):
+    empty_text = (
+        "A provider serves models: a company's API, or a server of your own. Add one, then a credential for it."
+    )
     list_display = ("name", "slug", "api", "base_url", "currency", "is_active")
     list_filter = ("is_active", "api", "currency")
     search_fields = ("name", "slug")
@@ -48,6 +51,10 @@ class ProviderAdmin(TollgateAdmin):
 
 @admin.register(Model)
 class ModelAdmin(TollgateAdmin):
+    empty_text = (
+        "A model is entered once, wherever it is deployed. Add one, then its price and a deployment of it at a "
+        "provider."
+    )
     list_display = ("name", "publisher", "operations", "context_window", "max_output_tokens", "is_active")
     list_filter = ("is_active", "publisher")
     search_fields = ("name", "publisher")
@@ -89,6 +96,10 @@ class PriceTierInline(TollgateInline):
 
 @admin.register(Price)
 class PriceAdmin(AppendOnlyAdmin):
+    empty_text = (
+        "A price says what a model costs at a provider from a moment on; without one its requests are refused. "
+        "Add one, or approve what is proposed from the catalogue."
+    )
     list_display = (
         "model",
         "where",
@@ -176,6 +187,10 @@ class ImportForm(forms.Form):
 
 @admin.register(ExchangeRate)
 class ExchangeRateAdmin(AppendOnlyAdmin):
+    empty_text = (
+        "What a provider bills in another currency is told in US dollars at the exchange rate of the day. Add "
+        "one, import a file, or add a feed. Where all bill in US dollars, none is needed."
+    )
     list_display = ("currency", "usd_per_unit", "effective_from", "source")
     list_filter = ("currency", "source")
     search_fields = ("currency",)
@@ -211,6 +226,10 @@ class ExchangeRateAdmin(AppendOnlyAdmin):
 
 @admin.register(ExchangeRateFeed)
 class ExchangeRateFeedAdmin(TollgateAdmin):
+    empty_text = (
+        "A feed is a URL that exchange rates are fetched from once a day. Add one where a provider bills in "
+        "another currency than US dollars."
+    )
     list_display = ("name", "url", "is_active", "fetched_at", "problem")
     list_filter = ("is_active",)
     search_fields = ("name",)
@@ -228,6 +247,10 @@ class ContractTierInline(TollgateInline):
 
 @admin.register(Contract)
 class ContractAdmin(AppendOnlyAdmin):
+    empty_text = (
+        "A contract is what was negotiated with a provider: discounts, free quotas, a commitment. Add one, and "
+        "costs are reckoned by it from its day on."
+    )
     list_display = (
         "name",
         "provider",
@@ -273,6 +296,10 @@ class ContractAdmin(AppendOnlyAdmin):
 
 @admin.register(Deployment)
 class DeploymentAdmin(TollgateAdmin):
+    empty_text = (
+        "A deployment is a model at a provider, in a region, under a pool of credentials. Add one, then name it "
+        "in a model alias."
+    )
     list_display = ("name", "model", "provider", "upstream_model", "region", "uplift_percent", "pool", "is_active")
     list_select_related = ("model", "provider", "pool")
     list_filter = ("is_active", ("provider", AutocompleteSelectFilter), ("model", AutocompleteSelectFilter), "region")
@@ -308,6 +335,10 @@ class AliasTargetInline(TollgateInline):
 
 @admin.register(ModelAlias)
 class ModelAliasAdmin(TollgateAdmin):
+    empty_text = (
+        "An alias is what applications ask for; the deployments that it names may answer. Add one, and allow it "
+        "to virtual keys."
+    )
     list_display = ("name", "description", "is_lenient", "is_active", "created_at")
     list_filter = ("is_active", "is_lenient")
     search_fields = ("name", "description")

@@ -42,6 +42,10 @@ class UserAdmin(TollgateAdmin, AuthUserAdmin):  # type: ignore[misc,type-arg]
     form = UserForm
     add_form = NewUserForm
     change_password_form = AdminPasswordChangeForm
+    empty_text = (
+        "A user signs in here, and sees the teams that it is a member of. Add one, and make it a member on its "
+        "team's page."
+    )
     list_display = ("username", "email", "first_name", "last_name", "is_active", "is_superuser", "last_login")
     list_filter = ("is_active", "is_staff", "is_superuser")
     search_fields = ("username", "email", "first_name", "last_name")
@@ -93,6 +97,10 @@ def _permissions(user: Any) -> set[str]:
 
 @admin.register(Group)
 class GroupAdmin(TollgateAdmin, AuthGroupAdmin):  # type: ignore[misc]
+    empty_text = (
+        "A group gives its members permissions, such as those of finance. Add one, choose what it may do, then "
+        "put users into it."
+    )
     list_display = ("name", "external_id")
     search_fields = ("name", "external_id")
     ordering = ("name",)
@@ -137,6 +145,7 @@ def _owns(request: HttpRequest, team: Team | None) -> bool:
 
 @admin.register(Team)
 class TeamAdmin(TollgateAdmin):
+    empty_text = "A team owns projects, and the money that they spend. Add one, then a project in it."
     list_display = ("name", "slug", "time_zone", "created_at")
     search_fields = ("name", "slug")
     ordering = ("name",)
@@ -146,6 +155,7 @@ class TeamAdmin(TollgateAdmin):
 
 @admin.register(Project)
 class ProjectAdmin(TollgateAdmin):
+    empty_text = "Applications live in projects, and each project belongs to a team. Add one, then a virtual key in it."
     list_display = ("name", "team", "environment", "cost_centre", "created_at")
     list_select_related = ("team",)
     list_filter = (("team", AutocompleteSelectFilter), ("environment", ChoicesDropdownFilter), "cost_centre")
@@ -158,6 +168,10 @@ class ProjectAdmin(TollgateAdmin):
 
 @admin.register(ServiceAccount)
 class ServiceAccountAdmin(TollgateAdmin):
+    empty_text = (
+        "A service account is a program that calls the REST API, with the scopes that it is given. Add one, then "
+        "an API token for it."
+    )
     list_display = ("name", "team", "scopes", "is_active", "created_at")
     list_select_related = ("team",)
     list_filter = ("is_active", ("team", AutocompleteSelectFilter))

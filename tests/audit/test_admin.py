@@ -1,11 +1,15 @@
 """Every admin page, for who may do all, who may do some, and Charlie, who may do nothing here."""
 
+import html
+
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Permission
 from django.urls import reverse
 
-from audit.models import AuditEntry
+from audit.models import AuditEntry, UsageRecord
+from budgets.models import Budget
+from teams.models import User
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -74,6 +78,29 @@ def test_every_page_renders(client, boss, model):
     assert client.get(url(model, "changelist"), {"q": "x"}).status_code == 200
     may_add = admin.site._registry[model].has_add_permission(type("Request", (), {"user": boss})())
     assert client.get(url(model, "add")).status_code == (200 if may_add else 403)
+
+
+@pytest.mark.parametrize("model", [model for model in PAGES if model is not User], ids=lambda model: model._meta.label)
+def test_a_list_without_rows_says_what_it_is_for(client, boss, model):
+    page = html.unescape(client.get(url(model, "changelist")).content.decode())
+    empty_text = admin.site._registry[model].empty_text
+    assert empty_text and empty_text in page
+    assert "Reset search" not in page
+
+
+@pytest.mark.parametrize(
+    ("model", "narrowed"),
+    [
+        (User, {"q": "nobody"}),
+        (Budget, {"mode__exact": "soft"}),
+        (UsageRecord, {"model": "none"}),
+        (UsageRecord, {"admitted_at_from_0": "2026-11-01", "admitted_at_to_0": "2026-12-01"}),
+    ],
+)
+def test_a_list_that_is_narrowed_to_nothing_offers_to_widen_it(client, boss, model, narrowed):
+    page = html.unescape(client.get(url(model, "changelist"), narrowed).content.decode())
+    assert "Reset search and filters" in page
+    assert admin.site._registry[model].empty_text not in page
 
 
 @pytest.mark.parametrize("model", PAGES, ids=lambda model: model._meta.label)
