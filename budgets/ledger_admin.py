@@ -43,6 +43,10 @@ class LedgerPaginator(EstimatingPaginator):
 class UsageRecordAdmin(ReadOnlyAdmin):
     """The ledger. It knows its subjects by id; their names are looked up for the page that is shown."""
 
+    empty_text = (
+        "Each call to a provider is on record here within seconds, with what was used and what it cost. Send a "
+        "request with a virtual key for the first."
+    )
     list_display = (
         "admitted_at",
         "team",
