@@ -5,6 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import psutil
+
 from tests.chaos.books import Arrivals
 from tests.chaos.load import Load
 from tests.chaos.rig import Measured, Options, Promise, Rig, proxy_port, secret_of, waited
@@ -94,22 +96,19 @@ def _measured(victim: str, tally: Tally, missing: set[str], faults: list[str]) -
 
 def _kill(tollgate: Tollgate, victim: str, draw: random.Random) -> bool:
     """`kill -9`, once it is there again since the last one; False when it does not come back."""
-    program = {"worker": "proxy", "celery": "worker"}.get(victim, victim)
-    if waited(lambda: _is_there(tollgate, program), RECOVERY_TIMEOUT_S) is None:
+    if waited(lambda: bool(_processes(tollgate, victim)), RECOVERY_TIMEOUT_S) is None:
         return False
-    process = tollgate.program(program)
-    if victim == "worker":
-        wait_until(lambda: bool(process.children()), "a worker", timeout_s=RECOVERY_TIMEOUT_S)
-        process = draw.choice(process.children())
-    process.kill()
+    draw.choice(_processes(tollgate, victim)).kill()
     return True
 
 
-def _is_there(tollgate: Tollgate, program: str) -> bool:
+def _processes(tollgate: Tollgate, victim: str) -> list[psutil.Process]:
+    """Any of which may be killed; none while it is being started again."""
     try:
-        return tollgate.program(program).is_running()
-    except StopIteration:
-        return False
+        program = tollgate.program({"worker": "proxy", "celery": "worker"}.get(victim, victim))
+        return program.children() if victim == "worker" else [program]
+    except (StopIteration, psutil.NoSuchProcess):
+        return []
 
 
 def _time_to_visible(arrivals: Arrivals) -> float | None:
