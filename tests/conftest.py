@@ -25,8 +25,8 @@ from django.db import connection
 
 from controlplane import embedded, processes
 
-READY_TIMEOUT_S = 20.0
-STOP_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 60.0
 DIRECTORY = Path(tempfile.mkdtemp(prefix="tollgate-test-"))
 # Data need not survive a power cut here; it does survive the death of the process.
 POSTGRES = embedded.Postgres(DIRECTORY / "postgres", fsync="off", synchronous_commit="off", full_page_writes="off")

@@ -12,17 +12,18 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import uvicorn
 
 from proxy.config import Config, ConfigError
-from proxy.wire.server import EdgeLimits, EdgeProtocol, EdgeServer, Refusal
+from proxy.wire.server import EdgeLimits, EdgeProtocol, EdgeServer, Reading, Refusal
+from tests.proxy.conftest import ClockedLoop
 from tests.proxy.edge_app import EdgeApp
 from tests.stack import Process, free_port
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 20.0  # Nothing here takes as long, unless it hangs.
 HOST = b"Host: gateway\r\n"
 CHUNKED = b"POST /x HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -73,6 +74,13 @@ class Edge:
                 pass  # It answered early and went away; the answer is still there to be read.
             return split_answers(read_to_end(connection))
 
+    def accepts(self) -> bool:
+        try:
+            self.connect().close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
     def get(self, target: bytes) -> Answer:
         return self.exchange(request(target, b"Connection: close"))[0]
 
@@ -119,7 +127,7 @@ class Gunicorn(Edge):
             return Counter(int(split_answers(read_to_end(connection))[0].body) for connection in opened)
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -373,29 +381,32 @@ def test_bytes_after_the_last_request_are_no_request(edge):
 
 # Deadlines, with limits short enough to wait for
 
+# So long that only a clock that is put forward comes to their ends, and each differs from the others by more than a slow
+# machine can take.
 LIMITS = EdgeLimits(
     body_bytes_max=4 * 1024 * 1024,
-    head_s=0.4,
-    body_s=0.4,
-    body_bytes_per_s=64 * 1024,
-    idle_s=1.5,
-    stalled_write_s=0.6,
-    linger_s=0.5,
+    head_s=1_000,
+    body_s=2_000,
+    body_bytes_per_s=64,
+    idle_s=3_000,
+    stalled_write_s=4_000,
+    linger_s=5_000,
     linger_bytes=8 * 1024 * 1024,
 )
-SWEEP_MARGIN_S = 0.9
+MARGIN_S = 100
 
 
 class LocalEdge:
     """The server in the test's own event loop, its application within reach."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: EdgeLimits = LIMITS) -> None:
         self.app = EdgeApp()
+        self._loop = cast(ClockedLoop, asyncio.get_running_loop())
         listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = listener.getsockname()[1]
         config = uvicorn.Config(
             self.app,
-            http=partial(EdgeProtocol, limits=LIMITS),  # type: ignore[arg-type]
+            http=partial(EdgeProtocol, limits=limits),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             log_config=None,
@@ -409,18 +420,58 @@ class LocalEdge:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
 
-    async def send(self, data: bytes) -> tuple[float, list[Answer]]:
-        """Send, then wait for the end; how long it took, and what came."""
-        began = time.monotonic()
+    async def send(self, data: bytes) -> list[Answer]:
+        """Send, then wait for the end: what came."""
         reader, writer = await self.connect()
         writer.write(data)
-        answers = split_answers(await asyncio.wait_for(reader.read(), TIMEOUT_S))
-        await close(writer)
-        return time.monotonic() - began, answers
+        return await read_answers(reader, writer)
+
+    async def send_part(self, data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Send what is no whole request, on the only connection, and wait until all of it was read."""
+        reader, writer = await self.connect()
+        writer.write(data)
+        await until(lambda: len(self.connections) == 1 and self.connections[0].bytes_in == len(data))
+        return reader, writer
+
+    @property
+    def connections(self) -> list[EdgeProtocol]:
+        return list(self.server.server_state.connections)
+
+    def is_waiting(self) -> bool:
+        """Whether the only connection is neither refused nor closed."""
+        (connection,) = self.connections
+        return not connection.transport.is_closing() and connection.reading is not Reading.DISCARDING
+
+    def pass_time(self, seconds: float) -> None:
+        """Put the clock forward, and look at the deadlines, as the server does of itself twice a second."""
+        self._loop.ahead_s += seconds
+        for connection in self.connections:
+            connection.look_at_deadlines(self._loop.time())
+
+    def is_cut_after(self, seconds: float) -> bool:
+        """Asked again and again: what the system still takes for the other side begins its wait anew."""
+        self.pass_time(seconds)
+        return not self.connections
+
+    def pass_deadline(self, seconds: float) -> None:
+        """So long from now the only connection is still waited for, and a little later no more."""
+        self.pass_time(seconds - MARGIN_S)
+        assert self.is_waiting()
+        self.pass_time(2 * MARGIN_S)
+        assert not self.is_waiting()
 
     async def stop(self) -> None:
         self.server.should_exit = True
+        for connection in self.connections:
+            connection.transport.abort()  # It would have as long as `LIMITS` says.
         await self._task
+
+
+async def read_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> list[Answer]:
+    """All that comes until the server closes."""
+    answers = split_answers(await asyncio.wait_for(reader.read(), TIMEOUT_S))
+    await close(writer)
+    return answers
 
 
 async def close(writer: asyncio.StreamWriter) -> None:
@@ -440,56 +491,56 @@ async def local() -> AsyncIterator[LocalEdge]:
     await edge.stop()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
-    async with asyncio.timeout(timeout_s):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.01)
 
 
-async def drip(writer: asyncio.StreamWriter, data: bytes, pause_s: float) -> None:
-    """A byte at a time, until nobody takes them any more."""
-    for number in range(len(data)):
-        if writer.is_closing():
-            return
-        writer.write(data[number : number + 1])
-        await asyncio.sleep(pause_s)
-
-
 async def test_a_connection_that_says_nothing_is_closed(local):
-    took_s, answers = await local.send(b"")
-    assert answers == []
-    assert LIMITS.head_s <= took_s < LIMITS.head_s + SWEEP_MARGIN_S
-
-
-@pytest.mark.parametrize("lines", [b"\r\n", b"GET /x HTTP/1.1\r\nHost: gateway\r\n" + b"X: y\r\n" * 50])
-async def test_a_head_that_comes_byte_by_byte_has_one_deadline_in_all(local, lines):
-    began = time.monotonic()
     reader, writer = await local.connect()
-    dripping = asyncio.create_task(drip(writer, lines * 20, 0.05))
-    answers = split_answers(await asyncio.wait_for(reader.read(), TIMEOUT_S))
-    assert LIMITS.head_s <= time.monotonic() - began < LIMITS.head_s + SWEEP_MARGIN_S
-    assert [answer.code for answer in answers] == ([] if lines == b"\r\n" else ["request_timeout"])
-    dripping.cancel()
-    await close(writer)
+    await until(lambda: len(local.connections) == 1)
+    local.pass_deadline(LIMITS.head_s)
+    assert await read_answers(reader, writer) == []
+
+
+async def test_the_server_looks_at_the_deadlines_of_itself():
+    edge = LocalEdge(EdgeLimits(head_s=0.01))
+    await until(lambda: edge.server.started)
+    assert await edge.send(b"") == []
+    await edge.stop()
+
+
+@pytest.mark.parametrize("line", [b"\r\n", b"X: y\r\n"])
+async def test_a_head_that_comes_byte_by_byte_has_one_deadline_in_all(local, line):
+    head = b"" if line == b"\r\n" else b"GET /x HTTP/1.1\r\nHost: gateway\r\n"
+    reader, writer = await local.send_part(head)
+    for byte in line * 4:
+        writer.write(bytes([byte]))
+        await asyncio.sleep(0.02)
+        local.pass_time(LIMITS.head_s / len(line * 4) - 1)
+    assert local.is_waiting()
+    local.pass_time(MARGIN_S)
+    assert [answer.code for answer in await read_answers(reader, writer)] == (["request_timeout"] if head else [])
 
 
 async def test_the_head_of_a_later_request_has_its_deadline_from_its_first_byte(local):
     reader, writer = await local.connect()
     writer.write(request())
     await reader.readuntil(b"/x")
-    await asyncio.sleep(LIMITS.head_s + SWEEP_MARGIN_S - 0.3)  # Idle longer than a head may take.
-    began = time.monotonic()
+    local.pass_time(LIMITS.head_s + MARGIN_S)  # Idle longer than a head may take.
     writer.write(b"GET ")
-    answers = split_answers(await asyncio.wait_for(reader.read(), TIMEOUT_S))
-    assert LIMITS.head_s <= time.monotonic() - began < LIMITS.head_s + SWEEP_MARGIN_S
-    assert [answer.code for answer in answers] == ["request_timeout"]
-    await close(writer)
+    await until(lambda: local.connections[0].bytes_in == 4)
+    local.pass_deadline(LIMITS.head_s)
+    assert [answer.code for answer in await read_answers(reader, writer)] == ["request_timeout"]
 
 
 async def test_an_idle_connection_is_closed_without_a_word(local):
-    took_s, answers = await local.send(request())
-    assert [answer.status_code for answer in answers] == [200]
-    assert LIMITS.idle_s <= took_s < LIMITS.idle_s + SWEEP_MARGIN_S
+    reader, writer = await local.connect()
+    writer.write(request())
+    await reader.readuntil(b"/x")
+    local.pass_deadline(LIMITS.idle_s)
+    assert await read_answers(reader, writer) == []
 
 
 @pytest.mark.parametrize(
@@ -497,36 +548,40 @@ async def test_an_idle_connection_is_closed_without_a_word(local):
     [CHUNKED + b"1\r\nx\r\n", CHUNKED + b"100000;", request(b"/x", b"Content-Length: 1000", method=b"POST") + b"x"],
 )
 async def test_a_body_that_does_not_come_is_not_waited_for(local, head):
-    took_s, answers = await local.send(head)
-    assert [answer.code for answer in answers] == ["request_timeout"]
-    assert LIMITS.body_s <= took_s < LIMITS.body_s + SWEEP_MARGIN_S
+    reader, writer = await local.send_part(head)
+    local.pass_deadline(LIMITS.body_s)
+    assert [answer.code for answer in await read_answers(reader, writer)] == ["request_timeout"]
     assert local.app.gone == ["/x"]
     assert local.app.seen == []
 
 
 async def test_a_body_that_comes_slowly_but_steadily_has_its_time(local):
-    body = b"x" * 128 * 1024
-    reader, writer = await local.connect()
-    began = time.monotonic()
-    writer.write(request(b"/x", b"Content-Length: %d" % len(body), b"Connection: close", method=b"POST"))
-    for start in range(0, len(body), 8192):
-        writer.write(body[start : start + 8192])
-        await asyncio.sleep(0.08)
-    answers = split_answers(await reader.read())
-    assert time.monotonic() - began > LIMITS.body_s + SWEEP_MARGIN_S - 0.1
-    assert [answer.status_code for answer in answers] == [200]
-    await close(writer)
+    part, parts = b"x" * 128 * 1024, 4
+    length = b"Content-Length: %d" % (parts * len(part))
+    head = request(b"/x", length, b"Connection: close", method=b"POST")
+    reader, writer = await local.send_part(head)
+    for number in range(1, parts):
+        writer.write(part)
+        await until(lambda number=number: local.connections[0].bytes_in == len(head) + number * len(part))
+        local.pass_time(len(part) / LIMITS.body_bytes_per_s)  # Longer than a body has that does not come.
+        assert local.is_waiting()
+    writer.write(part)
+    assert [answer.status_code for answer in await read_answers(reader, writer)] == [200]
 
 
 async def test_a_body_left_unfinished_after_an_early_answer_is_not_waited_for(local):
-    took_s, answers = await local.send(request(b"/early", b"Content-Length: 1000", method=b"POST") + b"x")
-    assert [answer.status_code for answer in answers] == [401]
-    assert took_s < LIMITS.body_s + SWEEP_MARGIN_S
+    reader, writer = await local.send_part(request(b"/early", b"Content-Length: 1000", method=b"POST") + b"x")
+    assert b" 401 " in await reader.readuntil(b"no")
+    local.pass_deadline(LIMITS.body_s)
+    assert await read_answers(reader, writer) == []
 
 
 async def test_an_answer_that_takes_long_has_no_deadline_here(local):
-    _, answers = await local.send(request(b"/x?2.5", b"Connection: close"))
-    assert [answer.status_code for answer in answers] == [200]
+    reader, writer = await local.connect()
+    writer.write(request(b"/x?0.5", b"Connection: close"))
+    await until(lambda: len(local.app.seen) == 1)
+    local.pass_time(1_000_000)
+    assert [answer.status_code for answer in await read_answers(reader, writer)] == [200]
 
 
 async def test_an_application_that_leaves_within_its_answer_ends_the_connection_without_its_end(local):
@@ -541,9 +596,10 @@ async def test_an_application_that_leaves_within_its_answer_ends_the_connection_
 async def test_a_client_that_stops_reading_stops_the_application_and_is_cut(local, lines):
     with socket.create_connection(("127.0.0.1", local.port)) as connection:
         connection.sendall(request(b"/stream?10000", *lines))
+        await until(lambda: local.app.sent > 0)
+        await until(partial(local.is_cut_after, LIMITS.stalled_write_s))
         await until(lambda: local.app.gone == ["/stream"])
         assert local.app.sent < 1000  # 64 KiB each: what the sockets hold, not the whole 640 MB.
-        await until(lambda: not local.server.server_state.connections)
 
 
 @pytest.mark.parametrize("lines", [(), (b"Connection: close",)])
@@ -552,8 +608,9 @@ async def test_a_client_that_leaves_the_end_of_an_answer_unread_is_cut(local, li
     with socket.create_connection(("127.0.0.1", local.port)) as connection:
         connection.sendall(request(b"/large", *lines))
         await until(lambda: local.app.sent == 1)
-        assert len(local.server.server_state.connections) == 1
-        await until(lambda: not local.server.server_state.connections)
+        assert len(local.connections) == 1
+        local.pass_time(LIMITS.stalled_write_s + MARGIN_S)
+        await until(lambda: not local.connections)
         assert local.app.gone == []
 
 
@@ -562,7 +619,7 @@ async def test_a_client_that_leaves_is_reported_at_once(local):
     writer.write(request(b"/x?30"))
     await until(lambda: len(local.app.seen) == 1)
     await close(writer)
-    await until(lambda: local.app.gone == ["/x"], 0.5)
+    await until(lambda: local.app.gone == ["/x"])
 
 
 async def test_a_client_that_leaves_with_requests_waiting_is_reported_for_the_one_that_runs(local):
@@ -570,7 +627,7 @@ async def test_a_client_that_leaves_with_requests_waiting_is_reported_for_the_on
     writer.write(request(b"/a?30") + request(b"/b"))
     await until(lambda: len(local.app.seen) == 1)
     await close(writer)
-    await until(lambda: local.app.gone == ["/a"], 0.5)
+    await until(lambda: local.app.gone == ["/a"])
     await asyncio.sleep(0.1)
     assert [seen["path"] for seen in local.app.seen] == ["/a"]
 
@@ -582,7 +639,7 @@ async def test_a_client_that_got_its_answer_is_not_reported(local):
 
 async def test_a_refused_client_that_goes_on_sending_gets_to_read_why(local):
     body = b"x" * (LIMITS.body_bytes_max + 1024 * 1024)
-    _, answers = await local.send(request(method=b"POST", body=body))
+    answers = await local.send(request(method=b"POST", body=body))
     assert [answer.code for answer in answers] == ["request_too_large"]
 
 
@@ -600,19 +657,16 @@ async def test_a_refused_client_that_never_stops_sending_is_cut(local):
 
 
 async def test_honest_requests_go_on_among_200_slow_heads(local):
-    async def slow() -> list[Answer]:
-        reader, writer = await local.connect()
-        dripping = asyncio.create_task(drip(writer, b"GET /slow HTTP/1.1\r\nX: " + b"y" * 1000, 0.05))
-        answers = split_answers(await asyncio.wait_for(reader.read(), TIMEOUT_S))
-        dripping.cancel()
-        await close(writer)
-        return answers
-
-    crowd = [asyncio.create_task(slow()) for _ in range(200)]
-    honest = [await local.send(request(b"/honest", b"Connection: close")) for _ in range(100)]
-    refused = await asyncio.gather(*crowd)
-    assert all(answers[0].status_code == 200 for _, answers in honest)
-    assert max(took_s for took_s, _ in honest) < 0.5
+    crowd = [await local.connect() for _ in range(200)]
+    await until(lambda: len(local.connections) == len(crowd))
+    for byte in b"GET /slow HTTP/1.1\r\nX: y":
+        for _, writer in crowd:
+            writer.write(bytes([byte]))
+        answers = await local.send(request(b"/honest", b"Connection: close"))
+        assert [answer.status_code for answer in answers] == [200]
+    assert sum(connection.reading is Reading.HEAD for connection in local.connections) == len(crowd)
+    local.pass_time(LIMITS.head_s + MARGIN_S)
+    refused = [await read_answers(*one) for one in crowd]
     assert {answers[0].code for answers in refused} == {"request_timeout"}
     assert {seen["path"] for seen in local.app.seen} == {"/honest"}
 
@@ -629,65 +683,61 @@ async def test_refusals_are_counted(local):
 def test_sigterm_lets_a_running_request_end(make_workers):
     gunicorn = make_workers(1)
     with gunicorn.connect() as connection:
-        connection.sendall(request(b"/x?1"))
-        wait_until(lambda: len(gunicorn.record()["seen"]) == 1)
+        connection.sendall(request(b"/x", b"Expect: 100-continue", b"Content-Length: 1", method=b"POST"))
+        assert connection.recv(1024) == b"HTTP/1.1 100 Continue\r\n\r\n"  # It runs, and waits for its body.
         os.kill(gunicorn.process.process.pid, signal.SIGTERM)
-        time.sleep(0.5)
-        with pytest.raises(ConnectionRefusedError):
-            gunicorn.connect()
+        wait_until(lambda: not gunicorn.accepts())
+        connection.sendall(b"x")
         answers = split_answers(read_to_end(connection))
     assert [answer.body for answer in answers] == [b"/x"]
-    assert gunicorn.process.process.wait(10) == 0
+    assert gunicorn.process.process.wait(TIMEOUT_S) == 0
 
 
 def test_a_request_that_outlives_the_grace_is_cut(make_workers):
     gunicorn = make_workers(1, TOLLGATE_GRACE_S="0.3")
     with gunicorn.connect() as connection:
-        connection.sendall(request(b"/x?30"))
+        connection.sendall(request(b"/x?3600"))
         wait_until(lambda: len(gunicorn.record()["seen"]) == 1)
-        began = time.monotonic()
         os.kill(gunicorn.process.process.pid, signal.SIGTERM)
         answers = split_answers(read_to_end(connection))
     assert [(answer.status_code, answer.code) for answer in answers] == [(503, "server_stopping")]
-    assert gunicorn.process.process.wait(10) == 0
-    assert time.monotonic() - began < 4
+    assert gunicorn.process.process.wait(TIMEOUT_S) == 0
 
 
 def test_an_idle_connection_does_not_hold_up_the_stop(make_workers):
-    gunicorn = make_workers(2)
+    gunicorn = make_workers(2, TOLLGATE_GRACE_S="3600")
     with gunicorn.connect():
-        began = time.monotonic()
         os.kill(gunicorn.process.process.pid, signal.SIGTERM)
-        assert gunicorn.process.process.wait(10) == 0
-    assert time.monotonic() - began < 3
+        assert gunicorn.process.process.wait(TIMEOUT_S) == 0
 
 
 def test_sigint_waits_for_nobody(make_workers):
-    gunicorn = make_workers(1)
+    gunicorn = make_workers(1, TOLLGATE_GRACE_S="3600")
     with gunicorn.connect() as connection:
-        connection.sendall(request(b"/x?30"))
+        connection.sendall(request(b"/x?3600"))
         wait_until(lambda: len(gunicorn.record()["seen"]) == 1)
-        began = time.monotonic()
         os.kill(gunicorn.process.process.pid, signal.SIGINT)
-        gunicorn.process.process.wait(10)
-    assert time.monotonic() - began < 3
+        gunicorn.process.process.wait(TIMEOUT_S)
 
 
 def test_a_worker_whose_master_died_leaves(make_workers):
     gunicorn = make_workers(2)
     workers = gunicorn.process.children()
     os.kill(gunicorn.process.process.pid, signal.SIGKILL)
-    gunicorn.process.process.wait(10)
+    gunicorn.process.process.wait(TIMEOUT_S)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
 
 
 def test_a_killed_worker_is_replaced_and_the_others_answer_meanwhile(make_workers):
     gunicorn = make_workers(2)
     killed, other = gunicorn.process.children()
-    os.kill(killed, signal.SIGKILL)
-    began = time.monotonic()
-    assert gunicorn.get(b"/pid").body == str(other).encode()
-    assert time.monotonic() - began < 2
+    master = gunicorn.process.process.pid
+    os.kill(master, signal.SIGSTOP)  # So that there is no other yet.
+    try:
+        os.kill(killed, signal.SIGKILL)
+        assert gunicorn.get(b"/pid").body == str(other).encode()
+    finally:
+        os.kill(master, signal.SIGCONT)
     wait_until(lambda: len(gunicorn.answering() - {killed, other}) == 1)
 
 
@@ -705,9 +755,7 @@ def test_a_worker_that_is_stuck_does_not_keep_the_others_from_accepting(make_wor
     stuck, other = gunicorn.process.children()
     os.kill(stuck, signal.SIGSTOP)
     try:
-        began = time.monotonic()
         assert gunicorn.who_answers(100) == {other: 100}
-        assert time.monotonic() - began < 2
     finally:
         os.kill(stuck, signal.SIGCONT)
 

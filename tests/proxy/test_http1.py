@@ -9,12 +9,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from proxy.wire.http1 import (
     BUFFERED_BYTES_MAX,
+    KEEP_ALIVE_MARGIN_S,
+    SWEEP_EVERY_S,
     BodyTooLarge,
     ConnectFailed,
     ConnectTimedOut,
@@ -28,11 +30,13 @@ from proxy.wire.http1 import (
     UpstreamProtocolError,
     UpstreamResponse,
 )
+from tests.proxy.conftest import ClockedLoop
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 SECRET = b"Bearer sk-that-must-never-show"
-IN_TIME_S = 2.0  # Far below the timeouts of a pool here, far above what a busy machine adds.
+TIMEOUT_S = 20.0  # Nothing here takes as long, unless it hangs.
+LONG_S = 1_000.0  # Only a clock that is put forward comes to the end of it.
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -120,9 +124,9 @@ async def send(pool: UpstreamPool, origin: Origin, **changes: Any) -> UpstreamRe
         "target": b"/chat",
         "headers": [(b"authorization", SECRET)],
         "body": b"{}",
-        "connect_timeout_s": 5,
-        "first_byte_timeout_s": 5,
-        "idle_timeout_s": 5,
+        "connect_timeout_s": TIMEOUT_S,
+        "first_byte_timeout_s": LONG_S,
+        "idle_timeout_s": LONG_S,
         **changes,
     }
     method, target, headers, body = (arguments.pop(name) for name in ("method", "target", "headers", "body"))
@@ -137,10 +141,25 @@ async def exchange(pool: UpstreamPool, origin: Origin, **changes: Any) -> bytes:
         response.close()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    async with asyncio.timeout(timeout_s):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def pass_time(seconds: float) -> None:
+    """Put the clock forward, and let the pool look at it."""
+    cast(ClockedLoop, asyncio.get_running_loop()).ahead_s += seconds
+    await asyncio.sleep(2 * SWEEP_EVERY_S)
+
+
+async def pass_deadline(task: "asyncio.Task[Any]", seconds: float) -> None:
+    """So long from now the task still waits, and a little later no more."""
+    await pass_time(0.9 * seconds)
+    assert not task.done()
+    await pass_time(0.2 * seconds)
+    await asyncio.wait([task], timeout=TIMEOUT_S)
+    assert task.done()
 
 
 def open_descriptors() -> int:
@@ -416,14 +435,17 @@ async def test_an_answer_never_came_before_it_was_asked_for(pool: UpstreamPool, 
 
 
 async def test_a_reset_in_a_body_without_length_is_not_its_end(pool: UpstreamPool, serve: Serve) -> None:
+    has_begun = asyncio.Event()
+
     async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nabc")
-        await asyncio.sleep(0.05)
+        await has_begun.wait()
         linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
 
     response = await send(pool, (await serve(reset)).origin)
+    has_begun.set()
     with pytest.raises(UpstreamProtocolError):
         await response.read(100)
 
@@ -500,29 +522,33 @@ async def test_a_connection_with_more_or_less_than_one_answer_is_not_used_again(
 async def test_a_connection_answered_before_its_request_was_read_is_not_used_again(
     pool: UpstreamPool, serve: Serve
 ) -> None:
+    was_read = asyncio.Event()
+
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno")
-        await asyncio.sleep(0.2)
+        await was_read.wait()
 
     provider = await serve(refuse)
     response = await send(pool, provider.origin, body=b"x" * 50_000_000)
     assert response.status == 413
     assert await response.read(10) == b"no"
+    was_read.set()
     assert pool.idle_connections == 0
 
 
 async def test_the_connection_used_last_is_used_next_and_the_others_age(serve: Serve) -> None:
-    pool = UpstreamPool(idle_lifetime_s=0.3)
+    pool = UpstreamPool(idle_lifetime_s=LONG_S)
     provider = await serve(answering(OK))
     await asyncio.gather(*(exchange(pool, provider.origin) for _ in range(5)))
     assert pool.idle_connections == provider.connections == 5
-    for _ in range(8):
+    for _ in range(3):
         await exchange(pool, provider.origin)
-        await asyncio.sleep(0.1)
+        await pass_time(0.4 * LONG_S)
     assert provider.connections == 5
     assert pool.idle_connections == 1
-    await until(lambda: pool.idle_connections == 0)
+    await pass_time(LONG_S)
+    assert pool.idle_connections == 0
     await until(lambda: provider.open == 0)
     assert pool._sweeper is None, "a pool without connections has no timer"
     assert await exchange(pool, provider.origin) == b"ok"
@@ -539,19 +565,19 @@ async def test_a_connection_too_old_is_not_used_even_before_it_is_swept(serve: S
     await pool.close()
 
 
-async def test_a_connection_is_left_before_the_provider_said_it_would_leave_it(
-    pool: UpstreamPool, serve: Serve
-) -> None:
-    provider = await serve(answering(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=2, max=100\r\n\r\n")))
+async def test_a_connection_is_left_before_the_provider_said_it_would_leave_it(serve: Serve) -> None:
+    pool = UpstreamPool(idle_lifetime_s=LONG_S)
+    provider = await serve(answering(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=500, max=100\r\n\r\n")))
     for _ in range(2):
         await exchange(pool, provider.origin)
     assert provider.connections == 1
-    await asyncio.sleep(0.8)
+    await pass_time(450)
     assert pool.idle_connections == 1
-    await asyncio.sleep(0.4)
+    await pass_time(50 - KEEP_ALIVE_MARGIN_S)
     assert pool.idle_connections == 0
     await exchange(pool, provider.origin)
     assert provider.connections == 2
+    await pool.close()
 
 
 async def test_prefixes_of_one_origin_share_connections(pool: UpstreamPool, serve: Serve) -> None:
@@ -565,7 +591,7 @@ async def test_past_its_bound_the_pool_refuses_at_once(serve: Serve) -> None:
     pool = UpstreamPool(connections_max=3)
     provider = await serve(stay_silent)
     waiting = [asyncio.create_task(send(pool, provider.origin)) for _ in range(3)]
-    await asyncio.sleep(0.05)
+    await until(lambda: provider.open == 3)
     with pytest.raises(PoolExhausted) as failure:
         await send(pool, provider.origin)
     assert not failure.value.may_have_been_billed
@@ -615,11 +641,9 @@ async def test_a_connection_that_takes_too_long_is_not_a_bill(pool: UpstreamPool
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(address)
-        started_at_s = time.perf_counter()
         with pytest.raises(ConnectTimedOut) as failure:
             await send(pool, Origin.parse(f"http://127.0.0.1:{address[1]}"), connect_timeout_s=0.2)
         assert not failure.value.may_have_been_billed
-        assert 0.19 < time.perf_counter() - started_at_s < IN_TIME_S
         for filler in fillers:
             filler.close()
     assert pool.busy_connections == 0
@@ -634,10 +658,12 @@ async def test_no_answer_in_time_is_perhaps_a_bill(pool: UpstreamPool, serve: Se
 
     for handler in (stay_silent, drip):
         provider = await serve(handler)
-        started_at_s = time.perf_counter()
+        was_sent = asyncio.Event()
+        waiting = asyncio.create_task(send(pool, provider.origin, idle_timeout_s=1, on_dispatch=was_sent.set))
+        await was_sent.wait()
+        await pass_deadline(waiting, LONG_S)
         with pytest.raises(FirstByteTimedOut) as failure:
-            await send(pool, provider.origin, first_byte_timeout_s=0.2)
-        assert 0.2 <= time.perf_counter() - started_at_s < IN_TIME_S
+            await waiting
         assert failure.value.may_have_been_billed
         await until(lambda provider=provider: provider.open == 0)
     assert pool.busy_connections == 0
@@ -645,22 +671,25 @@ async def test_no_answer_in_time_is_perhaps_a_bill(pool: UpstreamPool, serve: Se
 
 async def test_an_answer_that_falls_silent_is_given_up(pool: UpstreamPool, serve: Serve) -> None:
     provider = await serve(answering(CHUNKED + b"3\r\nabc\r\n"))
-    response = await send(pool, provider.origin, idle_timeout_s=0.2)
+    response = await send(pool, provider.origin)
     assert await response.next_chunk() == b"abc"
-    await asyncio.sleep(0.5)  # Only waiting for the provider counts.
-    started_at_s = time.perf_counter()
+    await pass_time(2 * LONG_S)  # Only waiting for the provider counts.
+    reading = asyncio.create_task(response.next_chunk())
+    await asyncio.sleep(0)
+    await pass_deadline(reading, LONG_S)
     with pytest.raises(IdleTimedOut):
-        await response.next_chunk()
-    assert 0.2 <= time.perf_counter() - started_at_s < IN_TIME_S
+        await reading
     await until(lambda: provider.open == 0)
     assert pool.busy_connections == 0
 
 
-async def test_a_connection_that_was_given_back_has_no_deadline(pool: UpstreamPool, serve: Serve) -> None:
+async def test_a_connection_that_was_given_back_has_no_deadline(serve: Serve) -> None:
+    pool = UpstreamPool(idle_lifetime_s=3 * LONG_S)
     provider = await serve(answering(OK))
-    await exchange(pool, provider.origin, first_byte_timeout_s=0.1, idle_timeout_s=0.1)
-    await asyncio.sleep(0.3)
+    await exchange(pool, provider.origin)
+    await pass_time(2 * LONG_S)
     assert pool.idle_connections == 1
+    await pool.close()
 
 
 # Cancelling and closing
@@ -670,9 +699,9 @@ async def test_a_connection_that_was_given_back_has_no_deadline(pool: UpstreamPo
 async def test_cancelling_closes_the_connection_at_once(pool: UpstreamPool, serve: Serve, handler: Handler) -> None:
     provider = await serve(handler)
     task = asyncio.create_task(exchange(pool, provider.origin))
-    await asyncio.sleep(0.05)
+    await until(lambda: provider.open == 1)
     task.cancel()
-    await asyncio.wait_for(provider.ended.wait(), IN_TIME_S)
+    await asyncio.wait_for(provider.ended.wait(), TIMEOUT_S)
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (pool.busy_connections, pool.idle_connections) == (0, 0)
@@ -734,7 +763,7 @@ async def test_closing_a_response_wakes_its_reader(pool: UpstreamPool, serve: Se
     response.close()
     with pytest.raises(ResponseClosed):
         await reading
-    await asyncio.wait_for(provider.ended.wait(), 1)
+    await asyncio.wait_for(provider.ended.wait(), TIMEOUT_S)
 
 
 async def test_a_response_closed_before_it_was_read_does_not_look_ended(pool: UpstreamPool, serve: Serve) -> None:
@@ -749,7 +778,7 @@ async def test_closing_a_response_that_is_unread_closes_its_connection(pool: Ups
     provider = await serve(answering(CHUNKED + b"3\r\nabc\r\n"))
     response = await send(pool, provider.origin)
     response.close()
-    await asyncio.wait_for(provider.ended.wait(), 1)
+    await asyncio.wait_for(provider.ended.wait(), TIMEOUT_S)
     assert (pool.busy_connections, pool.idle_connections) == (0, 0)
 
 
@@ -861,8 +890,7 @@ async def test_a_handshake_cancelled_or_late_leaves_nothing(pool: UpstreamPool, 
     with pytest.raises(ConnectTimedOut):
         await send(pool, origin, connect_timeout_s=0.1)
     tasks = [asyncio.create_task(send(pool, origin)) for _ in range(50)]
-    await asyncio.sleep(0.05)
-    assert pool.busy_connections == 50
+    await until(lambda: pool.busy_connections == 50)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -901,8 +929,10 @@ async def test_a_slow_reader_slows_the_provider_down(
             sent += 100_000
         await reader.read()
 
-    response = await send(pool, (await serve(pour, server_context if is_tls else None)).origin, idle_timeout_s=0.3)
-    await asyncio.sleep(1)
+    response = await send(pool, (await serve(pour, server_context if is_tls else None)).origin)
+    await until(lambda: response._is_paused)
+    await asyncio.sleep(0.5)
+    await pass_time(2 * LONG_S)  # It is we who do not read.
     assert response._buffered_bytes <= 2 * BUFFERED_BYTES_MAX
     assert sent < len(body) / 2
     size = 0

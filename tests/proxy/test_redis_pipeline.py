@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 import redis
 
-from proxy.wire.redis import Address, RedisPipeline, RedisReplyError, RedisSubscriber, RedisUnavailable
+from proxy.wire.redis import (
+    UNANSWERED_PINGS_MAX,
+    Address,
+    RedisPipeline,
+    RedisReplyError,
+    RedisSubscriber,
+    RedisUnavailable,
+)
 
 PASSWORD = "a-password-that-must-never-show"
 COUNT_TEXT = "return redis.call('INCRBY', 'count', ARGV[1])"
+TIMEOUT_S = 20.0  # Nothing here takes as long, unless it hangs.
 ECHO_TEXT = "return {'ok', ARGV[1]}"
 
 
@@ -34,7 +42,7 @@ async def connect() -> AsyncIterator[Connect]:
             pipeline.register_script(text)
         pipelines.append(pipeline)
         pipeline.start()
-        await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+        await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
         return pipeline
 
     yield start
@@ -66,8 +74,8 @@ async def scripted(connect: Connect) -> AsyncIterator[Scripted]:
         server.close()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
-    async with asyncio.timeout(timeout_s):
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(TIMEOUT_S):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -173,17 +181,17 @@ async def test_nothing_is_queued_while_redis_is_away(redis_server: Any, connect:
         pipeline.script(pipeline.register_script(COUNT_TEXT), b"1")
     await until(lambda: len(losses) == 1)
     redis_server.start()
-    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
     assert await pipeline.call("GET", "count") is None
     assert len(losses) == 1
 
 
 async def test_whoever_waits_when_redis_dies_is_told(redis_server: Any, connect: Connect) -> None:
-    pipeline = await connect(redis_server.url, timeout_s=30)
+    pipeline = await connect(redis_server.url, timeout_s=3600)
     pending = [pipeline.call("BLPOP", "nothing", 0), pipeline.call("PING")]
     await asyncio.sleep(0.05)
     redis_server.kill()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(TIMEOUT_S):
         answers = await asyncio.gather(*pending, return_exceptions=True)
     assert all(isinstance(answer, RedisUnavailable) for answer in answers)
 
@@ -192,37 +200,34 @@ async def test_a_silent_redis_is_left_when_its_time_is_up(redis_server: Any, con
     pipeline = await connect(redis_server.url, COUNT_TEXT, timeout_s=0.2)
     sha1 = pipeline.register_script(COUNT_TEXT)
     redis_server.pause()
-    started_at_s = time.perf_counter()
-    with pytest.raises(RedisUnavailable):
-        await pipeline.script(sha1, b"1")
-    assert 0.19 < time.perf_counter() - started_at_s < 2
+    async with asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(RedisUnavailable):
+            await pipeline.script(sha1, b"1")
     assert not pipeline.is_ready
     redis_server.resume()
-    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
     assert await pipeline.call("ECHO", "in step") == b"in step"
 
 
 async def test_a_steady_flow_of_replies_does_not_hide_one_that_is_late(scripted: Scripted) -> None:
     # Of two commands one is answered, so each answer is later than the last: sooner or later that is too late.
     pipeline = await scripted(lambda data: b"+PONG\r\n" * (1 if data.count(b"PING") == 1 else data.count(b"PING") // 2))
-    started_at_s = time.perf_counter()
     futures = []
-    while pipeline.is_ready:
-        futures += [pipeline.call("PING"), pipeline.call("PING")]
-        await asyncio.sleep(0.01)
-    assert time.perf_counter() - started_at_s < 2
+    async with asyncio.timeout(TIMEOUT_S):
+        while pipeline.is_ready:
+            futures += [pipeline.call("PING"), pipeline.call("PING")]
+            await asyncio.sleep(0.01)
     answers = await asyncio.gather(*futures, return_exceptions=True)
     assert {type(answer) for answer in answers} == {bytes, RedisUnavailable}
 
 
 async def test_a_pause_of_our_own_process_is_not_held_against_redis(redis_url: str, connect: Connect) -> None:
-    pipeline = await connect(redis_url, timeout_s=0.1)
-    for _ in range(3):
-        await asyncio.sleep(0.15)
+    pipeline = await connect(redis_url, timeout_s=0.5)
+    for _ in range(2):
         reply = pipeline.call("ECHO", "a")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        time.sleep(0.4)
+        time.sleep(1.5)
         assert await reply == b"a"
     assert pipeline.is_ready
 
@@ -243,7 +248,7 @@ async def test_until_the_hook_is_done_redis_is_the_hooks_alone(redis_url: str) -
     with pytest.raises(RedisUnavailable):
         pipeline.call("PING")
     may_finish.set()
-    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
     assert await pipeline.call("PING") == b"PONG"
     await pipeline.close()
 
@@ -263,7 +268,7 @@ async def test_a_hook_that_fails_is_run_again_on_another_connection(
 
     pipeline.on_connect = fail_twice
     pipeline.start()
-    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
     assert runs == 3
     assert any(record.levelno >= logging.WARNING for record in caplog.records)
     await pipeline.close()
@@ -283,24 +288,22 @@ async def test_a_redis_that_dies_under_the_hook_is_tried_again(redis_server: Any
 
     pipeline.on_connect = wait_long
     pipeline.start()
-    await asyncio.wait_for(is_in_hook.wait(), 5)
+    await asyncio.wait_for(is_in_hook.wait(), TIMEOUT_S)
     redis_server.kill()
     await asyncio.sleep(0.1)
     assert not pipeline.is_ready
     redis_server.start()
-    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+    await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
     assert runs == 2
     await pipeline.close()
 
 
-async def test_it_comes_back_within_a_second_of_redis(redis_server: Any, connect: Connect) -> None:
+async def test_it_comes_back_with_a_redis_that_was_away_for_long(redis_server: Any, connect: Connect) -> None:
     pipeline = await connect(redis_server.url)
     redis_server.kill()
     await asyncio.sleep(2)
     redis_server.start()
-    started_at_s = time.perf_counter()
-    await asyncio.wait_for(pipeline.wait_until_ready(), 5)
-    assert time.perf_counter() - started_at_s < 1
+    await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
 
 
 async def test_user_password_and_database_of_the_url_are_used(redis_server: Any, connect: Connect) -> None:
@@ -363,7 +366,7 @@ async def test_a_server_that_became_a_replica_is_left(redis_server: Any, connect
             with pytest.raises(RedisReplyError):
                 await ask()
             assert not pipeline.is_ready
-            await asyncio.wait_for(pipeline.wait_until_ready(), 5)
+            await asyncio.wait_for(pipeline.wait_until_ready(), TIMEOUT_S)
         admin.replicaof("NO", "ONE")
     assert await pipeline.script(sha1, b"1") == 1
 
@@ -372,7 +375,7 @@ async def test_a_message_reaches_the_subscriber(redis_url: str) -> None:
     messages: list[tuple[bytes, bytes]] = []
     subscriber = RedisSubscriber(redis_url, ["news", "weather"], lambda channel, body: messages.append((channel, body)))
     subscriber.start()
-    await asyncio.wait_for(subscriber.wait_until_ready(), 5)
+    await asyncio.wait_for(subscriber.wait_until_ready(), TIMEOUT_S)
     with redis.Redis.from_url(redis_url) as publisher:
         assert publisher.publish("news", b"\x00\r\n") == 1
         assert publisher.publish("weather", "rain") == 1
@@ -405,10 +408,10 @@ async def test_the_subscriber_comes_back_and_says_so(redis_server: Any) -> None:
 
 
 async def test_a_subscriber_that_hears_nothing_at_all_leaves(redis_server: Any) -> None:
-    subscriber = RedisSubscriber(redis_server.url, ["news"], lambda _channel, _body: None, ping_every_s=0.05)
+    subscriber = RedisSubscriber(redis_server.url, ["news"], lambda _channel, _body: None, ping_every_s=0.3)
     subscriber.start()
-    await asyncio.wait_for(subscriber.wait_until_ready(), 5)
-    await asyncio.sleep(0.5)
+    await asyncio.wait_for(subscriber.wait_until_ready(), TIMEOUT_S)
+    await asyncio.sleep(0.3 * (UNANSWERED_PINGS_MAX + 1))
     assert subscriber.is_ready
     redis_server.pause()
     await until(lambda: not subscriber.is_ready)
