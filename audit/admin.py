@@ -13,7 +13,7 @@ from audit.models import AuditEntry
 
 @admin.register(AuditEntry)
 class AuditEntryAdmin(ReadOnlyAdmin):
-    empty_text = "Whatever is changed is on record here: by whom, from where, and why. Nothing was changed yet."
+    empty_text = "Whatever is changed is on record here: by whom, from where, and why."
     list_display = ("at", "actor_name", "action", "object_type", "object_name", "reason", "ip")
     list_filter = (
         ("at", PeriodFilter),

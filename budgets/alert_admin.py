@@ -211,8 +211,8 @@ class MuteForm(forms.Form):
 @admin.register(Alert)
 class AlertAdmin(ReadOnlyAdmin):
     empty_text = (
-        "An alert opens by itself when a budget runs out or will, when a credential is refused, when a kill "
-        "switch is thrown, or when something about money is wrong. None did yet."
+        "An alert opens by itself when a budget runs out or will, a credential is refused, a kill switch is thrown, or "
+        "something about money is wrong. The thresholds of a budget say when it is told of."
     )
     list_display = (
         "title",

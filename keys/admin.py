@@ -308,8 +308,8 @@ class KillSwitchForm(forms.ModelForm):  # type: ignore[type-arg]
 class KillSwitchAdmin(TollgateAdmin):
     form = KillSwitchForm
     empty_text = (
-        "A kill switch stops traffic: all of it, or that of a team, a project, a virtual key, a model or a "
-        "provider. None was ever thrown."
+        "A kill switch stops traffic: all of it, or that of a team, a project, a virtual key, a model or a provider. The "
+        "red button throws one."
     )
     list_display = ("scope", "target", "is_thrown", "reason", "thrown_by", "thrown_at", "lifted_by", "lifted_at")
     list_filter = (("scope", ChoicesDropdownFilter),)
