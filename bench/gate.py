@@ -25,6 +25,7 @@ from budgets import gate
 
 DEPTH = 64
 END_S = int(time.time()) + 3600
+FENCE = 1
 RUNNING = gate.running_key("c4e7b1de-5c7f-4e5b-9d7b-1f2f3a4b5c6d")
 KILL_FIELDS = ("global", "team:t", "project:p", "key:k", "model:gpt-5", "provider:openai")
 EVENT = encode_event(
@@ -65,6 +66,7 @@ LIMITS = gate.LimitChecks(
 def admit(worker: str, attempt_id: str, budgets: gate.BudgetCounters, hold: bytes) -> bytes:
     return gate.encode_admit(
         worker=worker,
+        fence=FENCE,
         attempt_id=attempt_id,
         kill_fields=KILL_FIELDS,
         checks=LIMITS,
@@ -106,8 +108,7 @@ def client(path: str, worker: str, budget_count: int, seconds: float) -> int:
                 replies.append(reply)
         return replies
 
-    beat = gate.encode_heartbeat(worker=worker, lease_ms=600_000, status=b"{}")
-    call(hiredis.pack_command(("EVALSHA", gate.HEARTBEAT.sha1, "0", beat)))
+    call(hiredis.pack_command(("SET", gate.lease_key(worker), FENCE, "PX", "600000")))
     while time.monotonic() < deadline:
         batch = []
         for number in range(pairs + 1, pairs + 1 + DEPTH):

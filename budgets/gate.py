@@ -22,6 +22,9 @@ VERSIONS = "tg:versions"
 SNAPSHOT = "tg:snapshot"
 KEYS = "tg:keys"
 KILLS = "tg:kills"
+RUN_ID = "tg:run_id"
+OPENING = "tg:opening"
+AWAITED = "tg:awaited"
 KILL_UNRECORDED = "tg:kill:unrecorded"
 PUSH = "tg:push"
 WORKERS = "tg:workers"
@@ -285,13 +288,26 @@ def decode_kept_hold(value: bytes) -> KeptHold:
     return KeptHold(int(held_nanos), int(held_tokens or 0), budgets, event, head.job)
 
 
-def encode_heartbeat(*, worker: str, lease_ms: int, status: bytes) -> bytes:
-    return _pack((worker, lease_ms, status.decode()))
+class Join(NamedTuple):
+    """What the first beat of a connection says besides: which server this is (`run_id` of its INFO, "" where it does not tell), and who
+    may hold something, as far as the worker knows."""
+
+    run_id: str
+    known: Sequence[str]
+
+
+def encode_heartbeat(
+    *, worker: str, fence: int, lease_ms: int, status: bytes, is_in_step: bool, join: Join | None = None
+) -> bytes:
+    """`fence` is the number of the lease: larger with each join of the worker, the same in all that it says until the next. A
+    worker that `is_in_step` has put back what it holds."""
+    return _pack((worker, fence, lease_ms, status.decode(), is_in_step, *(join or ())))
 
 
 def encode_admit(
     *,
     worker: str,
+    fence: int,
     attempt_id: str,
     kill_fields: Sequence[str],
     checks: LimitChecks = NO_LIMITS,
@@ -309,6 +325,7 @@ def encode_admit(
     counters = _counters(budgets)
     head = (
         worker,
+        fence,
         attempt_id,
         kill_fields,
         *checks.packed_rates,
@@ -329,6 +346,7 @@ def encode_admit(
 def encode_extend(
     *,
     worker: str,
+    fence: int,
     attempt_id: str,
     add_nanos: int,
     add_tokens: int = 0,
@@ -337,7 +355,7 @@ def encode_extend(
 ) -> bytes:
     counters = _counters(budgets)
     tail = (counters.units, min(add_tokens, AMOUNT_MAX)) if counters.units else ()
-    return _pack((worker, attempt_id, min(add_nanos, AMOUNT_MAX), kill_fields, *counters.packed, *tail))
+    return _pack((worker, fence, attempt_id, min(add_nanos, AMOUNT_MAX), kill_fields, *counters.packed, *tail))
 
 
 def encode_settle(
@@ -378,6 +396,8 @@ def encode_settle(
 
 def encode_restore(
     *,
+    by: str,
+    fence: int,
     worker: str,
     attempt_id: str,
     held_nanos: int,
@@ -386,18 +406,22 @@ def encode_restore(
     running_keys: Sequence[str] = (),
     hold: bytes,
 ) -> bytes:
+    """`by` is who does it, under the lease that has the number `fence`: `worker` itself, or who takes over from it."""
     counters = _counters(budgets)
     keys, _, _, ends = counters.packed
     tail = (counters.units, held_tokens) if counters.units else ()
-    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode(), *tail))
+    return _pack((by, fence, worker, attempt_id, held_nanos, keys, ends, running_keys, hold.decode(), *tail))
 
 
-def restore_of_admit(argument: bytes, held_nanos: int, held_tokens: int) -> bytes:
+def restore_of_admit(argument: bytes, held_nanos: int, held_tokens: int, *, by: str, fence: int) -> bytes:
     """The argument of RESTORE for an attempt that was admitted with `argument` and holds so much by now."""
-    worker, attempt_id, _, _, _, _, running_keys, _, keys, _, _, ends, _, _, hold, *rest = _unpack(argument)
+    worker, *said = _unpack(argument)
+    if isinstance(said[0], int):  # Journals of old have no number of the lease.
+        del said[0]
+    attempt_id, _, _, _, _, running_keys, _, keys, _, _, ends, _, _, hold, *rest = said
     units = rest[0] if rest else ()
     tail = (units, held_tokens) if units else ()
-    return _pack((worker, attempt_id, held_nanos, keys, ends, running_keys, hold, *tail))
+    return _pack((by, fence, worker, attempt_id, held_nanos, keys, ends, running_keys, hold, *tail))
 
 
 def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) -> bytes:
@@ -409,9 +433,9 @@ def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) 
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """`epoch` is empty while Redis is being rebuilt. `time_us` is Redis time, Unix microseconds."""
+    """`epoch` is empty while Redis is being rebuilt. `time_us` is Redis time, Unix microseconds. `living` are the workers that have
+    a lease."""
 
-    lease_was_alive: bool
     epoch: str
     time_us: int
     snapshot_version: int
@@ -419,6 +443,8 @@ class Beat(msgspec.Struct, frozen=True):
     kills_version: int
     applied_seq: int
     ingested_seq: int
+    is_opening: bool
+    living: frozenset[str]
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -471,7 +497,8 @@ class OverBudget(msgspec.Struct, frozen=True):
 
 
 class NotReady(msgspec.Struct, frozen=True):
-    """The gate cannot say: `no_epoch` (being rebuilt), `no_lease` (this worker must beat first), `no_hold`."""
+    """The gate cannot say: `no_epoch` (being rebuilt), `no_lease` (this worker must join first), `opening` (not all have
+    put back yet what they hold), `no_hold`."""
 
     reason: str
 
@@ -517,10 +544,12 @@ class UnknownAnswer(ValueError):
     """The script said something that this version does not know."""
 
 
-def decode_heartbeat(reply: Sequence[Any]) -> Beat:
+def decode_heartbeat(reply: Sequence[Any]) -> Beat | NotReady:
     if reply[0] != b"ok":
-        raise _unknown(reply)
-    return Beat(reply[1] == 1, reply[2].decode(), *reply[3:])
+        return _decode_not_ready(reply)
+    _, epoch, time_us, snapshot, keys, kills, applied, ingested, is_opening, living = reply
+    names = frozenset(name.decode() for name in living)
+    return Beat(epoch.decode(), time_us, snapshot, keys, kills, applied, ingested, is_opening == 1, names)
 
 
 AdmitAnswer = Admitted | Halted | Limited | Throttled | Downgraded | OverBudget | NotReady
@@ -539,7 +568,10 @@ def decode_admit(reply: Sequence[Any]) -> AdmitAnswer:
     return _decode_refusal(reply)
 
 
-def decode_extend(reply: Sequence[Any]) -> Extended | Halted | OverBudget | NotReady:
+ExtendAnswer = Extended | Halted | OverBudget | NotReady
+
+
+def decode_extend(reply: Sequence[Any]) -> ExtendAnswer:
     if reply[0] == b"ok":
         return Extended(reply[1], reply[2])
     return _decode_refusal(reply)
@@ -584,7 +616,7 @@ def _decode_refusal(reply: Sequence[Any]) -> Halted | OverBudget | NotReady:
 
 
 def _decode_not_ready(reply: Sequence[Any]) -> NotReady:
-    if reply[0] in (b"no_epoch", b"no_lease", b"no_hold"):
+    if reply[0] in (b"no_epoch", b"no_lease", b"opening", b"no_hold"):
         return NotReady(reply[0].decode())
     raise _unknown(reply)
 

@@ -41,6 +41,7 @@ log = structlog.get_logger()
 
 # What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
 ASSUMED_OUTPUT_TOKENS = 256
+OPENING = gate.NotReady("opening")
 
 
 class Downgrade(Exception):
@@ -58,6 +59,8 @@ class Admission:
         self.journal = journal
         self.lease_until_s = 0.0
         self.lease_s = lease_s
+        # The number of the lease: what we sent before our last join, and comes late, is not under it.
+        self.fence = 0
         self._redis = redis
         # Settles go straight to Redis only while everything before them is known to be there.
         self._is_in_step = False
@@ -95,6 +98,7 @@ class Admission:
         attempt.costs_ns = _limit_costs(attempt)
         attempt.admit_argument = gate.encode_admit(
             worker=self.worker,
+            fence=self.fence,
             attempt_id=attempt.attempt_id,
             kill_fields=attempt.kill_fields,
             checks=checks,
@@ -136,28 +140,34 @@ class Admission:
 
     async def extend_by(self, attempt: Attempt, add_nanos: int, add_tokens: int) -> None:
         """Grow the hold. Raises a GatewayError when the cap has no room."""
+        answer = await self._ask_for_more(attempt, add_nanos, add_tokens)
+        until_s = self.clock.monotonic_s() + EXTEND_WAIT_S
+        while (left_s := until_s - self.clock.monotonic_s()) > 0:
+            wait_s = min(left_s, ROOM_POLL_S)
+            if isinstance(answer, gate.OverBudget) and self._do_others_hold(attempt, answer):
+                await self._room.wait(attempt.counters[answer.index].key, wait_s, is_first=True)
+            elif answer == OPENING:
+                await asyncio.sleep(wait_s)
+            else:
+                break
+            answer = await self._ask_for_more(attempt, add_nanos, add_tokens)
+        if not isinstance(answer, gate.Extended):
+            raise self._refusal(answer, attempt)
+        attempt.held_nanos = answer.held_nanos
+        attempt.held_tokens = answer.held_tokens
+        self._journal_dispatch(attempt)
+
+    async def _ask_for_more(self, attempt: Attempt, add_nanos: int, add_tokens: int) -> gate.ExtendAnswer:
         argument = gate.encode_extend(
             worker=self.worker,
+            fence=self.fence,
             attempt_id=attempt.attempt_id,
             add_nanos=add_nanos,
             add_tokens=add_tokens,
             kill_fields=attempt.kill_fields,
             budgets=attempt.counters,
         )
-        answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
-        until_s = self.clock.monotonic_s() + EXTEND_WAIT_S
-        while (
-            isinstance(answer, gate.OverBudget)
-            and (left_s := until_s - self.clock.monotonic_s()) > 0
-            and self._do_others_hold(attempt, answer)
-        ):
-            await self._room.wait(attempt.counters[answer.index].key, min(left_s, ROOM_POLL_S), is_first=True)
-            answer = gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
-        if not isinstance(answer, gate.Extended):
-            raise self._refusal(answer, attempt)
-        attempt.held_nanos = answer.held_nanos
-        attempt.held_tokens = answer.held_tokens
-        self._journal_dispatch(attempt)
+        return gate.decode_extend(await ask(self._redis, gate.EXTEND, argument))
 
     # Settle
 
@@ -307,12 +317,17 @@ class Admission:
         async with self._catching_up:
             self._is_in_step = False
             for entry in self.journal.open_attempts():
-                await restore(self._redis, entry)
+                await restore(self._redis, entry, by=self.worker, fence=self.fence)
             while applied_seq < self.journal.seq:
                 self.journal.flush()  # What Redis has, the file has: also of the settles of this very turn of the loop.
                 applied_seq = await replay(self._redis, list(self.journal.settled_after(applied_seq)), applied_seq)
             # No await since the last look at the journal: what is settled from here on goes straight to Redis.
             self._is_in_step = True
+
+    def begin_lease(self) -> None:
+        """Before a join."""
+        self._is_in_step = False
+        self.fence += 1
 
     @property
     def is_in_step(self) -> bool:
@@ -360,8 +375,10 @@ class Admission:
             case gate.OverBudget(index=index, left=left):
                 now_s = self.clock.now_s()
                 return budget_exceeded(attempt.rules.in_force(now_s).budgets[index], left, now_s)
+            case gate.NotReady(reason="opening"):
+                return Unavailable("what other workers hold is being counted")
             case gate.NotReady(reason="no_lease"):
-                self.lease_until_s = 0.0
+                self._is_in_step = False
                 return LeaseLost("this worker is rejoining")
             case _:
                 self._is_in_step = False

@@ -1,7 +1,6 @@
 """The ASGI application of one worker: builds the parts on startup, takes them down in order on shutdown."""
 
 import asyncio
-import contextlib
 import gc
 import os
 import secrets
@@ -16,7 +15,6 @@ from proxy.authenticate import KeyCache
 from proxy.clock import Clock
 from proxy.config import Config
 from proxy.control import Control
-from proxy.errors import Unavailable
 from proxy.follow import Follower
 from proxy.gateway import Gateway
 from proxy.headroom import CHANNEL as HEADROOM
@@ -119,8 +117,6 @@ class Worker:
         await self.follower.stop()
         await asyncio.sleep(0)  # The settles of this turn go out.
         await self.idempotency.stop()
-        with contextlib.suppress(Unavailable):
-            await self.control.beat()
         await self.control.stop()
         await self.subscriber.close()
         await self.redis.close()

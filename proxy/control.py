@@ -23,7 +23,7 @@ from proxy.ask import ask, call
 from proxy.authenticate import KeyCache
 from proxy.clock import Clock
 from proxy.errors import LeaseLost, Unavailable
-from proxy.journal import Orphan, adopt
+from proxy.journal import Orphan, adopt, recorded_workers
 from proxy.live import LiveRequests
 from proxy.metrics import Counts, WorkerStatus, encode_status
 from proxy.registry import OpenSealed, Registry
@@ -88,8 +88,11 @@ class Control:
         self._keys_version = -1
         self._kills_version = -1
         self._epoch = ""
+        self._run_id = ""
         # (the server's run id, its number for our last connection)
-        self._last_connection: tuple[bytes, int] | None = None
+        self._last_connection: tuple[str, int] | None = None
+        # The workers that were alive when last heard.
+        self._living: frozenset[str] = frozenset()
         self.ingested_seq = 0
         self._started_at_s = time.time()
         self._adopted: list[tuple[Orphan, bytes]] = []
@@ -117,27 +120,42 @@ class Control:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._leave_orphans()
+        with contextlib.suppress(Unavailable):
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Hear once more, after the settles on their way; then nobody is to wait for us. Raises `Unavailable`."""
+        await self.beat()
+        if self._admission.is_in_step and not self._admission.journal.open_attempts():
+            argument = gate.encode_reap(worker=self._admission.worker, is_dead=True, void_attempt_ids=())
+            await ask(self._redis, gate.REAP, argument)
 
     async def connected(self, _redis: RedisPipeline) -> None:
         """After each connect of the command connection: hear everything anew before anything is admitted."""
         self._admission.fall_out_of_step()
         self._epoch = ""
+        self._run_id = await self._ask_run_id()
         await self._end_last_connection()
-        await self.beat()
+        await self._join()
 
-    async def _end_last_connection(self) -> None:
-        """At the server's side too: what we gave up may still be on its way there (a slow network), and would run after all that
-        we do from here on. It would leave a hold that nobody knows of."""
+    async def _ask_run_id(self) -> str:
         try:
             found = _RUN_ID.search(await self._redis.call(b"INFO", b"server"))
-            number = await self._redis.call(b"CLIENT", b"ID")
-            run_id = found[1] if found else b""
-            # Another server numbers its connections anew, and has heard nothing of ours.
-            if self._last_connection is not None and self._last_connection[0] == run_id:
-                await self._redis.call(b"CLIENT", b"KILL", b"ID", self._last_connection[1])
-            self._last_connection = run_id, number
         except RedisReplyError as error:
-            log.warning("this Redis user may not end our last connection: a hold may outlive it", reason=str(error))
+            log.warning("this Redis user may not ask which server it is: a failover is not noticed", reason=str(error))
+            return ""
+        return found[1].decode() if found else ""
+
+    async def _end_last_connection(self) -> None:
+        """At the server's side too: what we gave up may still be on its way there (a slow network)."""
+        try:
+            number = await self._redis.call(b"CLIENT", b"ID")
+            # Another server numbers its connections anew, and has heard nothing of ours.
+            if self._last_connection is not None and self._last_connection[0] == self._run_id:
+                await self._redis.call(b"CLIENT", b"KILL", b"ID", self._last_connection[1])
+            self._last_connection = self._run_id, number
+        except RedisReplyError as error:
+            log.warning("this Redis user may not end our last connection", reason=str(error))
 
     async def resubscribed(self) -> None:
         """After each connect of the push connection: what was pushed in between is lost, so look."""
@@ -149,26 +167,50 @@ class Control:
 
     async def beat(self) -> None:
         """Renew the lease and follow the versions. Raises `Unavailable`."""
+        if not await self._tell():
+            # It ran out, or Redis has lost it.
+            await self._join()
+
+    async def _join(self) -> None:
+        """Begin a new lease: what was said under the last one, and comes late, is not heard. Raises `Unavailable`."""
+        self._admission.begin_lease()
+        recorded = recorded_workers(self._admission.journal.directory)
+        await self._tell(gate.Join(self._run_id, sorted(self._living | recorded)))
+
+    async def _tell(self, join: gate.Join | None = None) -> bool:
+        """One beat; false where the lease is not ours (any more). Raises `Unavailable`."""
         asked_at_s, wall_s = self._clock.monotonic_s(), time.time()
-        lease_ms = int(self._admission.lease_s * 1000)
         argument = gate.encode_heartbeat(
-            worker=self._admission.worker, lease_ms=lease_ms, status=encode_status(self.status())
+            worker=self._admission.worker,
+            fence=self._admission.fence,
+            lease_ms=int(self._admission.lease_s * 1000),
+            status=encode_status(self.status()),
+            is_in_step=self._admission.is_in_step,
+            join=join,
         )
         beat = gate.decode_heartbeat(await ask(self._redis, gate.HEARTBEAT, argument))
+        if isinstance(beat, gate.NotReady):
+            return False
         if self._clock.monotonic_s() - asked_at_s < CLOCK_TRIP_S_MAX:
             self._clock.correct(beat.time_us, (wall_s + time.time()) / 2)
         await self._check_lapse()  # A lease that lapsed while we asked does not come back to life unnoticed.
         self._admission.lease_until_s = asked_at_s + self._admission.lease_s
         self.ingested_seq = beat.ingested_seq
+        # Until the gate is open, some of those who were alive have yet to come.
+        self._living = self._living | beat.living if beat.is_opening or not beat.epoch else beat.living
         if not beat.epoch:
             self._admission.fall_out_of_step()
-            return
+            return True
         await self._follow(beat)
         if beat.epoch != self._epoch or not self._admission.is_in_step:
             # What was written for the dead may be gone with another server: it is written again.
             self._leave_orphans()
             await self._admission.catch_up(beat.applied_seq)
             self._epoch = beat.epoch
+            if beat.is_opening:
+                self._spawn(self._help_to_open())
+                return await self._tell()
+        return True
 
     async def _follow(self, beat: gate.Beat) -> None:
         is_other_server = beat.epoch != self._epoch
@@ -279,7 +321,9 @@ class Control:
         for orphan in adopt(journal.directory, journal.worker):
             with contextlib.ExitStack() as until_taken_over:
                 until_taken_over.callback(orphan.release)
-                last_entry = await take_over(self._redis, orphan)
+                last_entry = await take_over(
+                    self._redis, orphan, by=self._admission.worker, fence=self._admission.fence
+                )
                 until_taken_over.pop_all()
             self._adopted.append((orphan, last_entry))
         for orphan, last_entry in list(self._adopted):
@@ -287,6 +331,12 @@ class Control:
             if not waiting and (orphan, last_entry) in self._adopted:
                 self._adopted.remove((orphan, last_entry))
                 orphan.remove()
+
+    async def _help_to_open(self) -> None:
+        """The dead are waited for too."""
+        await self._redis.wait_until_ready()
+        await self._adopt_orphans()
+        await self.beat()
 
     def _leave_orphans(self) -> None:
         """Whoever looks for orphans next finds them, and takes them over from the start."""

@@ -205,6 +205,12 @@ def adopt(directory: Path, own: str) -> Iterator[Orphan]:
             yield orphan
 
 
+def recorded_workers(directory: Path) -> set[str]:
+    """Whose journals in `directory` have anything in them, living or dead."""
+    names = ((path, _NAME.fullmatch(path.name)) for path in directory.glob("*.log"))
+    return {name["worker"] for path, name in names if name and _size(path)}
+
+
 def read(path: Path) -> Iterator[Entry]:
     """The whole entries of one file, in order. A file that is gone is empty; a torn or damaged tail ends it."""
     try:
@@ -219,6 +225,13 @@ def read(path: Path) -> Iterator[Entry]:
             return
         yield _decode(payload)
         offset += _HEAD.size + length
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _create_locked(path: Path) -> int:

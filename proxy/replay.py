@@ -15,9 +15,9 @@ log = structlog.get_logger()
 REPLAY_BATCH = 500
 
 
-async def restore(redis: RedisPipeline, entry: Dispatched) -> None:
-    """Put back the hold of an attempt that runs. Raises `Unavailable`."""
-    argument = gate.restore_of_admit(entry.admit, entry.held_nanos, entry.held_tokens)
+async def restore(redis: RedisPipeline, entry: Dispatched, *, by: str, fence: int) -> None:
+    """Put back the hold of an attempt that runs, or ran when its worker died. Raises `Unavailable`."""
+    argument = gate.restore_of_admit(entry.admit, entry.held_nanos, entry.held_tokens, by=by, fence=fence)
     if isinstance(gate.decode_restore(await ask(redis, gate.RESTORE, argument)), gate.NotReady):
         raise Unavailable("the gate is being rebuilt")
 
@@ -47,15 +47,15 @@ async def replay(redis: RedisPipeline, entries: list[Settled], applied_seq: int)
     return applied_seq
 
 
-async def take_over(redis: RedisPipeline, orphan: Orphan) -> bytes:
+async def take_over(redis: RedisPipeline, orphan: Orphan, *, by: str, fence: int) -> bytes:
     """Finish what a dead worker of this host left: its settles, then its open holds. Returns the last id of the usage
-    stream: once all up to it is ingested, the journal is not needed. Raises `Unavailable` half way; doing it again
-    does no harm."""
+    stream: once all up to it is ingested, the journal is not needed. `by` does it, under its lease of the number `fence`. Raises
+    `Unavailable` half way; doing it again does no harm."""
     open_attempts, settles = await asyncio.to_thread(_sort_out, orphan)
     applied = await call(redis, b"HGET", gate.APPLIED, orphan.worker)
     applied_seq = int(applied or 0)
     for entry in open_attempts.values():
-        await restore(redis, entry)
+        await restore(redis, entry, by=by, fence=fence)
     unapplied = [entry for entry in settles if entry.seq > applied_seq]
     while unapplied:
         applied_seq = await replay(redis, unapplied, applied_seq)

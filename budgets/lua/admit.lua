@@ -1,13 +1,14 @@
 -- Holds money (tokens, requests) for one attempt in every budget, or changes nothing and says what refused.
 -- `observed` has the positions of limits that only count; `clauses` what a few budgets say besides: see `gate.py`.
 
-local worker, attempt_id, kill_fields, limit_keys, capacities_ns, costs_ns, running_keys, slots, keys, caps, is_hard, ends,
-  full_nanos, tranche_nanos, hold, units, full_tokens, tranche_tokens, observed, clauses = unpack(cmsgpack.unpack(ARGV[1]))
+local worker, fence, attempt_id, kill_fields, limit_keys, capacities_ns, costs_ns, running_keys, slots, keys, caps, is_hard,
+  ends, full_nanos, tranche_nanos, hold, units, full_tokens, tranche_tokens, observed, clauses =
+  unpack(cmsgpack.unpack(ARGV[1]))
 units, observed, clauses = units or {}, observed or {}, clauses or {}
 
-local state = call('MGET', 'tg:epoch', 'tg:lease:' .. worker, unpack(limit_keys))
-if not state[1] then return {'no_epoch'} end
-if not state[2] then return {'no_lease'} end
+local state = call('MGET', 'tg:epoch', 'tg:lease:' .. worker, 'tg:opening', unpack(limit_keys))
+local refusal = not_ready(state, fence)
+if refusal then return refusal end
 
 local flag = thrown_flag(kill_fields)
 if flag then return {'halted', flag} end
@@ -19,7 +20,7 @@ local now_us = #limit_keys > 0 and redis_time_us()
 local ahead, free, reset_ms = {}, {}, {}
 for i = 1, #limit_keys do
   local capacity_ns = capacities_ns[i]
-  local before_ns = ahead_ns(state[i + 2], now_us)
+  local before_ns = ahead_ns(state[i + 3], now_us)
   local after_ns = before_ns + costs_ns[i]
   if after_ns > capacity_ns then
     if not is_observed[i - 1] then

@@ -1,12 +1,11 @@
 -- Grows the hold of a running attempt, or changes nothing and says what refused.
 
-local worker, attempt_id, add_nanos, kill_fields, keys, caps, is_hard, ends, units, add_tokens =
+local worker, fence, attempt_id, add_nanos, kill_fields, keys, caps, is_hard, ends, units, add_tokens =
   unpack(cmsgpack.unpack(ARGV[1]))
 units = units or {}
 
-local state = call('MGET', 'tg:epoch', 'tg:lease:' .. worker)
-if not state[1] then return {'no_epoch'} end
-if not state[2] then return {'no_lease'} end
+local refusal = not_ready(call('MGET', 'tg:epoch', 'tg:lease:' .. worker, 'tg:opening'), fence)
+if refusal then return refusal end
 
 local flag = thrown_flag(kill_fields)
 if flag then return {'halted', flag} end

@@ -16,6 +16,14 @@ local OBSERVED_MAX = 100000
 
 local call = redis.call
 
+-- Why nothing may be held now, or nil. `state` has the epoch, the lease of whoever asks, and whether the gate is opening. A lease
+-- has a number, larger with each connection of its worker: what does not carry it comes late, of one that was given up.
+local function not_ready(state, fence)
+  if not state[1] then return {'no_epoch'} end
+  if tonumber(state[2]) ~= fence then return {'no_lease'} end
+  if state[3] then return {'opening'} end
+end
+
 -- The flag of the first kill switch that is thrown, or nil.
 local function thrown_flag(kill_fields)
   if #kill_fields == 0 or call('EXISTS', 'tg:kills') == 0 then return nil end

@@ -37,4 +37,6 @@ for i = 1, #holds, 2 do
   end
 end
 call('DEL', holds_key)
+-- What it held is counted: nobody waits for it.
+if is_dead and call('EXISTS', 'tg:opening') == 1 then call('HSET', 'tg:awaited', worker, 1) end
 return {'ok', to_suspense, voided}

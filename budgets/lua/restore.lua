@@ -1,9 +1,12 @@
 -- Puts back the hold of an attempt that still runs, after Redis came back without it. Its money is being spent: no cap refuses.
+-- `by` does it, whose lease has the number `fence`: the worker itself, or one that takes over from it.
 
-local worker, attempt_id, held_nanos, keys, ends, running_keys, hold, units, held_tokens = unpack(cmsgpack.unpack(ARGV[1]))
+local by, fence, worker, attempt_id, held_nanos, keys, ends, running_keys, hold, units, held_tokens =
+  unpack(cmsgpack.unpack(ARGV[1]))
 units = units or {}
 
-if call('EXISTS', 'tg:epoch') == 0 then return {'no_epoch'} end
+local refusal = not_ready(call('MGET', 'tg:epoch', 'tg:lease:' .. by), fence)
+if refusal then return refusal end
 if call('HEXISTS', 'tg:holds:' .. worker, attempt_id) == 1 then return {'present'} end
 if call('HEXISTS', 'tg:suspense', attempt_id) == 1 then return {'present'} end
 

@@ -66,15 +66,20 @@ class Worker:
         self.client = client
         self.name = name
         self.seq = 0
+        self.fence = 0
 
     def beat(self, lease_ms=30_000):
-        argument = gate.encode_heartbeat(worker=self.name, lease_ms=lease_ms, status=b"{}")
+        self.fence += 1
+        argument = gate.encode_heartbeat(
+            worker=self.name, fence=self.fence, lease_ms=lease_ms, status=b"{}", is_in_step=True, join=gate.Join("", ())
+        )
         return gate.decode_heartbeat(self.client.eval(gate.HEARTBEAT.text, 0, argument))
 
     def admit(self, event, nanos):
         hold = gate.hold_value([BUDGET], [], encode_event(event))
         argument = gate.encode_admit(
             worker=self.name,
+            fence=self.fence,
             attempt_id=event.attempt_id,
             kill_fields=[],
             budgets=[BUDGET],

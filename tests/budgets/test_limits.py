@@ -153,6 +153,7 @@ def test_the_script_takes_by_the_same_rule(redis_url, amount, units, window_s, l
             client.set(check.key, f"{ahead.ahead_ns} {ahead.written_at_us}")
         argument = gate.encode_admit(
             worker="w",
+            fence=1,
             attempt_id="a",
             kill_fields=(),
             checks=gate.LimitChecks([check]),

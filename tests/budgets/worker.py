@@ -18,10 +18,14 @@ class Worker:
         self.client = client
         self.key = key
         self.seq = 0
+        self.fence = 0
         self.beat()
 
     def beat(self):
-        argument = gate.encode_heartbeat(worker="w1", lease_ms=30_000, status=b"{}")
+        self.fence += 1
+        argument = gate.encode_heartbeat(
+            worker="w1", fence=self.fence, lease_ms=30_000, status=b"{}", is_in_step=True, join=gate.Join("", ())
+        )
         self.client.eval(gate.HEARTBEAT.text, 0, argument)
 
     def admit(self, nanos, at=None, **said):
@@ -47,6 +51,7 @@ class Worker:
         hold = gate.hold_value(self.counters, [], encode_event(event))
         argument = gate.encode_admit(
             worker="w1",
+            fence=self.fence,
             attempt_id=event.attempt_id,
             kill_fields=[],
             budgets=self.counters,

@@ -37,8 +37,8 @@ class FakeWorker:
     """A worker with a lease that answers each kill, in a thread of its own."""
 
     def __init__(self, client, name, streams_cut, elapsed_ms):
-        argument = gate.encode_heartbeat(worker=name, lease_ms=30_000, status=b"{}")
-        client.eval(gate.HEARTBEAT.text, 0, argument)
+        client.hset(gate.WORKERS, name, "{}")
+        client.set(gate.lease_key(name), 1, ex=30)
         self.ack = msgspec.json.encode({"streams_cut": streams_cut, "elapsed_ms": elapsed_ms, "at_s": time.time()})
         self.name = name
         self.client = client
@@ -90,7 +90,8 @@ def test_a_kill_is_in_force_on_record_and_acknowledged(client, four_workers, cap
 
 
 def test_who_does_not_answer_is_named(client, virtual_key, four_workers, capsys):
-    client.eval(gate.HEARTBEAT.text, 0, gate.encode_heartbeat(worker="deaf", lease_ms=30_000, status=b"{}"))
+    client.hset(gate.WORKERS, "deaf", "{}")
+    client.set(gate.lease_key("deaf"), 1, ex=30)
     call_command("kill", "global", reason="a drill")
     assert "4 of 5 workers, 10 streams cut, 33 ms; not heard from: deaf" in said(capsys)
 

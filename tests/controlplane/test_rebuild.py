@@ -47,6 +47,7 @@ class Worker:
         self.client = client
         self.name = name
         self.seq = 0
+        self.fence = 0
         self.settles = []
         self.open = {}
 
@@ -54,7 +55,10 @@ class Worker:
         return self.client.eval(script.text, 0, argument)
 
     def beat(self):
-        argument = gate.encode_heartbeat(worker=self.name, lease_ms=30_000, status=b"{}")
+        self.fence += 1
+        argument = gate.encode_heartbeat(
+            worker=self.name, fence=self.fence, lease_ms=30_000, status=b"{}", is_in_step=True, join=gate.Join("", ())
+        )
         return gate.decode_heartbeat(self.call(gate.HEARTBEAT, argument))
 
     def admit(self, virtual_key, counters, nanos, tokens=0, **said):
@@ -75,6 +79,7 @@ class Worker:
         hold = gate.hold_value(counters, [], encode_event(event))
         argument = gate.encode_admit(
             worker=self.name,
+            fence=self.fence,
             attempt_id=event.attempt_id,
             kill_fields=[],
             budgets=counters,
@@ -140,6 +145,8 @@ class Worker:
         applied_seq = self.beat().applied_seq
         for attempt_id, (_, counters, nanos, hold) in self.open.items():
             argument = gate.encode_restore(
+                by=self.name,
+                fence=self.fence,
                 worker=self.name,
                 attempt_id=attempt_id,
                 held_nanos=nanos,
