@@ -89,10 +89,10 @@ def _fill(ballast: Path) -> None:
 
 
 async def _ask_often(port: int, secret: str) -> list[Answer]:
-    answers, until_s = [], time.monotonic() + AWAY_S
-    for _ in range(ASKED):
+    answers, began_at_s = list[Answer](), time.monotonic()
+    for number in range(1, ASKED + 1):
         answers.append(await ask(port, secret, chat(max_tokens=8)))
-        await asyncio.sleep(max(0.0, (until_s - time.monotonic()) / ASKED))
+        await asyncio.sleep(max(0.0, began_at_s + AWAY_S * number / ASKED - time.monotonic()))
     return answers
 
 
