@@ -6,6 +6,7 @@ The database itself refuses to change either (see the migrations), whoever asks.
 from collections.abc import Collection
 from typing import Any, Self
 
+from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models.functions import Now
@@ -148,6 +149,7 @@ class UsageRecord(models.Model):
     tags = models.JSONField(default=dict, blank=True)
     tag_sources = models.JSONField(default=dict, blank=True, db_default=models.Value({}, models.JSONField()))
     route = models.JSONField(default=list, blank=True, db_default=models.Value([], models.JSONField()))
+    budget_ids = ArrayField(models.UUIDField(), verbose_name="counted in", default=list, blank=True, db_default=[])
     ingested_at = models.DateTimeField(db_default=Now(), editable=False)
     resolved_at = models.DateTimeField(null=True, blank=True)
 

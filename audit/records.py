@@ -113,6 +113,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     the alias that was asked for, where a budget had a cheaper one take its place.
     `terms` and `currency_cost_nanos` (None: as `cost_nanos`) say what `price_id` came to. `adjusts` makes it no attempt at all, but a
     correction of that one's cost: `cost_nanos` is the difference, and nothing else counts.
+    `budget_ids` are the budgets whose counters held it.
     `route` is what there was to choose from, in the order of trial; empty where there was no choice. `tag_sources` says where
     tags came from: `project` or `key` (a default), `body`; those of the header, which wins, are not named.
     """
@@ -157,6 +158,7 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     tags: dict[TagKey, TagValue] = {}
     tag_sources: dict[TagKey, Word] = {}
     route: tuple[Candidate, ...] = ()
+    budget_ids: tuple[Id, ...] = ()
 
 
 # Where these are not sound, nobody knows whose it is or what it has cost.

@@ -152,6 +152,7 @@ def event_of(record: UsageRecord) -> UsageEvent:
         tags=record.tags,
         tag_sources=record.tag_sources,
         route=msgspec.convert(record.route, tuple[Candidate, ...]),
+        budget_ids=tuple(map(str, record.budget_ids)),
     )
 
 

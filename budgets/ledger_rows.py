@@ -72,6 +72,7 @@ _EVENT_COLUMNS = {
     "tags": "jsonb",
     "tag_sources": "jsonb",
     "route": "jsonb",
+    "budget_ids": "uuid[]",
 }
 _HOUR_COLUMNS = {
     "id": "uuid",

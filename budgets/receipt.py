@@ -16,6 +16,7 @@ from django.db import models
 
 from audit.models import UsageRecord
 from audit.records import PriceTerms, Usage
+from budgets.models import Budget
 from budgets.price_book import compiled
 from budgets.pricing import TOKENS_PER_PRICING_UNIT, Rates, batch_price, rates_for
 from keys.models import VirtualKey
@@ -58,6 +59,17 @@ class Line:
         return self.number * self.rate / (1 if self.is_each else TOKENS_PER_PRICING_UNIT)
 
 
+class Counted(NamedTuple):
+    """What a budget held while an attempt ran, and what it counts of it now: US dollars, tokens or requests, by its unit. The
+    ledger does not know how many tokens were held: None."""
+
+    budget_id: UUID
+    name: str
+    unit: str
+    held: Decimal | None
+    counted: Decimal
+
+
 @dataclass(frozen=True)
 class Receipt:
     """`price` is None where none was in force or it is gone: then there are no lines, nor where nothing was called."""
@@ -66,6 +78,7 @@ class Receipt:
     price: Price | None
     lines: tuple[Line, ...]
     rates: Rates | None = None
+    budgets: tuple[Counted, ...] = ()
 
     @property
     def total(self) -> Decimal:
@@ -213,13 +226,26 @@ def _receipts_of(records: Sequence[UsageRecord]) -> Iterable[Receipt]:
     prices = Price.objects.select_related("provider").in_bulk(
         [record.price_id for record in records if record.price_id is not None]
     )
+    budgets = Budget.objects.in_bulk({pk for record in records for pk in record.budget_ids})
     for record in records:
         price = prices.get(record.price_id) if record.price_id else None
+        counted = tuple(_counted(record, pk, budgets.get(pk)) for pk in record.budget_ids)
         if price is None or record.kind == UsageRecord.Kind.CACHE_HIT:
-            yield Receipt(record, price, ())
+            yield Receipt(record, price, (), budgets=counted)
         else:
             rates = _rates(record, price)
-            yield Receipt(record, price, tuple(_lines(record, rates)), rates)
+            yield Receipt(record, price, tuple(_lines(record, rates)), rates, counted)
+
+
+def _counted(record: UsageRecord, pk: UUID, budget: Budget | None) -> Counted:
+    """As the gate has counted it. A budget that was removed since has lost its name; money is told, as most budgets are in it."""
+    unit = Budget.Unit.USD if budget is None else Budget.Unit(budget.unit)
+    name = "" if budget is None else budget.name
+    if unit == Budget.Unit.TOKENS:
+        return Counted(pk, name, unit, None, Decimal(record.input_tokens + record.output_tokens))
+    if unit == Budget.Unit.REQUESTS:
+        return Counted(pk, name, unit, Decimal(1), Decimal(record.state != UsageRecord.State.VOIDED))
+    return Counted(pk, name, unit, record.held_usd, record.cost_usd)
 
 
 def receipt_of(record: UsageRecord) -> Receipt:

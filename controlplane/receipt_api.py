@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from audit.api_base import ApiView
 from audit.models import UsageRecord
 from audit.querysets import READERS
+from budgets.models import Budget
 from budgets.receipt import Receipt, RequestReceipt, may_be_pending, receipt_of_request
 from controlplane.api_access import REFUSED, BearerToken, HasScope
 from keys.models import VirtualKey
@@ -92,12 +93,23 @@ class LineSerializer(serializers.Serializer[Any]):
     amount = serializers.CharField()
 
 
+class CountedSerializer(serializers.Serializer[Any]):
+    """A budget that an attempt was counted in. Amounts are US dollars, tokens or requests, as `unit` says."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField(help_text="Empty where the budget was removed since.")
+    unit = serializers.ChoiceField(Budget.Unit.choices)
+    held = serializers.CharField(allow_null=True, help_text="Of tokens it is not known: null.")
+    counted = serializers.CharField()
+
+
 class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
     """A usage record with its lines: meters times prices."""
 
     currency = serializers.CharField()
     lines = LineSerializer(many=True)
     cache_saving_usd = serializers.CharField()
+    budgets = CountedSerializer(many=True)
 
     class Meta:
         model = UsageRecord
@@ -128,6 +140,7 @@ class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
             "currency",
             "lines",
             "cache_saving_usd",
+            "budgets",
         )
 
 
@@ -223,7 +236,7 @@ def _named(pk: UUID, row: Any) -> dict[str, Any]:
 
 def _attempt(receipt: Receipt) -> dict[str, Any]:
     record = receipt.record
-    own = ("currency", "lines", "cache_saving_usd")
+    own = ("currency", "lines", "cache_saving_usd", "budgets")
     columns = {name: getattr(record, name) for name in AttemptSerializer.Meta.fields if name not in own}
     return columns | {
         "held_usd": f"{record.held_usd:f}",
@@ -241,4 +254,14 @@ def _attempt(receipt: Receipt) -> dict[str, Any]:
             for line in receipt.lines
         ],
         "cache_saving_usd": f"{receipt.cache_saving_usd:f}",
+        "budgets": [
+            {
+                "id": one.budget_id,
+                "name": one.name,
+                "unit": one.unit,
+                "held": None if one.held is None else f"{one.held:f}",
+                "counted": f"{one.counted:f}",
+            }
+            for one in receipt.budgets
+        ],
     }

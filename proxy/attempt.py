@@ -60,10 +60,11 @@ class Attempt:
         self.subject: Subject = subject
         self.upstream = upstream
         self.price = price
-        self.event = event = _event(prepared, price, now_s)
-        self.attempt_id = event.attempt_id
         self.rules: Rules = subject.rules(partial(_value_in, described, upstream))
-        self.counters: gate.BudgetCounters = self.rules.in_force(now_s).counters
+        in_force = self.rules.in_force(now_s)
+        self.counters: gate.BudgetCounters = in_force.counters
+        self.event = event = _event(prepared, price, in_force.budget_ids, now_s)
+        self.attempt_id = event.attempt_id
         self.kill_fields: tuple[str, ...] = subject.kill_fields + upstream.kill_fields
         # What the provider may bill at most.
         self.input_tokens_max = input_tokens_max(described.call, upstream.deployment)
@@ -114,7 +115,7 @@ class Outcome(msgspec.Struct, kw_only=True):
     upstream_id: str = ""
 
 
-def _event(prepared: Prepared, price: Price, now_s: float) -> UsageEvent:
+def _event(prepared: Prepared, price: Price, budget_ids: tuple[str, ...], now_s: float) -> UsageEvent:
     described, deployment = prepared.described, prepared.upstream.deployment
     subject, call = described.subject, described.call
     return UsageEvent(
@@ -141,6 +142,7 @@ def _event(prepared: Prepared, price: Price, now_s: float) -> UsageEvent:
         tags=described.tags,
         tag_sources=described.tag_sources,
         route=described.candidates,
+        budget_ids=budget_ids,
     )
 
 

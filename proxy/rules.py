@@ -18,6 +18,7 @@ class InForce(NamedTuple):
     """The budgets whose windows a moment lies in and their counters, in the same order, until `valid_until_s` (Unix seconds)."""
 
     budgets: tuple[Budget, ...]
+    budget_ids: tuple[str, ...]
     counters: gate.BudgetCounters
     valid_until_s: float
 
@@ -47,7 +48,7 @@ class Rules:
     def __init__(self, budgets: Sequence[Budget], limits_: Sequence[Limit], values: Mapping[str, str]) -> None:
         self._budgets = budgets
         self._values = values
-        self._in_force = InForce((), gate.BudgetCounters(), 0.0)
+        self._in_force = InForce((), (), gate.BudgetCounters(), 0.0)
         self.limits = sorted(limits_, key=_is_of_concurrency)
         self.checks = gate.LimitChecks(_check(limit, values) for limit in self.limits)
         # Of all other rates an attempt takes one.
@@ -75,7 +76,8 @@ class Rules:
             if start_s <= now_s < end_s:
                 budgets.append(budget)
                 rows.append(_counter(budget, start_s, end_s, now_s, self._values))
-        return InForce(tuple(budgets), gate.BudgetCounters(rows), min(until_s))
+        budget_ids = tuple(budget.budget_id for budget in budgets)
+        return InForce(tuple(budgets), budget_ids, gate.BudgetCounters(rows), min(until_s))
 
 
 def window_of(budget: Budget, at_s: float) -> tuple[int, int]:

@@ -132,13 +132,13 @@ def assert_taken_in(count, cost_nanos):
 def test_every_field_of_an_event_is_in_its_row(client):
     event = make_event(
         attempt_number=2,
+        kind="shadow",
+        saved_nanos=3_000_000_001,
         environment="prod",
         response_model="small-2026-11",
         is_stream=True,
         error_type="upstream_timeout",
         finish_reason="length",
-        kind="shadow",
-        saved_nanos=3_000_000_001,
         held_nanos=2_000_000_000_001,
         price_id=str(uuid.uuid4()),
         kill_switch_id=str(uuid.uuid4()),
@@ -154,6 +154,7 @@ def test_every_field_of_an_event_is_in_its_row(client):
         ),
         currency_cost_nanos=1_122_334_455_667,
         adjusts=str(uuid.uuid4()),
+        budget_ids=(str(uuid.uuid4()), str(uuid.uuid4())),
     )
     Worker(client).settle(event)
     assert ledger.ingest(client) == 1
@@ -234,11 +235,6 @@ def test_the_roll_ups_say_what_the_rows_say(client):
     assert (search.tag_value, search.requests, search.tokens) == ("search", 2, 120)
 
 
-def test_later_batches_add_to_the_rows_that_are_there(client):
-    worker = Worker(client)
-    for _ in range(3):
-        worker.settle(make_event(latency_ms=5, first_token_ms=0))
-        ledger.ingest(client)
 def test_what_a_cache_hit_saved_and_what_a_shadow_call_cost_is_told_apart(client):
     worker = Worker(client)
     worker.settle(make_event(cost_nanos=100))
@@ -281,6 +277,11 @@ def test_an_event_of_the_release_before_is_an_attempt(client):
     assert (row.kind, row.saved_usd) == ("attempt", 0)
 
 
+def test_later_batches_add_to_the_rows_that_are_there(client):
+    worker = Worker(client)
+    for _ in range(3):
+        worker.settle(make_event(latency_ms=5, first_token_ms=0))
+        ledger.ingest(client)
     row = UsageHour.objects.get()
     assert row.requests == 3 and sum(row.latency_histogram) == 3 and sum(row.first_token_histogram) == 0
     assert UsageTagHour.objects.count() == 2

@@ -102,6 +102,24 @@ def test_a_price_in_another_currency_shows_the_rate_it_was_reckoned_at():
     assert receipt_of(record).usd_per_unit == Decimal("1.1")
 
 
+def test_a_receipt_says_which_budgets_it_was_counted_in_and_how():
+    money, tokens, requests = (
+        factories.BudgetFactory(name=unit, unit=unit, amount=1_000_000) for unit in ("usd", "tokens", "requests")
+    )
+    gone = uuid.uuid4()
+    record = factories.UsageRecordFactory(
+        budget_ids=[money.pk, tokens.pk, gone, requests.pk], held_usd=Decimal("0.5"), cost_usd=Decimal("0.2")
+    )
+    assert [tuple(counted) for counted in receipt_of(record).budgets] == [
+        (money.pk, "usd", "usd", Decimal("0.5"), Decimal("0.2")),
+        (tokens.pk, "tokens", "tokens", None, 30),
+        (gone, "", "usd", Decimal("0.5"), Decimal("0.2")),
+        (requests.pk, "requests", "requests", 1, 1),
+    ]
+    record.state = "voided"
+    assert receipt_of(record).budgets[-1].counted == 0
+
+
 def test_a_record_without_a_price_has_no_lines():
     assert receipt_of(factories.UsageRecordFactory(price_id=uuid.uuid4())).lines == ()
 

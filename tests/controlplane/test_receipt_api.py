@@ -150,6 +150,25 @@ def test_a_cache_hit_costs_nothing_and_says_what_it_saved(key, client):
         assert "Answered from the gateway" in shown and "0.0022" in shown
 
 
+def test_a_receipt_names_the_budgets_that_paid(key, client):
+    budget = factories.BudgetFactory(name="Search, this month")
+    record = factories.UsageRecordFactory(
+        project_id=key.project_id,
+        budget_ids=[budget.pk, uuid.UUID(int=9)],
+        held_usd=Decimal("0.75"),
+        cost_usd=Decimal("0.25"),
+    )
+    (attempt,) = bearer(SECRET).get(url("receipts", record.request_id)).json()["attempts"]
+    paid = {"unit": "usd", "held": "0.750000000", "counted": "0.250000000"}
+    assert attempt["budgets"] == [
+        {"id": str(budget.pk), "name": "Search, this month"} | paid,
+        {"id": str(uuid.UUID(int=9)), "name": ""} | paid,
+    ]
+    client.force_login(factories.UserFactory(is_superuser=True))
+    page = client.get(reverse("receipt", args=[record.request_id])).content.decode()
+    assert "Search, this month" in page and "removed since" in page and "0.75" in page
+
+
 def test_what_is_in_suspense_is_not_settled(key):
     record = factories.UsageRecordFactory(project_id=key.project_id, state="suspense")
     assert bearer(SECRET).get(url("receipts", record.request_id)).json()["is_settled"] is False

@@ -105,10 +105,20 @@ def test_tokens_and_requests_are_counted_as_the_provider_says(stack):
     units = {unit: budget(1_000_000, budget_id=unit, unit=unit) for unit in ("usd", "tokens", "requests")}
     secret = publish(stack, *units.values())
     answer = ask(stack, secret, content="[[simulate output_tokens=7]]").json()
-    wait_until(lambda: len(stack.control.events()) == 1 and not stack.control.holds(), "the settle", timeout_s=5)
+    wait_until(lambda: len(stack.control.events()) == 1 and not stack.control.holds(), "the settle")
     assert stack.control.spent_nanos("tokens") == answer["usage"]["total_tokens"]
     assert stack.control.spent_nanos("requests") == 1
     assert stack.control.spent_nanos("usd") == stack.control.events()[0]["cost_nanos"]
+
+
+def test_a_record_names_the_budgets_it_was_counted_in_and_no_others(stack):
+    soft = budget(1, budget_id="soft", mode="soft")
+    over = budget(1, budget_id="over", window="fixed", starts_at_s=0, ends_at_s=60)
+    elsewhere = budget(1, budget_id="elsewhere", subject={"environment": "other"})
+    secret = publish(stack, budget(10**12, budget_id="hard"), soft, over, elsewhere)
+    assert ask(stack, secret).status_code == 200
+    wait_until(lambda: len(stack.control.events()) == 1, "the event")
+    assert sorted(stack.control.events()[0]["budget_ids"]) == ["hard", "soft"]
 
 
 def test_a_nearly_spent_budget_has_a_cheaper_alias_serve_and_says_so(stack):
@@ -117,7 +127,7 @@ def test_a_nearly_spent_budget_has_a_cheaper_alias_serve_and_says_so(stack):
     secret = publish(stack, budget(10**12, thresholds=(Threshold(percent=0, action="downgrade", alias="cheap"),)))
     answer = ask(stack, secret)
     assert (answer.status_code, answer.headers["x-tollgate-downgraded"]) == (200, "from=demo")
-    wait_until(lambda: len(stack.control.events()) == 1, "the event", timeout_s=5)
+    wait_until(lambda: len(stack.control.events()) == 1, "the event")
     (event,) = stack.control.events()
     assert (event["alias"], event["downgraded_from"], event["deployment"]) == ("cheap", "demo", "sim-cheap")
     # A key that may not use it goes on with what it asked for.
