@@ -131,9 +131,11 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "redis_full",
         "a gate that refuses to write lets pass",
-        "proxy/ask.py",
-        '        raise Unavailable("the gate did not answer") from error\n',
-        '        return ["ok", 0, [], [], 0]\n',
+        "proxy/admission.py",
+        "        except RedisError as error:\n"
+        '            self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))\n'
+        '            raise Unavailable("the gate did not answer") from error\n',
+        '        except RedisError:\n            return ["ok", 0, [], [], 0]\n',
     ),
     Mutant("postgres_down", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant("postgres_paused", "events leave the stream before they are stored", *POPPED_FIRST),
