@@ -128,15 +128,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("redis_paused", "the gate is waited for", *PATIENT),
     Mutant("redis_slow", "the gate is waited for", *PATIENT),
     Mutant("redis_unreachable", "the gate is waited for", *PATIENT),
-    Mutant(
-        "redis_full",
-        "a gate that refuses to write lets pass",
-        "proxy/admission.py",
-        "        except RedisError as error:\n"
-        '            self.settle(attempt, Outcome(may_have_been_billed=False, error_type="service_unavailable"))\n'
-        '            raise Unavailable("the gate did not answer") from error\n',
-        '        except RedisError:\n            return ["ok", 0, [], [], 0]\n',
-    ),
+    Mutant("redis_full", "the journal is not replayed", *NEVER_REPLAYED),
     Mutant("postgres_down", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant("postgres_paused", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant(
