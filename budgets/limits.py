@@ -9,8 +9,8 @@ a million requests a second that costs a thousandth. `lua/admit.lua` applies the
 import msgspec
 
 NEVER_FITS = -1
-REQUESTS = "requests"
-CONCURRENCY = "concurrency"
+REQUESTS, TOKENS, INPUT_TOKENS, OUTPUT_TOKENS = "requests", "tokens", "input_tokens", "output_tokens"
+CONCURRENCY, SPEND = "concurrency", "spend"
 NANOS_PER_S = 1_000_000_000
 # The longest burst, 52 days: two of it are still counted exactly by Lua.
 CAPACITY_MAX_NS = 2**52

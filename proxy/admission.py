@@ -200,7 +200,9 @@ class Admission:
             tokens=attempt.held_tokens if goes_on else _tokens(event),
             requests=0 if event.state == "voided" else 1,
             budgets=attempt.counters,
-            corrections=_corrections(attempt, event),
+            corrections=attempt.rules.corrections(
+                attempt.costs_ns, event.usage.input_tokens, event.usage.output_tokens, event.cost_nanos
+            ),
             running_keys=attempt.rules.checks.running_keys,
             event=encode_event(event),
             kept_hold=kept_hold,
@@ -405,39 +407,12 @@ def _job(attempt: Attempt, worker: str, seq: int) -> Job:
 
 
 def _limit_costs(attempt: Attempt) -> list[int]:
-    """What the attempt takes of each of its rates, in their nanoseconds. Of tokens its likely ones, of money its hold, corrected at
-    settle; and the whole burst at most, so that no request is too large for ever."""
-    rules = attempt.rules
-    if not rules.estimated:
-        return rules.costs_of_one
-    call, costs = attempt.described.call, list(rules.costs_of_one)
-    output = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
+    """What the attempt takes of its rates: of tokens its likely ones, of money its hold, corrected at settle."""
+    call = attempt.described.call
+    said = (ASSUMED_OUTPUT_TOKENS if call.output_tokens_max is None else call.output_tokens_max) * call.choices
     # Of a session nobody knows what will be said.
     heard = 0 if call.is_session else attempt.input_tokens_max // BYTES_PER_TOKEN
-    for index, check, metric in rules.estimated:
-        costs[index] = min(check.cost_ns(_metered(metric, heard, output, attempt.full_nanos)), check.capacity)
-    return costs
-
-
-def _corrections(attempt: Attempt, event: UsageEvent) -> list[tuple[str, int]]:
-    usage, nanos, taken_ns = event.usage, event.cost_nanos, attempt.costs_ns
-    heard, said = usage.input_tokens, usage.output_tokens
-    return [
-        (check.key, check.cost_ns(_metered(metric, heard, said, nanos)) - taken_ns[index])
-        for index, check, metric in attempt.rules.estimated
-    ]
-
-
-def _metered(metric: str, input_tokens: int, output_tokens: int, nanos: int) -> int:
-    match metric:
-        case "input_tokens":
-            return input_tokens
-        case "output_tokens":
-            return output_tokens
-        case "tokens":
-            return input_tokens + output_tokens
-        case _:
-            return nanos
+    return attempt.rules.costs_ns(heard, said, attempt.full_nanos)
 
 
 def _tokens(event: UsageEvent) -> int:

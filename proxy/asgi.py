@@ -5,6 +5,7 @@ import gc
 import os
 import secrets
 import socket
+from collections.abc import Awaitable
 
 import structlog
 
@@ -152,12 +153,13 @@ class Application:
         self._config = config
         self._gateway: Gateway | None = None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-        elif scope["type"] == "http":
-            assert self._gateway is not None, "the lifespan comes first"
-            await self._gateway(scope, receive, send)
+            return self._lifespan(receive, send)
+        assert self._gateway is not None, (
+            "the lifespan comes first, and WebSockets come as the requests that they begin as"
+        )
+        return self._gateway(scope, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

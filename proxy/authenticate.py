@@ -76,7 +76,7 @@ class Subject:
 
     def rules(self, call_values: Callable[[str], str]) -> Rules:
         """Those that apply to a call. `call_values` says its value in a dimension, "" where it has none."""
-        decides = tuple(map(call_values, self._dimensions))
+        decides = tuple(map(call_values, self._dimensions)) if self._dimensions else ()
         try:
             return self._rules[decides]
         except KeyError:
@@ -103,6 +103,10 @@ class KeyCache:
         self._records: dict[str, KeyRecord | None] = {}
         self._subjects: dict[str, Subject] = {}
         self._generation = 0
+
+    def at_hand(self, digest: str) -> KeyRecord | None:
+        """None also for a key that is only not here."""
+        return self._records.get(digest)
 
     async def find(self, digest: str) -> KeyRecord | None:
         """None for an unknown key. Raises `Unavailable` when it is not at hand and Redis cannot be asked."""
@@ -154,7 +158,7 @@ async def authenticate(
 ) -> Subject:
     """The subject of the presented virtual key. Raises `InvalidKey` or `Unavailable`."""
     digest = tokens.digest(presented_key(headers))
-    key = await keys.find(digest)
+    key = keys.at_hand(digest) or await keys.find(digest)
     if key is None:
         raise InvalidKey("this virtual key is not known: check it, or ask for a new one")
     check_key(key, now_s())
@@ -176,10 +180,11 @@ def check_key(key: KeyRecord, now_s: float) -> None:
 
 def presented_key(headers: Mapping[bytes, bytes]) -> str:
     """The one key that the headers hold, wherever the client's dialect puts it."""
-    found = {headers[name].strip() for name in KEY_HEADERS if name in headers}
     authorization = headers.get(b"authorization", b"")
-    if authorization[:7].lower() == BEARER:
-        found.add(authorization[7:].strip())
+    found = {authorization[7:].strip()} if authorization[:7].lower() == BEARER else set()
+    for name in KEY_HEADERS:
+        if name in headers:
+            found.add(headers[name].strip())
     if SUBPROTOCOLS in headers:
         offered = (protocol.strip() for protocol in headers[SUBPROTOCOLS].split(b","))
         found.update(protocol[len(KEY_SUBPROTOCOL) :] for protocol in offered if protocol.startswith(KEY_SUBPROTOCOL))

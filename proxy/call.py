@@ -41,8 +41,10 @@ async def call_provider(
     headers = [
         (b"content-type", outgoing.content_type),
         (b"accept", prepared.api.accept(attempt.described.call)),
-        *await _headers(pool, attempt, request, authorizer, clock),
+        *_headers(attempt, request),
     ]
+    if authorizer is not None:
+        headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
     response = await _send(pool, upstream.provider, upstream.origin, outgoing, headers, on_dispatch=attempt.dispatched)
     if response.status >= 400:
         refusal = await _refused(response, prepared, authorizer)
@@ -62,7 +64,9 @@ async def open_session(
     """A WebSocket to the provider. Raises an `UpstreamFailed`; nothing is billed for a handshake."""
     upstream, prepared = attempt.upstream, attempt.prepared
     authorizer = _authorizer(attempt, headrooms)
-    headers = await _headers(pool, attempt, request, authorizer, clock)
+    headers = _headers(attempt, request)
+    if authorizer is not None:
+        headers += await _authorization(pool, authorizer, upstream, prepared.outgoing, clock)
     offered = (protocol.strip() for protocol in request.headers.get(SUBPROTOCOLS, b"").split(b","))
     try:
         socket = await connect(
@@ -108,22 +112,21 @@ def _hear(
     headrooms.hear(attempt.upstream, attempt.credential_id, status, headers)
 
 
-async def _headers(
-    pool: http1.UpstreamPool, attempt: Attempt, request: Request, authorizer: Authorizer | None, clock: Clock
-) -> Headers:
-    """What goes with every call: what crosses from the client, what the provider wants besides, the authorization."""
-    upstream, prepared = attempt.upstream, attempt.prepared
-    outgoing = prepared.outgoing
+def _headers(attempt: Attempt, request: Request) -> Headers:
+    """What goes with every call: what crosses from the client, what the provider wants besides."""
+    prepared, said = attempt.prepared, request.headers
     # The provider's own log then names our attempt.
     headers = [*_FIXED_HEADERS, (b"x-client-request-id", attempt.attempt_id.encode())]
     crossing: tuple[bytes, ...] = REQUEST_HEADERS
     if not prepared.is_translated:
         crossing += attempt.described.call.dialect.request_headers
-    headers += [(name, request.headers[name]) for name in crossing if name in request.headers]
-    # What the client said itself counts, where it may.
-    headers += [header for header in outgoing.headers if header[0] not in request.headers or header[0] not in crossing]
-    if authorizer is not None:
-        headers += await _authorization(pool, authorizer, upstream, outgoing, clock)
+    for name in crossing:
+        if name in said:
+            headers.append((name, said[name]))
+    for header in prepared.outgoing.headers:
+        # What the client said itself counts, where it may.
+        if header[0] not in said or header[0] not in crossing:
+            headers.append(header)
     return headers
 
 
@@ -142,7 +145,9 @@ async def fetch(
 async def _authorization(
     pool: http1.UpstreamPool, authorizer: Authorizer, upstream: Upstream, outgoing: Outgoing, clock: Clock
 ) -> Headers:
-    await _refresh(pool, authorizer, upstream, clock)
+    wanted = authorizer.token_request(clock.now_s())
+    if wanted is not None:
+        await _refresh(pool, authorizer, upstream, clock, wanted)
     path = upstream.origin.path_prefix + outgoing.target
     return authorizer.headers(outgoing, upstream.origin.authority.decode(), path, clock.now_s())
 
@@ -172,11 +177,14 @@ async def _send(
         raise gateway_error(failure) from failure
 
 
-async def _refresh(pool: http1.UpstreamPool, authorizer: Authorizer, upstream: Upstream, clock: Clock) -> None:
-    """Fetch the short-lived token that some providers want instead of the credential itself, when there is no good one."""
-    wanted = authorizer.token_request(clock.now_s())
-    if wanted is None:
-        return
+async def _refresh(
+    pool: http1.UpstreamPool,
+    authorizer: Authorizer,
+    upstream: Upstream,
+    clock: Clock,
+    wanted: tuple[str, Outgoing],
+) -> None:
+    """Fetch the short-lived token that some providers want instead of the credential itself."""
     base_url, outgoing = wanted
     headers = [*_FIXED_HEADERS, (b"content-type", outgoing.content_type), *outgoing.headers]
     response = await _send(pool, upstream.provider, Origin.parse(base_url), outgoing, headers)

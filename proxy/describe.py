@@ -16,6 +16,7 @@ from teams import tags as tag_rules
 END_USER_HEADER = b"x-tollgate-user"
 END_USER_LENGTH_MAX = 256
 
+_NONE: Mapping[str, str] = {}
 _decode_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -77,14 +78,14 @@ def _tags(request: Request, subject: Subject, call: Call) -> tuple[dict[str, str
     """The tags, and where they came from."""
     header = request.headers.get(b"x-tollgate-tags")
     try:
-        in_body = tag_rules.from_metadata(call.metadata)
-        in_header = tag_rules.parse_header(header.decode("latin-1")) if header else {}
+        in_body = tag_rules.from_metadata(call.metadata) if call.metadata is not None else _NONE
+        in_header = tag_rules.parse_header(header.decode("latin-1")) if header else _NONE
     except tag_rules.InvalidTags as error:
         raise InvalidRequest(str(error), code="invalid_tags") from error
     said = subject.project.default_tags, subject.key.default_tags, in_body, in_header
     tags = tag_rules.merge(*said)
-    missing = tag_rules.missing(subject.project.required_tags, tags)
+    required = subject.project.required_tags
     # What costs nothing need not say whom it is charged to: a library that asks for its batch again sends no tags.
-    if missing and not call.is_free:
+    if required and not call.is_free and (missing := tag_rules.missing(required, tags)):
         raise MissingTags(missing)
     return tags, tag_rules.sources(*said)

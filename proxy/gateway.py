@@ -375,8 +375,8 @@ class Gateway:
             await own.take(page.body, described.subject)
         await exchange.responder.whole(200, own.render(), [JSON])
 
-    async def _authenticate(self, request: Request) -> Subject:
-        return await authenticate(request.headers, self._keys, self._registry(), self._clock.now_s)
+    def _authenticate(self, request: Request) -> Awaitable[Subject]:
+        return authenticate(request.headers, self._keys, self._registry(), self._clock.now_s)
 
     def _registry(self) -> Registry:
         if self._control.registry is None:

@@ -13,7 +13,6 @@ def is_id(text: str) -> bool:
 
 def new_id() -> str:
     """A UUIDv7 (RFC 9562) as text: 48 bits of Unix milliseconds, 72 random bits."""
-    moment = f"{time.time_ns() // 1_000_000:012x}"
     # Unique, not secret: Python seeds this generator from the system in each process, also after a fork.
-    digits = f"{random.getrandbits(72):018x}"
-    return f"{moment[:8]}-{moment[8:]}-7{digits[:3]}-8{digits[3:6]}-{digits[6:]}"
+    digits = "%030x" % (time.time_ns() // 1_000_000 << 72 | random.getrandbits(72))
+    return f"{digits[:8]}-{digits[8:12]}-7{digits[12:15]}-8{digits[15:18]}-{digits[18:]}"

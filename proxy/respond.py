@@ -1,7 +1,8 @@
 """Answering the client: heads, bodies, stream parts, and errors in the dialect's shape, also after the first byte."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from websockets.frames import CloseCode
 
@@ -47,14 +48,14 @@ class Responder:
 
     async def whole(self, status_code: int, body: bytes, headers: Headers) -> None:
         headers.append((b"content-length", b"%d" % len(body)))
-        await self._start(status_code, headers)
+        await self._send(self._start(status_code, headers))
         self.has_ended = True
         await self._send({"type": "http.response.body", "body": body})
 
     async def start_stream(self, content_type: bytes, headers: Headers) -> None:
         # Some reverse proxies buffer unless told not to.
         headers += [(b"content-type", content_type), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
-        await self._start(200, headers)
+        await self._send(self._start(200, headers))
 
     async def part(self, body: bytes) -> None:
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
@@ -98,14 +99,15 @@ class Responder:
                 return
         await self.whole(error.status_code, self.dialect.render_error(error, self.request_id), headers)
 
-    async def _start(self, status_code: int, headers: Headers) -> None:
+    def _start(self, status_code: int, headers: Headers) -> MutableMapping[str, Any]:
+        """The message that begins the answer."""
         request_id = self.request_id.encode()
         headers.append((b"x-request-id", request_id))
         if self.dialect.request_id_header != b"x-request-id":
             headers.append((self.dialect.request_id_header, request_id))
         self.has_started = True
         self.status_code = status_code
-        await self._send({"type": "http.response.start", "status": status_code, "headers": headers})
+        return {"type": "http.response.start", "status": status_code, "headers": headers}
 
 
 def _error_headers(error: GatewayError) -> Headers:
@@ -124,9 +126,12 @@ def rate_limit_headers(rules: Rules, free: Sequence[int], reset_ms: Sequence[int
     headers: Headers = []
     checks = rules.checks
     for names in rules.rate_headers:
-        if names.positions:
-            remaining, at = min([(checks[at].units_in(free[at]), at) for at in names.positions])
-            headers.append((names.limit, b"%d" % checks[at].amount))
-            headers.append((names.remaining, b"%d" % remaining))
-            headers.append((names.reset, b"%dms" % reset_ms[at]))
+        at = names.positions[0]
+        remaining = checks[at].units_in(free[at])
+        for other in names.positions[1:]:
+            if (left := checks[other].units_in(free[other])) < remaining:
+                remaining, at = left, other
+        headers.append((names.limit, b"%d" % checks[at].amount))
+        headers.append((names.remaining, b"%d" % remaining))
+        headers.append((names.reset, b"%dms" % reset_ms[at]))
     return headers

@@ -60,10 +60,12 @@ def choose_route(
             return NO_HEADROOM
         return found
 
+    if len(alias.targets) == 1 and obstacle(alias.targets[0].deployment_id) is None:
+        return described, [
+            registry.upstreams[alias.targets[0].deployment_id]
+        ]  # Nothing was chosen, so nothing is told of it.
     candidates = choose(alias.targets, obstacle, draw)
     route = [registry.upstreams[candidate.deployment_id] for candidate in candidates if candidate.is_usable]
-    if route and len(candidates) == 1:
-        return described, route  # Nothing was chosen, so there is nothing to tell of it.
     if route:
         told = [
             Candidate(registry.upstreams[deployment_id].deployment.name, reason, not is_usable)

@@ -24,7 +24,7 @@ class InForce(NamedTuple):
 
 
 class RateHeaders(NamedTuple):
-    """The names of OpenAI's `x-ratelimit-*` headers for one kind of limit, and the positions of those limits."""
+    """The names of OpenAI's `x-ratelimit-*` headers for one kind of limit, and the positions of those limits: one at least."""
 
     limit: bytes
     remaining: bytes
@@ -33,17 +33,33 @@ class RateHeaders(NamedTuple):
 
 
 class Estimated(NamedTuple):
-    """A rate of which an attempt takes what it is likely to use, corrected when it is known; `at` is its position."""
+    """A rate of which an attempt takes what it is likely to use, corrected when it is known; `at` is its position. It counts so
+    many of its units for each token of input, token of output, and nano-USD."""
 
     at: int
     check: gate.LimitCheck
-    metric: str
+    of_input: int
+    of_output: int
+    of_money: int
+
+    def cost_ns(self, input_tokens: int, output_tokens: int, nanos: int) -> int:
+        units = input_tokens * self.of_input + output_tokens * self.of_output + nanos * self.of_money
+        return self.check.cost_ns(units)
+
+
+# What each metric counts, as `Estimated` has it.
+_COUNTED = {
+    limits.INPUT_TOKENS: (1, 0, 0),
+    limits.OUTPUT_TOKENS: (0, 1, 0),
+    limits.TOKENS: (1, 1, 0),
+    limits.SPEND: (0, 0, 1),
+}
 
 
 class Rules:
     """`budgets` and `limits` are those that match; `values` say which of their counters it is."""
 
-    __slots__ = ("_budgets", "_in_force", "_values", "checks", "costs_of_one", "estimated", "limits", "rate_headers")
+    __slots__ = ("_budgets", "_costs_of_one", "_estimated", "_in_force", "_values", "checks", "limits", "rate_headers")
 
     def __init__(self, budgets: Sequence[Budget], limits_: Sequence[Limit], values: Mapping[str, str]) -> None:
         self._budgets = budgets
@@ -51,16 +67,37 @@ class Rules:
         self._in_force = InForce((), (), gate.BudgetCounters(), 0.0)
         self.limits = sorted(limits_, key=_is_of_concurrency)
         self.checks = gate.LimitChecks(_check(limit, values) for limit in self.limits)
-        # Of all other rates an attempt takes one.
-        self.estimated = [
-            Estimated(i, check, self.limits[i].metric)
-            for i, check in enumerate(self.checks[: self.checks.rates])
+        rates = self.checks[: self.checks.rates]
+        self._estimated = [
+            Estimated(i, check, *_COUNTED[self.limits[i].metric])
+            for i, check in enumerate(rates)
             if self.limits[i].metric != limits.REQUESTS
         ]
-        self.costs_of_one = [check.cost_ns(1) for check in self.checks[: self.checks.rates]]
+        # Of all other rates an attempt takes one.
+        self._costs_of_one = [check.cost_ns(1) for check in rates]
         self.rate_headers = [
-            _rate_headers(name, [i for i, limit in enumerate(self.limits) if limit.metric == metric])
-            for metric, name in (("requests", b"requests"), ("tokens", b"tokens"))
+            _rate_headers(name, positions)
+            for metric, name in ((limits.REQUESTS, b"requests"), (limits.TOKENS, b"tokens"))
+            if (positions := [i for i, limit in enumerate(self.limits) if limit.metric == metric])
+        ]
+
+    def costs_ns(self, input_tokens: int, output_tokens: int, nanos: int) -> list[int]:
+        """What an attempt takes of each rate, in its nanoseconds, that uses about so much: the whole burst at most, so that no
+        request is too large for ever."""
+        if not self._estimated:
+            return self._costs_of_one
+        costs = self._costs_of_one.copy()
+        for each in self._estimated:
+            costs[each.at] = min(each.cost_ns(input_tokens, output_tokens, nanos), each.check.capacity)
+        return costs
+
+    def corrections(
+        self, taken_ns: Sequence[int], input_tokens: int, output_tokens: int, nanos: int
+    ) -> list[tuple[str, int]]:
+        """(key, nanoseconds more than `costs_ns` took) of each rate of which it was not known, now that it is."""
+        return [
+            (each.check.key, each.cost_ns(input_tokens, output_tokens, nanos) - taken_ns[each.at])
+            for each in self._estimated
         ]
 
     def in_force(self, now_s: float) -> InForce:

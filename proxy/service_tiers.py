@@ -30,6 +30,7 @@ _NEVER_DEARER = frozenset({STANDARD, "flex", "batch", "scale", "reserved", "prov
 _EVERYWHERE = frozenset({"", "global", "not_available"})
 _TIER_FIELDS = ("service_tier", "serviceTier", "speed")
 _GEO_FIELD = "inference_geo"
+_FIELDS = frozenset({*_TIER_FIELDS, _GEO_FIELD})
 WORD_CHARACTERS_MAX = 64
 
 
@@ -64,9 +65,9 @@ def asked(fields: Mapping[str, msgspec.Raw], deployment: Deployment) -> Asked:
     price = deployment.price
     if price is None or not price.price_id:
         return _NOTHING  # A fixed amount is charged, whatever is asked.
-    named = [name for name in _TIER_FIELDS if name in fields]
-    if not named and _GEO_FIELD not in fields and price.in_geo is None and not deployment.auto_tier:
+    if price.in_geo is None and not deployment.auto_tier and _FIELDS.isdisjoint(fields):
         return _NOTHING
+    named = [name for name in _TIER_FIELDS if name in fields]
     tiers, unbounded = [], []
     is_auto = True
     for name in named:

@@ -96,17 +96,22 @@ class OpenAIChat(OpenAI):
     def describe(self, body: bytes, content_type: bytes, parameters: Mapping[str, str]) -> Call:
         fields = json_fields(body)
         head = _decode_head(body)
-        caps = [cap for cap in (head.max_tokens, head.max_completion_tokens) if cap is not None]
-        if any(cap < 1 for cap in caps):
+        cap, other_cap = head.max_completion_tokens, head.max_tokens
+        if (cap is not None and cap < 1) or (other_cap is not None and other_cap < 1):
             raise InvalidRequest("the output cap must be at least 1", param="max_completion_tokens")
+        cap = cap if other_cap is None else max(cap or 0, other_cap)
+        if cap is not None and "prediction" in fields:
+            cap += len(fields["prediction"])  # What was predicted and is not said is billed as output, beyond the cap.
         choices = head.n if head.n is not None else 1
         if not 1 <= choices <= CHOICES_MAX:
             raise InvalidRequest(f"`n` must be between 1 and {CHOICES_MAX}", param="n")
         seen = beside_text(body, fields, "messages")
-        media = sum([seen.count(mark) for mark in MEDIA_MARKS])
-        is_long = LONG_MEDIA_MARK in seen or FILM_MARK in seen
-        # What was predicted and is not said is billed as output, beyond the cap.
-        predicted = len(fields.get("prediction", b""))
+        # Byte-level tokenisers never make more tokens than bytes.
+        input_tokens_max = len(body) + TEMPLATE_TOKENS
+        for mark in MEDIA_MARKS:
+            input_tokens_max += seen.count(mark) * MEDIA_TOKENS_MAX
+        if LONG_MEDIA_MARK in seen or FILM_MARK in seen:
+            input_tokens_max += LONG_MEDIA_TOKENS_MAX
         return Call(
             dialect=self,
             operation=self.operation,
@@ -116,13 +121,9 @@ class OpenAIChat(OpenAI):
             fields=fields,
             is_stream=bool(head.stream),
             wants_usage_chunk=head.stream_options is not None and bool(head.stream_options.include_usage),
-            output_tokens_max=max(caps) + predicted if caps else None,
+            output_tokens_max=cap,
             choices=choices,
-            # Byte-level tokenisers never make more tokens than bytes.
-            input_tokens_max=len(body)
-            + TEMPLATE_TOKENS
-            + media * MEDIA_TOKENS_MAX
-            + (LONG_MEDIA_TOKENS_MAX if is_long else 0),
+            input_tokens_max=input_tokens_max,
             file_ids=file_ids_in(seen),
             tool_calls_max=BUILT_IN_TOOL_CALLS_MAX if _has_built_in_tools(head, fields) else 0,
             has_audio=b'audio"' in seen,

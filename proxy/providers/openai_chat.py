@@ -510,7 +510,10 @@ class _Chunk(msgspec.Struct):
             return True
         if self.object == "error":
             return True
-        return any(choice.error is not _NULL and bytes(choice.error) != b"null" for choice in self.choices or ())
+        for choice in self.choices or ():  # noqa: SIM110  A generator costs three times as much.
+            if choice.error is not _NULL and bytes(choice.error) != b"null":
+                return True
+        return False
 
 
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode

@@ -226,12 +226,12 @@ class EdgeCycle(RequestResponseCycle):
 
     def _start(self, status_code: int, headers: list[tuple[bytes, bytes]]) -> None:
         lines = [b"%b: %b\r\n" % header for header in (*self.default_headers, *headers)]
-        self.chunked_encoding = not any(name == b"content-length" for name, _ in headers)
-        if self.chunked_encoding:
-            lines.append(b"transfer-encoding: chunked\r\n")
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         fields = _fields(lines)
+        self.chunked_encoding = b"\ncontent-length: " not in b"\n" + fields
+        if self.chunked_encoding:
+            fields += b"transfer-encoding: chunked\r\n"
         self.response_started = True
         self.waiting_for_100_continue = False
         head = b"%b%b\r\n" % (STATUS_LINE[status_code], fields)
