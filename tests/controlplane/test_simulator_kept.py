@@ -29,7 +29,7 @@ def sdk(simulator: Simulator) -> Iterator[openai.OpenAI]:
 
 
 def wait_for(find: Callable[[], Any], status: str, field: str = "status") -> Any:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (found := find())[field] != status:
         assert time.monotonic() < deadline, found
         time.sleep(0.02)

@@ -29,7 +29,7 @@ def test_nothing_that_comes_in_breaks_the_parser(target: str, tmp_path: Path) ->
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-4_000:]
     assert f"Done {RUNS} runs" in run.stderr

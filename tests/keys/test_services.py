@@ -172,12 +172,12 @@ def test_a_kill_is_in_redis_and_on_record(client):
     team = factories.TeamFactory()
     listener = client.pubsub(ignore_subscribe_messages=True)
     listener.subscribe("tg:push")
-    listener.get_message(timeout=1)
+    listener.get_message(timeout=30)
     switch = services.throw_kill_switch("team", str(team.pk), reason="leak", actor=ACTOR)
     flag = decode_flag(client.hget("tg:kills", f"team:{team.pk}"))
     assert flag == KillSwitch.objects.get().flag and flag.kill_switch_id == str(switch.pk)
     assert client.hget("tg:versions", "kills") == b"1"
-    message = json.loads(listener.get_message(timeout=1)["data"])
+    message = json.loads(listener.get_message(timeout=30)["data"])
     assert (message["kind"], message["version"], message["flag"]["reason"]) == ("kill", 1, "leak")
     assert AuditEntry.objects.get(action="throw").reason == "leak"
     listener.close()
