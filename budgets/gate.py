@@ -526,7 +526,7 @@ class Restored(msgspec.Struct, frozen=True):
 
 
 class Present(msgspec.Struct, frozen=True):
-    """The hold was there, or in suspense: nothing changed."""
+    """All of the hold was there, or it is in suspense: nothing changed."""
 
 
 class Reaped(msgspec.Struct, frozen=True):

@@ -52,7 +52,11 @@ class Event:
 class GateModel:
     now_us: int = 1_800_000_000_000_000
     has_epoch: bool = False
-    leases: set[str] = field(default_factory=set)
+    # The number of each worker's lease.
+    leases: dict[str, int] = field(default_factory=dict)
+    run_id: str = ""
+    # While the gate is opening: for whom, and whether it is back.
+    awaited: dict[str, bool] | None = None
     kills: dict[str, bytes] = field(default_factory=dict)
     spent: dict[str, int] = field(default_factory=dict)
     running: dict[str, int] = field(default_factory=lambda: defaultdict(int))
@@ -64,9 +68,27 @@ class GateModel:
     applied: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     stream: list[Event] = field(default_factory=list)
 
+    def beat(self, worker: str, fence: int, is_in_step: bool, join: gate.Join | None) -> gate.NotReady | None:
+        number = self.leases.get(worker)
+        if (number is not None and number >= fence) if join else number != fence:
+            return gate.NotReady("no_lease")
+        if join and join.run_id != self.run_id:
+            self.run_id = join.run_id
+            self.awaited = dict.fromkeys(self.leases, False)
+        self.leases[worker] = fence
+        if self.awaited is not None:
+            for name in join.known if join else ():
+                self.awaited.setdefault(name, False)
+            if is_in_step:
+                self.awaited[worker] = True
+                if all(self.awaited.values()):
+                    self.awaited = None
+        return None
+
     def admit(
         self,
         worker: str,
+        fence: int,
         attempt_id: str,
         kill_fields: Sequence[str],
         checks: Sequence[LimitCheck],
@@ -77,7 +99,7 @@ class GateModel:
         tranche: Amounts,
         event: bytes,
     ) -> object:
-        if refusal := self._not_ready(worker) or self._halted(kill_fields):
+        if refusal := self._not_open(worker, fence) or self._halted(kill_fields):
             return refusal
         taken, would_refuse = [], []
         for index, check in enumerate(checks):
@@ -125,12 +147,13 @@ class GateModel:
     def extend(
         self,
         worker: str,
+        fence: int,
         attempt_id: str,
         add: Amounts,
         kill_fields: Sequence[str],
         counters: Sequence[BudgetCounter],
     ) -> object:
-        if refusal := self._not_ready(worker) or self._halted(kill_fields):
+        if refusal := self._not_open(worker, fence) or self._halted(kill_fields):
             return refusal
         if attempt_id not in self.holds[worker]:
             return gate.NotReady("no_hold")
@@ -182,14 +205,22 @@ class GateModel:
         self.applied[worker] = seq
         return gate.Settled(held[0])
 
-    def restore(self, worker: str, attempt_id: str, hold: Hold) -> object:
-        if not self.has_epoch:
-            return gate.NotReady("no_epoch")
-        if attempt_id in self.holds[worker] or attempt_id in self.suspense:
+    def restore(self, worker: str, fence: int, attempt_id: str, hold: Hold) -> object:
+        if refusal := self._not_ready(worker, fence):
+            return refusal
+        if attempt_id in self.suspense:
             return gate.Present()
-        for key in hold.running_keys:
-            self.running[key] += 1
-        self._add(hold.counters, hold.amounts)
+        stored = self.holds[worker].get(attempt_id)
+        if stored is None:
+            for key in hold.running_keys:
+                self.running[key] += 1
+            self._add(hold.counters, hold.amounts)
+        else:
+            missing = max(hold.nanos - stored.nanos, 0), max(hold.tokens - stored.tokens, 0)
+            if missing == (0, 0):
+                return gate.Present()
+            self._add(hold.counters, (*missing, 0))
+            hold = stored.grown(*missing)
         self.holds[worker][attempt_id] = hold
         return gate.Restored()
 
@@ -198,7 +229,9 @@ class GateModel:
             return gate.NotReady("no_epoch")
         if worker in self.leases and not is_dead:
             return gate.Alive()
-        self.leases.discard(worker)
+        self.leases.pop(worker, None)
+        if is_dead and self.awaited is not None:
+            self.awaited[worker] = True
         holds = self.holds.pop(worker, {})
         for attempt_id, hold in holds.items():
             self._free(hold.running_keys)
@@ -213,10 +246,13 @@ class GateModel:
 
     # The rules, one by one
 
-    def _not_ready(self, worker: str) -> gate.NotReady | None:
+    def _not_ready(self, worker: str, fence: int) -> gate.NotReady | None:
         if not self.has_epoch:
             return gate.NotReady("no_epoch")
-        return None if worker in self.leases else gate.NotReady("no_lease")
+        return None if self.leases.get(worker) == fence else gate.NotReady("no_lease")
+
+    def _not_open(self, worker: str, fence: int) -> gate.NotReady | None:
+        return self._not_ready(worker, fence) or (gate.NotReady("opening") if self.awaited is not None else None)
 
     def _halted(self, kill_fields: Sequence[str]) -> gate.Halted | None:
         thrown = [self.kills[name] for name in kill_fields if name in self.kills]

@@ -519,6 +519,16 @@ def test_a_restored_hold_is_as_if_it_had_never_gone(ready: Gate) -> None:
     assert (ready.spent(), ready.client.get(SLOT)) == (600, b"1")
 
 
+def test_what_a_hold_was_extended_by_is_restored_too(ready: Gate) -> None:
+    ready.admit("a", 600, limits=[at_once(5)])
+    assert restore(ready, "a", 650, [SLOT]) == gate.Restored()
+    assert restore(ready, "a", 650, [SLOT]) == gate.Present()
+    assert restore(ready, "a", 600, [SLOT]) == gate.Present()
+    assert (ready.spent(), ready.client.get(SLOT)) == (650, b"1")
+    assert ready.settle(1, "a", 100, slots=[SLOT]) == gate.Settled(650)
+    assert ready.spent() == 100
+
+
 def test_a_hold_is_restored_even_past_the_cap(ready: Gate) -> None:
     ready.admit("a", 900)
     assert restore(ready, "b", 600) == gate.Restored()

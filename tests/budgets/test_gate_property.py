@@ -4,6 +4,7 @@ Two things are checked besides, which hold of the money itself and not of how we
 every counter is the sum of what was posted and what is held.
 """
 
+import copy
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -145,6 +146,9 @@ class GateMachine(RuleBasedStateMachine):
         self.suspense_rows: set[str] = set()
         self.watermark: dict[str, int] = defaultdict(int)
         self.window = WINDOWS[0]
+        self.fences = dict.fromkeys(WORKERS, 0)
+        self.servers = 0
+        self.moment: tuple[dict[bytes, tuple[bytes, int]], GateModel] | None = None
 
     # Talking to Redis
 
@@ -168,6 +172,7 @@ class GateMachine(RuleBasedStateMachine):
     def everything_is_ready(self) -> None:
         self.redis_is_built()
         for worker in WORKERS:
+            self.join(worker, known=())
             self.beat(worker)
 
     @rule(burst=st.lists(ADMISSIONS, min_size=1, max_size=4))
@@ -175,8 +180,10 @@ class GateMachine(RuleBasedStateMachine):
         for admission in burst:
             self.admit(**admission)
 
-    def admit(self, worker, names, chosen, kill_fields, full, tranche, may_downgrade=False):
-        attempt_id = f"attempt-{len(self.attempts)}"
+    def admit(self, worker, names, chosen, kill_fields, full, tranche, may_downgrade=False, fence=None):
+        """Under an old `fence` it is one that was given up before it came: nobody will settle it any more."""
+        attempt_id = f"attempt-{len(self.attempts)}" if fence is None else "given up"
+        fence = self.fences[worker] if fence is None else fence
         counters = gate.BudgetCounters(self.counters(names))
         if not counters.units:  # Tokens are told only where a budget counts them.
             full, tranche = (full[0], 0), (tranche[0], 0)
@@ -187,6 +194,7 @@ class GateMachine(RuleBasedStateMachine):
         event = b'{"attempt_id":"%s","tags":{"a":"b|c"}}' % attempt_id.encode()
         argument = gate.encode_admit(
             worker=worker,
+            fence=fence,
             attempt_id=attempt_id,
             kill_fields=kill_fields,
             checks=checks,
@@ -202,14 +210,14 @@ class GateMachine(RuleBasedStateMachine):
         before = dump(self.client)
         answer = gate.decode_admit(self.call(gate.ADMIT, argument))
         expected = self.model.admit(
-            worker, attempt_id, kill_fields, checks, costs_ns, counters, downgrades, full, tranche, event
+            worker, fence, attempt_id, kill_fields, checks, costs_ns, counters, downgrades, full, tranche, event
         )
         self.compare(answer, expected, checks)
-        if isinstance(answer, gate.Admitted):
+        if isinstance(answer, gate.Admitted) and attempt_id != "given up":
             hold = Hold(answer.held_nanos, answer.held_tokens, tuple(counters), tuple(checks.running_keys), event)
             rates = tuple(check.key for check in checks if check.window_ns)
             self.attempts[attempt_id] = Attempt(worker, attempt_id, hold, rates, hold.amounts)
-        else:
+        elif not isinstance(answer, gate.Admitted):
             assert dump(self.client) == before, "a refusal changes nothing"
 
     @precondition(lambda self: self.attempts)
@@ -219,11 +227,13 @@ class GateMachine(RuleBasedStateMachine):
             attempt = data.draw(st.sampled_from(self.unsettled() or list(self.attempts.values())))
             self.extend(attempt, add, data.draw(st.just([]) | st.just(["global"])))
 
-    def extend(self, attempt, add, kill_fields):
+    def extend(self, attempt, add, kill_fields, fence=None):
+        fence = self.fences[attempt.worker] if fence is None else fence
         if not gate.BudgetCounters(attempt.hold.counters).units:
             add = add[0], 0
         argument = gate.encode_extend(
             worker=attempt.worker,
+            fence=fence,
             attempt_id=attempt.attempt_id,
             add_nanos=add[0],
             add_tokens=add[1],
@@ -233,7 +243,8 @@ class GateMachine(RuleBasedStateMachine):
         before = dump(self.client)
         answer = gate.decode_extend(self.call(gate.EXTEND, argument))
         self.compare(
-            answer, self.model.extend(attempt.worker, attempt.attempt_id, (*add, 0), kill_fields, attempt.hold.counters)
+            answer,
+            self.model.extend(attempt.worker, fence, attempt.attempt_id, (*add, 0), kill_fields, attempt.hold.counters),
         )
         if isinstance(answer, gate.Extended):
             attempt.hold = attempt.hold.grown(*add)
@@ -303,6 +314,7 @@ class GateMachine(RuleBasedStateMachine):
     @rule(data=st.data(), share=st.sampled_from((0, 0.3, 1)), workers=st.permutations(WORKERS), twice=st.booleans())
     def a_job_ends(self, data, share, workers, twice):
         """Whichever worker sees it first settles it; another that sees it too changes nothing."""
+        self.moment = None
         attempt = data.draw(st.sampled_from(self.jobs_in_the_ledger()))
         kept = gate.decode_kept_hold(self.client.hget(gate.SUSPENSE, attempt.attempt_id))
         assert kept.held_nanos == attempt.hold.nanos
@@ -369,30 +381,61 @@ class GateMachine(RuleBasedStateMachine):
 
     @rule(worker=st.sampled_from(WORKERS))
     def beat(self, worker):
-        was_alive = worker in self.model.leases
-        beat = gate.decode_heartbeat(
-            self.call(gate.HEARTBEAT, gate.encode_heartbeat(worker=worker, lease_ms=600_000, status=b"{}"))
-        )
-        self.model.leases.add(worker)
-        assert beat.lease_was_alive == was_alive
+        beat = self.tell(worker, self.fences[worker], is_in_step=True)
         assert beat.epoch == "1"
         assert beat.applied_seq == self.model.applied[worker]
-        assert beat.ingested_seq == self.watermark[worker]
+        assert beat.ingested_seq <= self.watermark[worker]
+        assert beat.living == self.model.leases.keys()
+
+    def join(self, worker, known=WORKERS):
+        self.fences[worker] += 1
+        assert isinstance(self.tell(worker, self.fences[worker], known=known), gate.Beat)
+
+    def tell(self, worker, fence, *, is_in_step=False, known=None):
+        """One beat; the first of a connection when it says whom it knows."""
+        join = None if known is None else gate.Join(f"server-{self.servers}", known)
+        argument = gate.encode_heartbeat(
+            worker=worker, fence=fence, lease_ms=600_000, status=b"{}", is_in_step=is_in_step, join=join
+        )
+        answer = gate.decode_heartbeat(self.call(gate.HEARTBEAT, argument))
+        refusal = self.model.beat(worker, fence, is_in_step, join)
+        if self.is_compared:
+            assert (answer if isinstance(answer, gate.NotReady) else None) == refusal
+            assert refusal or answer.is_opening == (self.model.awaited is not None)
+        return answer
+
+    @rule(worker=st.sampled_from(WORKERS), late=st.lists(ADMISSIONS, min_size=1, max_size=2))
+    def the_worker_connects_again_and_the_old_connection_is_late(self, worker, late):
+        old = self.fences[worker]
+        self.join(worker)
+        before = dump(self.client)
+        for admission in late:
+            self.admit(**admission | {"worker": worker}, fence=old)
+        for attempt in [attempt for attempt in self.attempts.values() if attempt.worker == worker]:
+            self.restore(attempt, fence=old)
+            self.extend(attempt, (1, 1), [], fence=old)
+        self.tell(worker, old, is_in_step=True)
+        self.tell(worker, old, known=WORKERS)
+        assert dump(self.client) == before
+        self.beat(worker)
 
     @rule(worker=st.sampled_from(WORKERS), data=st.data())
     def the_lease_runs_out_and_the_holds_are_reaped(self, worker, data):
         self.client.delete(gate.lease_key(worker))
-        self.model.leases.discard(worker)
+        self.model.leases.pop(worker)
         self.admit(worker, frozenset(BUDGETS[WINDOWS[0]]), [], [], (0, 0), (0, 0))
         self.reap(worker, False, data)
+        self.join(worker)
         self.beat(worker)
 
     @rule(worker=st.sampled_from(WORKERS), data=st.data())
     def the_worker_is_known_to_be_dead(self, worker, data):
         self.reap(worker, True, data)
+        self.join(worker)
         self.beat(worker)
 
     def reap(self, worker, is_dead, data):
+        self.moment = None
         held = sorted(self.model.holds[worker])
         voided = data.draw(st.lists(st.sampled_from(held), unique=True)) if held else []
         argument = gate.encode_reap(worker=worker, is_dead=is_dead, void_attempt_ids=voided)
@@ -447,9 +490,10 @@ class GateMachine(RuleBasedStateMachine):
             self.client.xdel(gate.USAGE, entry_id)
         self.model.stream.clear()
 
-    @rule()
-    def redis_comes_back_empty(self):
-        """Rebuilt from the ledger; then each worker beats, restores its open holds and replays what the ledger lacks."""
+    @rule(order=st.permutations(WORKERS), burst=st.lists(ADMISSIONS, max_size=2))
+    def redis_comes_back_empty(self, order, burst):
+        """Rebuilt from the ledger; then the workers come back."""
+        self.moment = None
         self.client.flushall()
         kills = self.model.kills
         self.model = GateModel(now_us=self.model.now_us, kills=kills)
@@ -474,14 +518,44 @@ class GateMachine(RuleBasedStateMachine):
             self.client.hset(gate.INGESTED, worker, seq)
             self.model.applied[worker] = seq
         self.redis_is_built()
-        for worker in WORKERS:
-            self.beat(worker)
-        for attempt in self.attempts.values():
-            if not attempt.is_settled and not attempt.is_voided:
-                self.restore(attempt)
-        for worker in WORKERS:
-            for step in self.journal[worker][self.watermark[worker] :]:
+        self.workers_come_back(order, burst)
+
+    def workers_come_back(self, order, burst):
+        """One after the other: each restores its open holds and replays what Redis lacks. Meanwhile requests go on."""
+        for worker in order:
+            self.join(worker)
+            for attempt in self.unsettled():
+                if attempt.worker == worker and not attempt.is_voided:
+                    self.restore(attempt)
+            for step in self.journal[worker][self.model.applied[worker] :]:
                 assert isinstance(self.send_settle(step), gate.Settled)
+            self.beat(worker)
+            for admission in burst:
+                self.admit(**admission)
+
+    @rule()
+    def a_replica_is_as_far(self):
+        """As it could not be had again from the ledger: without what was reaped, carried or resolved since."""
+        keys = list(self.client.scan_iter())
+        self.moment = {key: (self.client.dump(key), self.client.pttl(key)) for key in keys}, copy.deepcopy(self.model)
+
+    def is_replica_of_use(self):
+        rolled = BUDGETS[WINDOWS[1]]["rolling"].key
+        return self.moment is not None and (rolled in self.moment[1].spent) == (rolled in self.model.spent)
+
+    @precondition(is_replica_of_use)
+    @rule(order=st.permutations(WORKERS), burst=st.lists(ADMISSIONS, max_size=2), add=st.integers(0, 50))
+    def redis_fails_over_to_the_replica(self, order, burst, add):
+        """It lacks what came since, and is another server."""
+        for attempt in self.unsettled()[:2]:
+            self.extend(attempt, (add, add), [])
+        values, model = self.moment
+        self.client.flushall()
+        for key, (value, ttl_ms) in values.items():
+            self.client.restore(key, max(ttl_ms, 0), value)
+        self.model = copy.deepcopy(model)
+        self.servers += 1
+        self.workers_come_back(order, burst)
 
     def put(self, key: str, amount: int) -> None:
         self.client.incrby(key, amount)
@@ -498,8 +572,11 @@ class GateMachine(RuleBasedStateMachine):
             self.put(first.key, carried)
             self.put(second.key, -carried)
 
-    def restore(self, attempt: Attempt) -> object:
+    def restore(self, attempt: Attempt, fence: int | None = None) -> object:
+        fence = self.fences[attempt.worker] if fence is None else fence
         argument = gate.encode_restore(
+            by=attempt.worker,
+            fence=fence,
             worker=attempt.worker,
             attempt_id=attempt.attempt_id,
             held_nanos=attempt.hold.nanos,
@@ -509,7 +586,7 @@ class GateMachine(RuleBasedStateMachine):
             hold=gate.hold_value(attempt.hold.counters, attempt.hold.running_keys, attempt.hold.event),
         )
         answer = gate.decode_restore(self.call(gate.RESTORE, argument))
-        self.compare(answer, self.model.restore(attempt.worker, attempt.attempt_id, attempt.hold))
+        self.compare(answer, self.model.restore(attempt.worker, fence, attempt.attempt_id, attempt.hold))
         return answer
 
     def redis_is_built(self) -> None:
@@ -557,6 +634,7 @@ HASHES = (
     gate.INGESTED,
     gate.KILLS,
     gate.WORKERS,
+    gate.AWAITED,
     *map(gate.holds_key, WORKERS),
 )
 
@@ -695,7 +773,12 @@ def test_the_scripts_do_what_the_model_says(redis_url: str) -> None:
         ("settle", "cost[NANOS] - held[NANOS]", "cost[NANOS]", AssertionError),
         ("settle", "cost[TOKENS] - held[TOKENS]", "cost[TOKENS]", AssertionError),
         ("reap", "-held[REQUESTS]", "0", AssertionError),
-        ("restore", "add_to_counters(keys, ends, units, held)", "", AssertionError),
+        ("restore", "add_to_counters(keys, ends, units, missing)", "", AssertionError),
+        ("restore", "if stored then", "if stored then return {'present'} elseif stored then", AssertionError),
+        ("restore", "if tonumber(state[2]) ~= fence then", "if not state[2] then", AssertionError),
+        ("admit", "if tonumber(state[2]) ~= fence then", "if not state[2] then", AssertionError),
+        ("admit", "if state[3] then", "if false then", CapPassed),
+        ("heartbeat", "if number and number >= fence then", "if false then", AssertionError),
         ("admit", "call('INCRBY', from_key, string.format('%d', carried))", "0", AssertionError),
     ],
 )
