@@ -15,7 +15,7 @@ import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -69,8 +69,7 @@ class Journal:
 
     def dispatch(self, entry: Dispatched) -> None:
         """Before the first byte goes to a provider, and again when the hold grows."""
-        self._write([*self._unwritten, entry])
-        self._unwritten.clear()
+        self._write(entry)
         self._open_attempts[entry.attempt_id] = entry
 
     def settle(self, entry: Settled) -> None:
@@ -85,8 +84,7 @@ class Journal:
         if not self._unwritten:
             return
         with contextlib.suppress(JournalUnwritable):
-            self._write(self._unwritten)
-            self._unwritten.clear()
+            self._write()
 
     def open_attempts(self) -> list[Dispatched]:
         return list(self._open_attempts.values())
@@ -116,11 +114,13 @@ class Journal:
                 segment.close()
         self._segments.clear()
 
-    def _write(self, entries: Sequence[Entry]) -> None:
-        frames = b"".join(map(_frame, entries))
+    def _write(self, *dispatched: Dispatched) -> None:
+        """What was not written yet, and then these."""
         segment = self._segments[-1]
-        segment.write(frames)
-        segment.last_seq = max((entry.seq for entry in entries if isinstance(entry, Settled)), default=segment.last_seq)
+        segment.write(b"".join([_frame(entry) for entry in (*self._unwritten, *dispatched)]))
+        if self._unwritten:
+            segment.last_seq = self._unwritten[-1].seq
+            self._unwritten.clear()
         if segment.size >= SEGMENT_BYTES_MAX:
             # What was written is written: without room for another file this one goes on.
             with contextlib.suppress(JournalUnwritable):

@@ -34,17 +34,16 @@ class RateHeaders(NamedTuple):
 
 class Estimated(NamedTuple):
     """A rate of which an attempt takes what it is likely to use, corrected when it is known; `at` is its position. It counts so
-    many of its units for each token of input, token of output, and nano-USD."""
+    many of its units for each token of input, token of output, and nano-USD; the rest is as in `gate.LimitCheck`."""
 
     at: int
-    check: gate.LimitCheck
+    key: str
+    amount: int
+    window_ns: int
+    capacity: int
     of_input: int
     of_output: int
     of_money: int
-
-    def cost_ns(self, input_tokens: int, output_tokens: int, nanos: int) -> int:
-        units = input_tokens * self.of_input + output_tokens * self.of_output + nanos * self.of_money
-        return self.check.cost_ns(units)
 
 
 # What each metric counts, as `Estimated` has it.
@@ -69,7 +68,7 @@ class Rules:
         self.checks = gate.LimitChecks(_check(limit, values) for limit in self.limits)
         rates = self.checks[: self.checks.rates]
         self._estimated = [
-            Estimated(i, check, *_COUNTED[self.limits[i].metric])
+            Estimated(i, check.key, check.amount, check.window_ns, check.capacity, *_COUNTED[self.limits[i].metric])
             for i, check in enumerate(rates)
             if self.limits[i].metric != limits.REQUESTS
         ]
@@ -87,18 +86,20 @@ class Rules:
         if not self._estimated:
             return self._costs_of_one
         costs = self._costs_of_one.copy()
-        for each in self._estimated:
-            costs[each.at] = min(each.cost_ns(input_tokens, output_tokens, nanos), each.check.capacity)
+        for at, _, amount, window_ns, capacity, of_input, of_output, of_money in self._estimated:
+            units = input_tokens * of_input + output_tokens * of_output + nanos * of_money
+            costs[at] = min(limits.cost_ns(units, amount, window_ns), capacity)
         return costs
 
     def corrections(
         self, taken_ns: Sequence[int], input_tokens: int, output_tokens: int, nanos: int
     ) -> list[tuple[str, int]]:
         """(key, nanoseconds more than `costs_ns` took) of each rate of which it was not known, now that it is."""
-        return [
-            (each.check.key, each.cost_ns(input_tokens, output_tokens, nanos) - taken_ns[each.at])
-            for each in self._estimated
-        ]
+        corrections = []
+        for at, key, amount, window_ns, _, of_input, of_output, of_money in self._estimated:
+            units = input_tokens * of_input + output_tokens * of_output + nanos * of_money
+            corrections.append((key, limits.cost_ns(units, amount, window_ns) - taken_ns[at]))
+        return corrections
 
     def in_force(self, now_s: float) -> InForce:
         if now_s >= self._in_force.valid_until_s:
