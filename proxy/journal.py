@@ -117,7 +117,8 @@ class Journal:
     def _write(self, *dispatched: Dispatched) -> None:
         """What was not written yet, and then these."""
         segment = self._segments[-1]
-        segment.write(b"".join([_frame(entry) for entry in (*self._unwritten, *dispatched)]))
+        entries: list[Entry] = [*self._unwritten, *dispatched]
+        segment.write(b"".join(map(_frame, entries)))
         if self._unwritten:
             segment.last_seq = self._unwritten[-1].seq
             self._unwritten.clear()
