@@ -91,7 +91,9 @@ EXTEND = _load("extend")
 SETTLE = _load("settle")
 RESTORE = _load("restore")
 REAP = _load("reap")
-SCRIPTS = (HEARTBEAT, ADMIT, EXTEND, SETTLE, RESTORE, REAP)
+HELD = _load("held")
+LINE = _load("line")
+SCRIPTS = (HEARTBEAT, ADMIT, EXTEND, SETTLE, RESTORE, REAP, HELD, LINE)
 
 
 # What goes in
@@ -429,6 +431,16 @@ def encode_reap(*, worker: str, is_dead: bool, void_attempt_ids: Sequence[str]) 
     return _pack((worker, is_dead, void_attempt_ids))
 
 
+def encode_held(*, counter_key: str, attempt_id: str) -> bytes:
+    """Whether others than `attempt_id` hold anything in a counter."""
+    return _pack((counter_key, attempt_id))
+
+
+def encode_line(*, worker: str, attempt_id: str, counter: BudgetCounter, since_us: int, need: int) -> bytes:
+    """Of the worker's first in line: since when it waits, and how much of the counter's unit it needs."""
+    return _pack((worker, attempt_id, counter.key, counter.cap, since_us, need))
+
+
 # What comes out
 
 
@@ -540,6 +552,13 @@ class Alive(msgspec.Struct, frozen=True):
     """The worker has its lease: nothing changed."""
 
 
+class Turn(msgspec.Struct, frozen=True):
+    """Whether it is the asker's, and how much the counter has left."""
+
+    is_yours: bool
+    left: int
+
+
 class UnknownAnswer(ValueError):
     """The script said something that this version does not know."""
 
@@ -604,6 +623,18 @@ def decode_reap(reply: Sequence[Any]) -> Reaped | Alive | NotReady:
     if word == b"alive":
         return Alive()
     return _decode_not_ready(reply)
+
+
+def decode_held(reply: Sequence[Any]) -> bool:
+    if reply[0] != b"ok":
+        raise _unknown(reply)
+    return bool(reply[1])
+
+
+def decode_line(reply: Sequence[Any]) -> Turn:
+    if reply[0] != b"ok":
+        raise _unknown(reply)
+    return Turn(bool(reply[1]), reply[2])
 
 
 def _decode_refusal(reply: Sequence[Any]) -> Halted | OverBudget | NotReady:

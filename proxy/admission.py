@@ -5,7 +5,7 @@ replayed from the journal in order, which is idempotent because a worker's settl
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -33,7 +33,7 @@ from proxy.learning import Learning
 from proxy.prepare import Prepared
 from proxy.refusals import budget_exceeded, limit_exceeded, throttled
 from proxy.replay import replay, restore
-from proxy.room import EXTEND_WAIT_S, ROOM_POLL_S, ROOM_WAIT_MAX_S, ROOM_WAIT_S, Room
+from proxy.room import ASK_EVERY_S_MAX, EXTEND_WAIT_S, Place, Room
 from proxy.route import may_use
 from proxy.wire.redis import RedisError, RedisPipeline
 
@@ -66,7 +66,7 @@ class Admission:
         self._is_in_step = False
         self._catching_up = asyncio.Lock()
         self._outbox: list[Settled] = []
-        self._room = Room()
+        self._room = Room(self._ask_turn, clock.now_s)
         self._learning = Learning()
 
     @property
@@ -111,9 +111,11 @@ class Admission:
             tranche_tokens=tranche_tokens,
             hold=gate.hold_value(counters, checks.running_keys, encode_event(attempt.event)),
         )
-        answer = gate.decode_admit(await self._ask_for_hold(attempt))
+        refusal = self._room.refusal(counters) if self._room.lines else None
+        answer = refusal or gate.decode_admit(await self._ask_for_hold(attempt))
         if isinstance(answer, gate.OverBudget):
-            answer = await self._ask_when_there_is_room(attempt, answer)
+            needs = {gate.USD: tranche_nanos, gate.TOKENS: tranche_tokens, gate.REQUESTS: 1}
+            answer = await self._ask_in_line(attempt, needs, answer)
         if isinstance(answer, gate.Downgraded):
             raise Downgrade(answer.alias)
         if not isinstance(answer, gate.Admitted):
@@ -142,15 +144,14 @@ class Admission:
         """Grow the hold. Raises a GatewayError when the cap has no room."""
         answer = await self._ask_for_more(attempt, add_nanos, add_tokens)
         until_s = self.clock.monotonic_s() + EXTEND_WAIT_S
-        while (left_s := until_s - self.clock.monotonic_s()) > 0:
-            wait_s = min(left_s, ROOM_POLL_S)
-            if isinstance(answer, gate.OverBudget) and self._do_others_hold(attempt, answer):
-                await self._room.wait(attempt.counters[answer.index].key, wait_s, is_first=True)
-            elif answer == OPENING:
-                await asyncio.sleep(wait_s)
-            else:
-                break
+        while answer == OPENING and self.clock.monotonic_s() < until_s:
+            await asyncio.sleep(ASK_EVERY_S_MAX)
             answer = await self._ask_for_more(attempt, add_nanos, add_tokens)
+        if isinstance(answer, gate.OverBudget):
+            counters, needs = attempt.counters, {gate.USD: add_nanos, gate.TOKENS: add_tokens, gate.REQUESTS: 0}
+            with Place(self._room, attempt.attempt_id, needs, is_running=True) as place:
+                while isinstance(answer, gate.OverBudget) and await place.turn(counters[answer.index], answer.left):
+                    answer = await self._ask_for_more(attempt, add_nanos, add_tokens)
         if not isinstance(answer, gate.Extended):
             raise self._refusal(answer, attempt)
         attempt.held_nanos = answer.held_nanos
@@ -208,8 +209,6 @@ class Admission:
             kept_hold=kept_hold,
         )
         self._enter(attempt.attempt_id, argument)
-        if attempt.held_nanos > event.cost_nanos:
-            self._room.given_back(attempt.counters, self.clock.monotonic_s())
         self._learning.note(attempt, outcome, self.clock.monotonic_s())
         return event.cost_nanos
 
@@ -230,27 +229,37 @@ class Admission:
 
     # Room under a cap
 
-    async def _ask_when_there_is_room(self, attempt: Attempt, refusal: gate.OverBudget) -> gate.AdmitAnswer:
+    async def _ask_in_line(
+        self, attempt: Attempt, needs: Mapping[int, int], refusal: gate.OverBudget
+    ) -> gate.AdmitAnswer:
+        """Most of what is held is given back soon: ask again, when it is its turn."""
+        counters = attempt.counters
         answer: gate.AdmitAnswer = refusal
-        asked_at_s = self.clock.monotonic_s()
-        until_s, at_most_s = asked_at_s + ROOM_WAIT_S, asked_at_s + ROOM_WAIT_MAX_S
-        if not self._do_others_hold(attempt, refusal):
-            return refusal  # It is spent.
-        while isinstance(answer, gate.OverBudget) and (left_s := until_s - self.clock.monotonic_s()) > 0:
-            await self._room.wait(attempt.counters[answer.index].key, min(left_s, ROOM_POLL_S))
-            if self._room.has_given_back_since(asked_at_s):
-                asked_at_s = self.clock.monotonic_s()
-                until_s = min(asked_at_s + ROOM_WAIT_S, at_most_s)
-            answer = gate.decode_admit(await self._ask_for_hold(attempt))
-        if isinstance(answer, gate.Admitted):
-            self._room.next_of(attempt.counters)  # There may be room for more than this one.
+        if await self._is_spent(attempt, needs, refusal):
+            return refusal
+        with Place(self._room, attempt.attempt_id, needs) as place:
+            while isinstance(answer, gate.OverBudget) and await place.turn(counters[answer.index], answer.left):
+                answer = gate.decode_admit(await self._ask_for_hold(attempt))
         return answer
 
-    def _do_others_hold(self, attempt: Attempt, refusal: gate.OverBudget) -> bool:
-        """Whether other attempts of this worker hold anything in the budget that has refused."""
-        key = attempt.counters[refusal.index].key.encode()
-        others = (entry for entry in self.journal.open_attempts() if entry.attempt_id != attempt.attempt_id)
-        return any(key in entry.admit for entry in others)
+    async def _is_spent(self, attempt: Attempt, needs: Mapping[int, int], refusal: gate.OverBudget) -> bool:
+        """Whether it is not only held: nobody else holds anything in the budget."""
+        counter, left = attempt.counters[refusal.index], refusal.left
+        if counter.key in self._room.lines or needs[counter.unit] <= left:
+            return False  # Others wait, so they know.
+        if not self._room.is_spent(counter.key, left):
+            argument = gate.encode_held(counter_key=counter.key, attempt_id=attempt.attempt_id)
+            if gate.decode_held(await ask(self._redis, gate.HELD, argument)):
+                return False
+            self._room.note_spent(counter.key, left)
+        return True
+
+    async def _ask_turn(self, attempt_id: str, counter: gate.BudgetCounter, since_s: float, need: int) -> gate.Turn:
+        since_us = int(since_s * 1_000_000)
+        argument = gate.encode_line(
+            worker=self.worker, attempt_id=attempt_id, counter=counter, since_us=since_us, need=need
+        )
+        return gate.decode_line(await ask(self._redis, gate.LINE, argument))
 
     def _enter(self, attempt_id: str, argument: bytes) -> None:
         entry = Settled(self.journal.seq + 1, attempt_id, argument)

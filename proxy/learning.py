@@ -9,7 +9,7 @@ import msgspec
 from audit.records import Usage
 from proxy.attempt import Attempt, Outcome
 from proxy.estimate import FORGETTING, Experience, Seen, pace_of
-from proxy.room import EXTEND_WAIT_S, ROOM_POLL_S
+from proxy.room import ASK_EVERY_S_MAX, EXTEND_WAIT_S
 
 TRANCHE_TOKENS = 1024
 # The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.
@@ -85,7 +85,7 @@ def needed_tokens(output_bytes: int, output_chunks: int, shown_s: float) -> int:
     """How many tokens of output the hold of a stream is to cover that has come so far: its bytes bound them from above, and the
     provider is some way ahead of what we have read; a fast one goes far (a token a chunk, for all we know) while its
     stream waits for room."""
-    meanwhile = ceil(pace_of(output_chunks, shown_s) * (EXTEND_WAIT_S + ROOM_POLL_S))
+    meanwhile = ceil(pace_of(output_chunks, shown_s) * (EXTEND_WAIT_S + ASK_EVERY_S_MAX))
     return HIDDEN_OUTPUT_TOKENS + max(output_bytes + EXTEND_AHEAD_TOKENS, output_chunks + meanwhile)
 
 

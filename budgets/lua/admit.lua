@@ -79,8 +79,11 @@ for c = 1, #clauses do
   end
 end
 
-local held, index, left = fitting(spent, caps, is_hard, units, full, tranche)
+local held, index, left, is_tight = fitting(spent, caps, is_hard, units, full, tranche)
 if not held then return {'over_budget', index, left} end
+local before, own_line
+if is_tight then before, own_line = others_before(attempt_id, keys, is_hard) end
+if before then return {'over_budget', before, left_of(caps[before + 1], spent[before + 1])} end
 
 for i = 1, #limit_keys do set_ahead(limit_keys[i], ahead[i], now_us) end
 for i = 1, #running_keys do call('INCR', running_keys[i]) end
@@ -95,5 +98,6 @@ for _, move in ipairs(moves) do
 end
 for _, key in ipairs(would_refuse) do observe(key) end
 add_to_counters(keys, ends, units, held)
+if own_line then call('HDEL', own_line, worker) end
 call('HSET', 'tg:holds:' .. worker, attempt_id, join_hold(held, units, hold))
 return {'ok', held[NANOS], free, reset_ms, held[TOKENS]}

@@ -45,19 +45,40 @@ local function left_of(cap, spent)
 end
 
 -- The larger of two amounts that every hard budget has room for. Without room for either: nil, the position (from 0) of the
--- first budget that refuses, and what it has left.
+-- first budget that refuses, and what it has left. At last, whether room is tight in any.
 local function fitting(spent, caps, is_hard, units, full, tranche)
-  local chosen = full
+  local chosen, is_tight = full, false
   for i = 1, #caps do
     if is_hard[i] then
       local cap, unit = caps[i], units[i] or NANOS
       if cap > EXACT_MAX then cap = cap - CAP_MARGIN end
       local left = cap - (tonumber(spent[i]) or 0)
       if tranche[unit] > left then return nil, i - 1, left end
-      if full[unit] > tranche[unit] and full[unit] * AMPLE_PARTS > left then chosen = tranche end
+      if full[unit] * AMPLE_PARTS > left then
+        is_tight = true
+        if full[unit] > tranche[unit] then chosen = tranche end
+      end
     end
   end
-  return chosen
+  return chosen, nil, nil, is_tight
+end
+
+-- Who waits for room in a counter, by worker, and the attempt whose turn it is: see `line.lua`.
+local TURN = 'turn'
+local function line_of(key) return 'tg:line:' .. key end
+
+-- The position (from 0) of the first hard budget that others wait for room in, or nil; nil too for whom it is the turn, and then the
+-- line that it stands in.
+local function others_before(attempt_id, keys, is_hard)
+  local lines, first = {}, nil
+  for i = 1, #keys do lines[i] = line_of(keys[i]) end
+  if call('EXISTS', unpack(lines)) == 0 then return nil end
+  for i = 1, #keys do
+    local turn = is_hard[i] and call('HGET', lines[i], TURN)
+    if turn == attempt_id then return nil, lines[i] end
+    if turn and not first then first = i - 1 end
+  end
+  return first
 end
 
 local function add_to_counters(keys, ends, units, amounts)

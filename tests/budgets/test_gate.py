@@ -1025,3 +1025,69 @@ def test_what_was_admitted_can_be_restored_from_its_own_argument(unit):
         running_keys=checks.running_keys,
         hold=hold,
     )
+
+
+# Room under a cap
+
+
+def waits(ready: Gate, worker: str, attempt_id: str, *, since_us: int, need: int) -> gate.Turn:
+    """That the first of a worker's line asks whether it is its turn."""
+    argument = gate.encode_line(worker=worker, attempt_id=attempt_id, counter=TEAM, since_us=since_us, need=need)
+    return gate.decode_line(ready.ask(gate.LINE, argument))
+
+
+def test_it_is_the_turn_of_who_waits_longest_whichever_worker_it_waits_in(ready: Gate) -> None:
+    ready.admit("a", 900)
+    assert waits(ready, "w1", "later", since_us=20, need=300) == gate.Turn(False, 100)
+    assert waits(ready, "w2", "longest", since_us=10, need=300) == gate.Turn(False, 100)
+    ready.settle(1, "a", 500)
+    assert waits(ready, "w1", "later", since_us=20, need=300) == gate.Turn(False, 500)
+    assert waits(ready, "w2", "longest", since_us=10, need=300) == gate.Turn(True, 500)
+
+
+def test_where_others_wait_a_newcomer_is_not_admitted_and_whose_turn_it_is_is(ready: Gate) -> None:
+    ready.admit("a", 900)
+    waits(ready, WORKER, "longest", since_us=10, need=300)
+    ready.settle(1, "a", 500)
+    assert ready.admit("newcomer", 300) == gate.OverBudget(0, 500)
+    assert waits(ready, WORKER, "longest", since_us=10, need=300).is_yours
+    assert ready.admit("newcomer", 300) == gate.OverBudget(0, 500)
+    assert ready.admit("longest", 300) == gate.Admitted(300, (), ())
+    assert waits(ready, "w2", "next", since_us=20, need=200).is_yours, "who was admitted waits no more"
+
+
+def test_who_needs_much_less_need_not_wait_for_what_is_too_little_for_others(ready: Gate) -> None:
+    ready.admit("a", 500)
+    assert not waits(ready, "w1", "large", since_us=10, need=600).is_yours
+    assert not waits(ready, "w2", "hardly smaller", since_us=20, need=400).is_yours
+    assert waits(ready, "w3", "small", since_us=30, need=300).is_yours
+    assert ready.admit("small", 300) == gate.Admitted(300, (), ())
+
+
+def test_who_has_not_asked_for_a_while_waits_no_more(ready: Gate) -> None:
+    ready.client.hset(f"tg:line:{TEAM.key}", "of a dead worker", "10 300 1000000")
+    assert waits(ready, "w1", "living", since_us=20, need=300).is_yours
+
+
+def test_a_line_is_gone_soon_after_the_last_has_asked(ready: Gate) -> None:
+    waits(ready, "w1", "a", since_us=10, need=2_000)
+    assert 0 < ready.client.pttl(f"tg:line:{TEAM.key}") <= 500
+
+
+def test_where_room_is_ample_nobody_is_asked_to_wait(ready: Gate) -> None:
+    waits(ready, "w1", "large", since_us=10, need=2_000)
+    assert ready.admit("newcomer", 1) == gate.Admitted(1, (), ())
+
+
+def test_what_others_hold_in_a_counter_is_found_and_ones_own_is_not(ready: Gate) -> None:
+    def is_held(counter: gate.BudgetCounter, attempt_id: str) -> bool:
+        argument = gate.encode_held(counter_key=counter.key, attempt_id=attempt_id)
+        return gate.decode_held(ready.ask(gate.HELD, argument))
+
+    ready.admit("a", 100)
+    assert is_held(TEAM, "b")
+    assert not is_held(TEAM, "a")
+    assert not is_held(SOFT, "b")
+    assert not is_held(TEAM._replace(key=TEAM.key[:-1]), "b"), "nor in one whose name only begins like it"
+    ready.settle(1, "a", 50)
+    assert not is_held(TEAM, "b")
