@@ -1,4 +1,4 @@
-"""Admin pages of prices that are proposed, with what they would change, and of past periods that are reckoned again."""
+"""Admin pages of prices, entered or proposed, with what they would change; and of past periods that are reckoned again."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,14 +16,17 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action
 
 from audit.actors import Actor
-from audit.admin_base import AppendOnlyAdmin, ReadOnlyAdmin, button, coloured
+from audit.admin_base import AppendOnlyAdmin, ReadOnlyAdmin, ReasonForm, TollgateInline, button, coloured
 from audit.csv_export import csv_response
+from audit.filters import PeriodFilter
 from budgets import rerate
-from budgets.impact import impact_of_proposal
+from budgets.impact import impact_of, impact_of_proposal
 from routing import catalogue, services
-from routing.price_models import PriceProposal, Rerate
+from routing.price_models import PRICE_RATES, Price, PriceProposal, PriceTier, Rerate
 from teams.models import Team
 
+# The name of a button of the form of a price.
+PREVIEW = "_preview"
 # On the list; the page of a proposal has all of them.
 CHANGES_NAMED = 3
 STATE_COLOURS = {
@@ -33,6 +36,133 @@ STATE_COLOURS = {
     "rejected": "danger",
     "outdated": "info",
 }
+
+
+class PriceTierInline(TollgateInline):
+    model = PriceTier
+    verbose_name_plural = "other tiers, and long contexts"
+    fields = (
+        "service_tier",
+        "above_input_tokens",
+        "percent",
+        "input",
+        "cached_input",
+        "cache_write",
+        "cache_write_1h",
+        "output",
+    )
+    tab = False
+
+
+def _may_preview(request: HttpRequest) -> bool:
+    """It tells what each team has spent."""
+    user: Any = request.user
+    return bool(user.sees_all_teams)
+
+
+class PriceForm(ReasonForm):
+    """With the button *Preview* it is looked at and never saved: the page comes back as it was filled in."""
+
+    def is_valid(self) -> bool:
+        return super().is_valid() and PREVIEW not in self.data
+
+
+@admin.register(Price)
+class PriceAdmin(AppendOnlyAdmin):
+    form = PriceForm
+    change_form_before_template = "admin/price_preview.html"
+    empty_text = (
+        "A price says what a model costs at a provider from a moment on; without one its requests are refused. "
+        "Add one, or approve what is proposed from the catalogue."
+    )
+    list_display = (
+        "model",
+        "where",
+        "currency",
+        "input_rate",
+        "cached_input_rate",
+        "output_rate",
+        "other_rates",
+        "effective_from",
+    )
+    export_columns = (
+        "model",
+        "provider",
+        "deployment",
+        "currency",
+        *PRICE_RATES,
+        "batch_percent",
+        "geo_percent",
+        "other_rates",
+        "effective_from",
+    )
+    list_select_related = ("model", "provider", "deployment")
+    list_filter = (
+        ("model", AutocompleteSelectFilter),
+        ("provider", AutocompleteSelectFilter),
+        ("effective_from", PeriodFilter),
+    )
+    list_filter_submit = True
+    search_fields = ("model__name", "provider__name")
+    ordering = ("-effective_from",)
+    autocomplete_fields = ("model", "provider", "deployment")
+    inlines = (PriceTierInline,)
+    fieldsets = (
+        (None, {"fields": ("model", "provider", "deployment", "effective_from")}),
+        (
+            "Per 1,000,000 tokens, in the provider's currency",
+            {"fields": ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning")},
+        ),
+        (
+            "Per 1,000,000 tokens of sound and pictures",
+            {"fields": ("input_audio", "output_audio", "input_image", "output_image")},
+        ),
+        ("Each", {"fields": ("per_request", "per_tool_call", "per_search", "per_unit")}),
+        ("Otherwise", {"fields": ("batch_percent", "geo_percent")}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).prefetch_related("tiers")
+
+    def changeform_view(
+        self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        if object_id is None and _may_preview(request):
+            preview = {"action_name": PREVIEW, "description": "Preview the last 30 days", "icon": "difference"}
+            extra_context = {"actions_submit_line": [preview]} | (extra_context or {})
+        return super().changeform_view(request, object_id, form_url, extra_context)
+
+    def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
+        if PREVIEW in request.POST and not context["errors"] and _may_preview(request):
+            tiers = [row for one in context["inline_admin_formsets"] for row in one.formset.save(commit=False)]
+            context["impact"] = impact_of(context["adminform"].form.instance, tiers, timezone.now())
+        response: HttpResponse = super().render_change_form(request, context, *args, **kwargs)
+        return response
+
+    @admin.display(description="at", ordering="provider")
+    def where(self, price: Price) -> str:
+        return price.deployment.name if price.deployment is not None else price.provider.name
+
+    @admin.display(description="currency")
+    def currency(self, price: Price) -> str:
+        return price.provider.currency
+
+    @admin.display(description="input", ordering="input")
+    def input_rate(self, price: Price) -> str:
+        return f"{price.input.normalize():f}"
+
+    @admin.display(description="cached input", ordering="cached_input")
+    def cached_input_rate(self, price: Price) -> str:
+        return f"{price.cached_input.normalize():f}"
+
+    @admin.display(description="output", ordering="output")
+    def output_rate(self, price: Price) -> str:
+        return f"{price.output.normalize():f}"
+
+    @admin.display(description="other rates")
+    def other_rates(self, price: Price) -> str:
+        """What else there is, by name: the page of the price has the amounts."""
+        return "; ".join(str(tier) for tier in price.tiers.all())
 
 
 @admin.register(PriceProposal)

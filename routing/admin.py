@@ -16,11 +16,10 @@ from unfold.widgets import UnfoldAdminFileFieldWidget
 
 from audit.actors import Actor
 from audit.admin_base import AppendOnlyAdmin, ReasonField, TollgateAdmin, TollgateInline, choices_field
-from audit.filters import PeriodFilter
 from routing import exchange_rates, services
 from routing.apis import APIS
 from routing.models import AliasTarget, Deployment, Model, ModelAlias, Operation, Provider
-from routing.price_models import PRICE_RATES, Contract, ContractTier, ExchangeRate, ExchangeRateFeed, Price, PriceTier
+from routing.price_models import Contract, ContractTier, ExchangeRate, ExchangeRateFeed
 
 
 @admin.register(Provider)
@@ -76,103 +75,6 @@ class ModelAdmin(TollgateAdmin):
         if db_field.name == "operations":
             return choices_field(Operation.values, required=True)
         return super().formfield_for_dbfield(db_field, request, **kwargs)
-
-
-class PriceTierInline(TollgateInline):
-    model = PriceTier
-    verbose_name_plural = "other tiers, and long contexts"
-    fields = (
-        "service_tier",
-        "above_input_tokens",
-        "percent",
-        "input",
-        "cached_input",
-        "cache_write",
-        "cache_write_1h",
-        "output",
-    )
-    tab = False
-
-
-@admin.register(Price)
-class PriceAdmin(AppendOnlyAdmin):
-    empty_text = (
-        "A price says what a model costs at a provider from a moment on; without one its requests are refused. "
-        "Add one, or approve what is proposed from the catalogue."
-    )
-    list_display = (
-        "model",
-        "where",
-        "currency",
-        "input_rate",
-        "cached_input_rate",
-        "output_rate",
-        "other_rates",
-        "effective_from",
-    )
-    export_columns = (
-        "model",
-        "provider",
-        "deployment",
-        "currency",
-        *PRICE_RATES,
-        "batch_percent",
-        "geo_percent",
-        "other_rates",
-        "effective_from",
-    )
-    list_select_related = ("model", "provider", "deployment")
-    list_filter = (
-        ("model", AutocompleteSelectFilter),
-        ("provider", AutocompleteSelectFilter),
-        ("effective_from", PeriodFilter),
-    )
-    list_filter_submit = True
-    search_fields = ("model__name", "provider__name")
-    ordering = ("-effective_from",)
-    autocomplete_fields = ("model", "provider", "deployment")
-    inlines = (PriceTierInline,)
-    fieldsets = (
-        (None, {"fields": ("model", "provider", "deployment", "effective_from")}),
-        (
-            "Per 1,000,000 tokens, in the provider's currency",
-            {"fields": ("input", "cached_input", "cache_write", "cache_write_1h", "output", "reasoning")},
-        ),
-        (
-            "Per 1,000,000 tokens of sound and pictures",
-            {"fields": ("input_audio", "output_audio", "input_image", "output_image")},
-        ),
-        ("Each", {"fields": ("per_request", "per_tool_call", "per_search", "per_unit")}),
-        ("Otherwise", {"fields": ("batch_percent", "geo_percent")}),
-    )
-
-    def get_queryset(self, request: HttpRequest) -> Any:
-        return super().get_queryset(request).prefetch_related("tiers")
-
-    @admin.display(description="at", ordering="provider")
-    def where(self, price: Price) -> str:
-        return price.deployment.name if price.deployment is not None else price.provider.name
-
-    @admin.display(description="currency")
-    def currency(self, price: Price) -> str:
-        return price.provider.currency
-
-    @admin.display(description="input", ordering="input")
-    def input_rate(self, price: Price) -> str:
-        return f"{price.input.normalize():f}"
-
-    @admin.display(description="cached input", ordering="cached_input")
-    def cached_input_rate(self, price: Price) -> str:
-        return f"{price.cached_input.normalize():f}"
-
-    @admin.display(description="output", ordering="output")
-    def output_rate(self, price: Price) -> str:
-        return f"{price.output.normalize():f}"
-
-    @admin.display(description="other rates")
-    def other_rates(self, price: Price) -> str:
-        """What else there is, by name: the page of the price has the amounts."""
-        return "; ".join(str(tier) for tier in price.tiers.all())
 
 
 class ImportForm(forms.Form):

@@ -5,6 +5,7 @@ import uuid
 from decimal import Decimal
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.db.models import Sum
@@ -256,6 +257,69 @@ def test_a_rerate_is_asked_for_shown_and_reported_in_the_admin(client, boss, pri
     assert "-6.00" in client.get(page("rerate_changelist")).content.decode()
     report = b"".join(client.get(page("rerate_report", row.pk)).streaming_content).decode()
     assert report.count("\n") == 4
+
+
+@pytest.fixture
+def entered(price):
+    """The form of another price, of the same model, as a browser sends it."""
+    used(price, admitted_at_us=int(timezone.now().timestamp() * 1_000_000) - 1_000_000)
+    return {
+        "model": str(price.model_id),
+        "provider": str(price.provider_id),
+        "effective_from_0": "2026-12-01",
+        "effective_from_1": "00:00:00",
+        **dict.fromkeys(("input", "output", "cached_input", "cache_write"), "1"),
+        **dict.fromkeys(("per_request", "per_tool_call", "per_unit"), "0"),
+        "batch_percent": "100",
+        "geo_percent": "100",
+        "tiers-TOTAL_FORMS": "1",
+        "tiers-INITIAL_FORMS": "0",
+        "tiers-0-service_tier": "",
+        "tiers-0-above_input_tokens": "1000000",
+        "tiers-0-percent": "200",
+        "reason": "a new contract",
+    }
+
+
+def test_a_price_is_previewed_before_it_is_saved(client, boss, price, entered):
+    add = page("price_add")
+    assert "_preview" in client.get(add).content.decode()
+    shown = client.post(add, entered | {"_preview": ""})
+    assert shown.status_code == 200 and Price.objects.count() == 1
+    text = shown.content.decode()
+    assert f"{shown.context['impact'].total.difference_text} USD" in text and "3 requests" in text
+    assert "Nothing is saved yet" in text and "Please correct" not in text
+    form = shown.context["adminform"].form
+    assert (form["input"].value(), form["reason"].value(), not form.errors) == ("1", "a new contract", True)
+    (tiers,) = shown.context["inline_admin_formsets"]
+    assert tiers.formset.forms[0]["percent"].value() == "200"
+    assert client.post(add, entered).status_code == 302
+    saved = Price.objects.latest("created_at")
+    saved_impact = impact_of(saved, list(saved.tiers.all()), timezone.now())
+    assert saved_impact.total.difference_usd == shown.context["impact"].total.difference_usd != 0
+
+
+def test_the_preview_counts_the_tiers_that_were_entered(client, boss, entered):
+    def total(**changes):
+        return client.post(page("price_add"), entered | changes | {"_preview": ""}).context["impact"].total.after_usd
+
+    assert total(**{"tiers-0-above_input_tokens": "1"}) == 2 * total(**{"tiers-TOTAL_FORMS": "0"})
+
+
+def test_what_is_entered_wrongly_has_no_preview(client, boss, entered):
+    shown = client.post(page("price_add"), entered | {"input": "-1", "_preview": ""})
+    assert shown.context["adminform"].form.errors and "impact" not in shown.context
+    assert Price.objects.count() == 1
+
+
+def test_the_preview_is_for_those_who_see_every_team(client, entered):
+    user = factories.UserFactory(username="clerk", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=("add_price", "view_price")))
+    client.force_login(user)
+    shown = client.post(page("price_add"), entered | {"_preview": ""})
+    assert shown.status_code == 200 and "impact" not in shown.context
+    assert "_preview" not in client.get(page("price_add")).content.decode()
+    assert Price.objects.count() == 1
 
 
 def test_a_proposal_shows_its_impact_and_is_approved_in_bulk(client, boss, price):
