@@ -413,7 +413,10 @@ class UsageSumSerializer(serializers.Serializer[Any]):
     cached_tokens = serializers.IntegerField(allow_null=True)
     cost_usd = serializers.DecimalField(max_digits=None, decimal_places=9)
     saved_usd = serializers.DecimalField(
-        max_digits=None, decimal_places=9, allow_null=True, help_text="What answers from the gateway's cache would have cost."
+        max_digits=None,
+        decimal_places=9,
+        allow_null=True,
+        help_text="What answers from the gateway's cache would have cost.",
     )
     shadow_cost_usd = serializers.DecimalField(
         max_digits=None, decimal_places=9, allow_null=True, help_text="What of the cost is that of shadow calls."
