@@ -138,7 +138,8 @@ class _Statuses:
             backlog.add_metric(label, max(0, status.journal_seq - status.ingested_seq))
             rss.add_metric(label, status.rss_bytes)
             tasks.add_metric(label, status.tasks)
-        yield from (requests, latency, tokens, cost, cut, lost, over, live, streams, ready, version, backlog, rss, tasks)
+        yield from (requests, latency, tokens, cost, cut, lost, over)
+        yield from (live, streams, ready, version, backlog, rss, tasks)
 
 
 def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
