@@ -34,6 +34,8 @@ def matches(subject: Subject, values: Mapping[str, str]) -> bool:
 
 def counter_values(subject: Subject, values: Mapping[str, str]) -> tuple[str, ...]:
     """What tells one counter of a rule from its others: the values of the dimensions that say `*`, by the dimensions' names."""
+    if EACH not in subject.values():
+        return ()
     return tuple(values[dimension] for dimension, wanted in sorted(subject.items()) if wanted == EACH)
 
 
@@ -60,6 +62,8 @@ class Index(Generic[R]):
         self.dimensions = tuple(sorted(dimensions))
 
     def matching(self, values: Mapping[str, str]) -> list[R]:
+        if not self._rules:
+            return []
         looked_up = [("", ""), *values.items(), *((dimension, EACH) for dimension in values)]
         found = [
             numbered

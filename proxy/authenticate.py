@@ -59,11 +59,10 @@ class Subject:
             "key": key.key_id,
         }
         # The rules of the key alone, and what it has besides that its calls decide.
+        budgets, limits = registry.rules_of_keys(project)
         self._of_key = (
-            registry.budgets_of_keys.matching(self._values)
-            + [budget for budget in key.budgets if matching.is_of_keys(budget.subject)],
-            registry.limits_of_keys.matching(self._values)
-            + [limit for limit in key.limits if matching.is_of_keys(limit.subject)],
+            budgets + [budget for budget in key.budgets if matching.is_of_keys(budget.subject)],
+            limits + [limit for limit in key.limits if matching.is_of_keys(limit.subject)],
         )
         self._by_call = (
             Index(budget for budget in key.budgets if not matching.is_of_keys(budget.subject)),
@@ -88,6 +87,7 @@ class Subject:
             budgets + self.registry.budgets_of_calls.matching(values) + budgets_by_call.matching(values),
             limits + self.registry.limits_of_calls.matching(values) + limits_by_call.matching(values),
             values,
+            self.registry.counters,
         )
         if len(self._rules) >= RULES_MAX:
             self._rules.clear()

@@ -16,6 +16,7 @@ from proxy.dialects.dialect import Dialect
 from proxy.providers.passthrough import PASSTHROUGH
 from proxy.providers.provider import Api, Authorizer, Provider
 from proxy.providers.table import PROVIDERS
+from proxy.rules import Shared
 from proxy.wire.http1 import Origin
 
 log = structlog.get_logger()
@@ -119,8 +120,10 @@ class Registry:
             for deployment_id, deployment in snapshot.deployments.items()
         }
         # Apart: those that a key alone decides, which are looked for once, and those that each call decides.
-        self.budgets_of_keys = Index(budget for budget in snapshot.budgets if is_of_keys(budget.subject))
-        self.limits_of_keys = Index(limit for limit in snapshot.limits if is_of_keys(limit.subject))
+        self._budgets_of_keys = Index(budget for budget in snapshot.budgets if is_of_keys(budget.subject))
+        self._limits_of_keys = Index(limit for limit in snapshot.limits if is_of_keys(limit.subject))
+        self._rules_of_keys: dict[str, tuple[list[configuration.Budget], list[configuration.Limit]]] = {}
+        self.counters: Shared = {}
         self.budgets_of_calls = Index(budget for budget in snapshot.budgets if not is_of_keys(budget.subject))
         self.limits_of_calls = Index(limit for limit in snapshot.limits if not is_of_keys(limit.subject))
         # By provider and upstream model; "" for calls that name no model we know.
@@ -136,6 +139,24 @@ class Registry:
     @property
     def version(self) -> int:
         return self.snapshot.version
+
+    def rules_of_keys(
+        self, project: configuration.Project
+    ) -> tuple[list[configuration.Budget], list[configuration.Limit]]:
+        """Those that apply to every key of the project, whatever it calls. What names a key travels with that key."""
+        try:
+            return self._rules_of_keys[project.project_id]
+        except KeyError:
+            pass
+        values = {
+            "team": project.team_id,
+            "project": project.project_id,
+            "environment": project.environment,
+            "key": "any",
+        }
+        rules = self._budgets_of_keys.matching(values), self._limits_of_keys.matching(values)
+        self._rules_of_keys[project.project_id] = rules
+        return rules
 
 
 def _upstream(

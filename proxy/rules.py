@@ -1,6 +1,7 @@
 """The budgets and limits that apply to an attempt, as the gate is asked about them. Prepared once, kept while windows last. No I/O."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from budgets import gate, limits
@@ -12,6 +13,11 @@ NANOS_PER_MINUTE = 60 * limits.NANOS_PER_S
 # How long counters of no budget at all are good for.
 NO_WINDOW_S = 3600.0
 NEVER_CARRIED = ("fixed", "total")
+SHARED_MAX = 4096
+
+# Counters that many keys count in, prepared once for all of them, by the rule and what tells its counters apart. With each, until
+# when (Unix seconds) it is the one; None while the budget has no window.
+Shared = dict[tuple[str, ...], tuple[gate.BudgetCounter | None, float]]
 
 
 class InForce(NamedTuple):
@@ -21,6 +27,9 @@ class InForce(NamedTuple):
     budget_ids: tuple[str, ...]
     counters: gate.BudgetCounters
     valid_until_s: float
+
+
+_NEVER = InForce((), (), gate.BudgetCounters(), 0.0)
 
 
 class RateHeaders(NamedTuple):
@@ -58,12 +67,25 @@ _COUNTED = {
 class Rules:
     """`budgets` and `limits` are those that match; `values` say which of their counters it is."""
 
-    __slots__ = ("_budgets", "_costs_of_one", "_estimated", "_in_force", "_values", "checks", "limits", "rate_headers")
+    __slots__ = (
+        "_budgets",
+        "_costs_of_one",
+        "_estimated",
+        "_in_force",
+        "_shared",
+        "_values",
+        "checks",
+        "limits",
+        "rate_headers",
+    )
 
-    def __init__(self, budgets: Sequence[Budget], limits_: Sequence[Limit], values: Mapping[str, str]) -> None:
+    def __init__(
+        self, budgets: Sequence[Budget], limits_: Sequence[Limit], values: Mapping[str, str], shared: Shared
+    ) -> None:
         self._budgets = budgets
         self._values = values
-        self._in_force = InForce((), (), gate.BudgetCounters(), 0.0)
+        self._shared = shared
+        self._in_force = _NEVER
         self.limits = sorted(limits_, key=_is_of_concurrency)
         self.checks = gate.LimitChecks(_check(limit, values) for limit in self.limits)
         rates = self.checks[: self.checks.rates]
@@ -107,15 +129,27 @@ class Rules:
         return self._in_force
 
     def _at(self, now_s: float) -> InForce:
-        budgets, rows, until_s = [], [], [now_s + NO_WINDOW_S]
+        budgets, rows, valid_until_s = [], [], now_s + NO_WINDOW_S
         for budget in self._budgets:
-            start_s, end_s = window_of(budget, now_s)
-            until_s += [moment for moment in (start_s, end_s, *_increase_moments(budget)) if moment > now_s]
-            if start_s <= now_s < end_s:
+            counter, until_s = self._counter(budget, now_s)
+            valid_until_s = min(valid_until_s, until_s)
+            if counter is not None:
                 budgets.append(budget)
-                rows.append(_counter(budget, start_s, end_s, now_s, self._values))
-        budget_ids = tuple(budget.budget_id for budget in budgets)
-        return InForce(tuple(budgets), budget_ids, gate.BudgetCounters(rows), min(until_s))
+                rows.append(counter)
+        budget_ids = tuple([budget.budget_id for budget in budgets])
+        return InForce(tuple(budgets), budget_ids, gate.BudgetCounters(rows), valid_until_s)
+
+    def _counter(self, budget: Budget, now_s: float) -> tuple[gate.BudgetCounter | None, float]:
+        of_each = counter_values(budget.subject, self._values)
+        if "key" in budget.subject:
+            return _counter_at(budget, of_each, now_s)
+        place = budget.budget_id, *of_each
+        counter = self._shared.get(place)
+        if counter is None or now_s >= counter[1]:
+            if len(self._shared) >= SHARED_MAX:
+                self._shared.clear()
+            counter = self._shared[place] = _counter_at(budget, of_each, now_s)
+        return counter
 
 
 def window_of(budget: Budget, at_s: float) -> tuple[int, int]:
@@ -142,8 +176,15 @@ def _increase_moments(budget: Budget) -> Iterator[float]:
         yield increase.until_s
 
 
-def _counter(budget: Budget, start_s: int, end_s: int, now_s: float, values: Mapping[str, str]) -> gate.BudgetCounter:
-    of_each = counter_values(budget.subject, values)
+def _counter_at(budget: Budget, of_each: tuple[str, ...], now_s: float) -> tuple[gate.BudgetCounter | None, float]:
+    """As `Shared` has it. `of_each` are the values that tell its counters apart."""
+    start_s, end_s = window_of(budget, now_s)
+    changes_s = [moment for moment in (start_s, end_s, *_increase_moments(budget)) if moment > now_s]
+    counter = _counter(budget, start_s, end_s, now_s, of_each) if start_s <= now_s < end_s else None
+    return counter, min(changes_s, default=inf)
+
+
+def _counter(budget: Budget, start_s: int, end_s: int, now_s: float, of_each: tuple[str, ...]) -> gate.BudgetCounter:
     key = gate.spend_key(budget.budget_id, start_s, *of_each)
     amount, unit = cap_of(budget, now_s), gate.UNITS[budget.unit]
     carry = None

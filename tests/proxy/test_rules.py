@@ -21,7 +21,7 @@ def budget(amount: int, **fields: Any) -> Budget:
 
 
 def counter(rule: Budget, at_s: float = NOON_S, **values: str) -> gate.BudgetCounter:
-    (found,) = Rules([rule], [], values).in_force(at_s).counters
+    (found,) = Rules([rule], [], values, {}).in_force(at_s).counters
     return found
 
 
@@ -35,7 +35,7 @@ def test_each_value_has_a_counter_of_its_own():
 
 
 def test_an_increase_counts_while_it_lasts():
-    rules = Rules([budget(100, increases=(Increase(amount=20, from_s=NOON_S + 60, until_s=NOON_S + 120),))], [], {})
+    rules = Rules([budget(100, increases=(Increase(amount=20, from_s=NOON_S + 60, until_s=NOON_S + 120),))], [], {}, {})
     for at_s, cap in ((NOON_S, 100), (NOON_S + 60, 120), (NOON_S + 119, 120), (NOON_S + 120, 100)):
         in_force = rules.in_force(at_s)
         assert in_force.counters[0].cap == cap
@@ -43,7 +43,7 @@ def test_an_increase_counts_while_it_lasts():
 
 
 def test_a_fixed_range_counts_only_inside_of_it():
-    rules = Rules([budget(1, window="fixed", starts_at_s=NOON_S, ends_at_s=NOON_S + 60)], [], {})
+    rules = Rules([budget(1, window="fixed", starts_at_s=NOON_S, ends_at_s=NOON_S + 60)], [], {}, {})
     assert [len(rules.in_force(NOON_S + second).counters) for second in (-1, 0, 59, 60)] == [0, 1, 1, 0]
 
 
