@@ -18,7 +18,7 @@ from proxy.snapshot import Budget, KeyRecord, Snapshot, decode_key, decode_snaps
 from tests.chaos.witness import Call, Witness
 
 NANOS = 10**9
-QUIET_TIMEOUT_S = 40.0
+QUIET_TIMEOUT_S = 120.0
 # What the demo says of its past is not an attempt that any provider has seen.
 OURS = "NOT tags ? 'demo'"
 COLUMNS = {

@@ -35,12 +35,17 @@ class CannotRun(Exception):
 
 
 class Measured(NamedTuple):
-    """What an experiment found. `counts` says how much was run, `detail` what went wrong, for whoever looks into it."""
+    """What an experiment found. `counts` says how much was run, `detail` what went wrong, for whoever looks into it.
+
+    `is_only_late`: whatever was counted is as promised, and only the time that it took is not. A machine that is busy with
+    something else does that too.
+    """
 
     is_held: bool
     figure: str
     counts: str
     detail: str = ""
+    is_only_late: bool = False
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def echo() -> Iterator[int]:
     yield listener.getsockname()[1]
     listener.shutdown(socket.SHUT_RDWR)
     listener.close()
-    thread.join(5)
+    thread.join(60)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def relay(echo: int) -> Iterator[FaultProxy]:
     proxy.close()
 
 
-def _say(relay: FaultProxy, timeout_s: float = 5.0) -> bytes:
+def _say(relay: FaultProxy, timeout_s: float = 60.0) -> bytes:
     """What comes back, until all of it is there or the connection ends. Raises OSError."""
     heard = b""
     with socket.create_connection(("127.0.0.1", relay.port), timeout_s) as client:
