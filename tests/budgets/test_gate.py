@@ -225,7 +225,7 @@ def test_a_counter_lives_an_hour_longer_than_its_window(ready: Gate) -> None:
     ready.admit("a", 1)
     ready.admit("b", 1)
     ready.settle(1, "a", 5)
-    assert END_S + 3600 - time.time() - 600 < ready.client.ttl(TEAM.key) <= END_S + 3600 - time.time() + 1
+    assert END_S + 3600 - time.time() - 600 < ready.client.ttl(TEAM.key) <= END_S + 3600 - time.time() + 600
 
 
 def test_settling_long_after_the_window_leaves_no_counter_behind(ready: Gate) -> None:
@@ -384,7 +384,7 @@ def test_past_a_threshold_requests_pass_at_a_rate(ready: Gate) -> None:
     assert isinstance(ready.admit("g", 1, budgets=[counter]), gate.Admitted)
     refusal = ready.admit("h", 1, budgets=[counter])
     assert isinstance(refusal, gate.Throttled)
-    assert refusal.index == 0 and 0 < refusal.retry_after_ms <= 30_000
+    assert refusal.index == 0 and 10_000 < refusal.retry_after_ms <= 30_000
     assert ready.spent() == 502
 
 
