@@ -214,7 +214,7 @@ class Gateway:
         self._retries.begin()
         for attempt_number, upstream in enumerate(route, start=1):
             deployment_id = upstream.deployment.deployment_id
-            if isinstance(failure, UpstreamFailed) and not self._retries.may_try(deployment_id):
+            if isinstance(failure, UpstreamFailed) and not await self._retries.may_try(deployment_id):
                 described = passed_over(described, [upstream], "keeps failing")
                 continue
             try:
