@@ -11,15 +11,21 @@ from tests.stack import ControlPlane, Proxy, Simulator, Stack, chat, free_port, 
 LATENCY_S = 0.6
 
 
-@pytest.fixture
-def slow_stack(simulator: Simulator, redis_server, short_tmp_path):
+# Who may not end connections meets the last one's late commands at the server.
+MAY_ALL = ()
+MAY_NOT_KILL = ("-client", "+client|id")
+
+
+@pytest.fixture(params=[MAY_ALL, MAY_NOT_KILL], ids=["may end connections", "may not"])
+def slow_stack(request, simulator: Simulator, redis_server, short_tmp_path):
     """(a stack, what is between its worker and Redis)"""
     control = ControlPlane(redis_server.url, simulator.url)
     budget = Budget(budget_id="all", name="all", window="total", amount=10**12)
     control.publish(budgets=(budget,))
     control.open()
     relay = FaultProxy(redis_server.url.removeprefix("unix://"))
-    proxy = Proxy(short_tmp_path, f"redis://127.0.0.1:{relay.port}", free_port(), 1)
+    control.redis.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", *request.param)
+    proxy = Proxy(short_tmp_path, f"redis://worker:secret@127.0.0.1:{relay.port}", free_port(), 1)
     proxy.wait_ready()
     yield Stack(simulator, control, proxy), relay
     proxy.process.stop()

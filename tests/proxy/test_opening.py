@@ -1,0 +1,125 @@
+"""Redis comes back without what it held, and a worker does not: nobody spends what that worker still holds."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from proxy.snapshot import Budget
+from tests.stack import ControlPlane, Proxy, Simulator, Stack, chat, free_port, wait_until
+
+# 655,000 are held for the stream and 402,000 are spent in the end: with either there is room for a short answer, and none for a long.
+CAP_NANOS = 1_000_000
+LONG, SHORT = chat(max_tokens=300), chat(max_tokens=8)
+SLOW = chat(content="[[simulate output_tokens=200,tokens_per_second=20]]", max_tokens=200, stream=True)
+
+
+OPENING = (503, "service_unavailable")
+
+
+class TwoHosts:
+    """A worker each, that know of each other by Redis alone."""
+
+    def __init__(self, here: Stack, there: Stack, redis_server) -> None:
+        self.here = here
+        self.there = there
+        self.redis_server = redis_server
+        self.secret = ""
+        self.body = b""
+
+    def fill(self) -> None:
+        """What Redis has of the control plane."""
+        self.here.control.publish(budgets=(Budget(budget_id="cap", name="cap", window="total", amount=CAP_NANOS),))
+        self.secret = self.here.control.issue_key()
+        self.here.control.open()
+
+    def stream_there(self) -> Thread:
+        """A stream that has begun."""
+
+        def read() -> None:
+            with (
+                self.there.client(self.secret) as client,
+                client.stream("POST", "/v1/chat/completions", json=SLOW) as response,
+            ):
+                for chunk in response.iter_bytes():
+                    self.body += chunk
+
+        thread = Thread(target=read)
+        thread.start()
+        wait_until(lambda: b"data:" in self.body, "the first of the stream")
+        return thread
+
+    def ask_here(self, body: dict[str, object] = LONG) -> tuple[int, str]:
+        with self.here.client(self.secret) as client:
+            response = client.post("/v1/chat/completions", json=body)
+        return response.status_code, response.json().get("error", {}).get("code", "")
+
+    def signal_there(self, number: signal.Signals) -> None:
+        os.kill(self.there.proxy.workers()[0], number)
+
+    def redis_loses_everything(self) -> None:
+        self.redis_server.kill()
+        shutil.rmtree(self.redis_server.directory)
+        self.redis_server.start()
+        self.fill()
+        self.here.proxy.wait_ready()
+
+
+@pytest.fixture
+def two_hosts(simulator: Simulator, redis_server, short_tmp_path: Path) -> Iterator[Callable[[float], TwoHosts]]:
+    control = ControlPlane(redis_server.url, simulator.url)
+    proxies: list[Proxy] = []
+
+    def start(lease_s: float) -> TwoHosts:
+        for name in ("here", "there"):
+            directory = short_tmp_path / name
+            directory.mkdir()
+            proxies.append(Proxy(directory, redis_server.url, free_port(), 1, TOLLGATE_LEASE_S=str(lease_s)))
+        hosts = TwoHosts(*(Stack(simulator, control, proxy) for proxy in proxies), redis_server)
+        hosts.fill()
+        for stack in (hosts.here, hosts.there):
+            stack.proxy.wait_ready()
+            stack.wait_for_version(control.version)
+        return hosts
+
+    yield start
+    for proxy in proxies:
+        os.killpg(proxy.process.process.pid, signal.SIGCONT)
+        proxy.process.stop()
+    control.redis.close()
+
+
+def test_a_worker_that_is_away_is_waited_for_with_what_it_holds(two_hosts):
+    hosts = two_hosts(60)
+    stream = hosts.stream_there()
+    assert hosts.ask_here() == (429, "budget_exceeded")
+    hosts.signal_there(signal.SIGSTOP)
+    hosts.redis_loses_everything()
+    assert hosts.ask_here() == OPENING
+    assert hosts.here.control.spent_nanos("cap") == 0
+    hosts.signal_there(signal.SIGCONT)
+    wait_until(lambda: hosts.ask_here() != OPENING, "the other worker")
+    assert hosts.ask_here() == (429, "budget_exceeded")
+    stream.join()
+    assert b"[DONE]" in hosts.body
+    wait_until(lambda: hosts.here.control.holds() == 0, "the end of all holds")
+    assert hosts.here.control.spent_nanos("cap") == 402_000
+    assert hosts.ask_here(SHORT)[0] == 200
+
+
+def test_a_worker_that_is_away_for_longer_than_its_lease_is_not_waited_for_and_cuts_its_streams(two_hosts):
+    hosts = two_hosts(3)
+    stream = hosts.stream_there()
+    hosts.signal_there(signal.SIGSTOP)
+    hosts.redis_loses_everything()
+    refused = [hosts.ask_here()]
+    wait_until(lambda: refused.append(hosts.ask_here()) or refused[-1][0] == 200, "the end of the lease")
+    assert set(refused[:-1]) == {OPENING}
+    hosts.signal_there(signal.SIGCONT)
+    stream.join()
+    assert b"worker_lease_lost" in hosts.body and b"[DONE]" not in hosts.body
+    wait_until(lambda: hosts.here.control.holds() == 0, "the end of all holds")
