@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-from django.db import connection
+from django.db import connection, transaction
 
 from budgets.ledger_models import Drift
 
@@ -138,7 +138,9 @@ def compare_day(day: datetime) -> Iterator[Difference]:
 
 def _compare(comparisons: Sequence[_Comparison], name: str, span: Mapping[str, datetime]) -> Iterator[Difference]:
     for kind, sql, keys, sums in comparisons:
-        with connection.cursor() as cursor:
+        with transaction.atomic(), connection.cursor() as cursor:
+            # The planner expects many more groups than there are, and would sort millions of records for them: twice as slow.
+            cursor.execute("SET LOCAL enable_sort = off")
             cursor.execute(sql, dict(span))
             rows = cursor.fetchall()
         for row in rows:

@@ -185,6 +185,8 @@ class Verification(models.Model):
     drifts = models.PositiveIntegerField(help_text="How many differ, after it.")
     # Where the slow sweep over all hours goes on.
     swept_until = models.DateTimeField(null=True)
+    # Until then no hours are compared: the last time took long.
+    rests_until = models.DateTimeField(null=True)
 
     class Meta:
         ordering = ["-at"]

@@ -41,7 +41,7 @@ def worker(client, key, budget):
 
 
 def verify(client, **options):
-    return verifier.verify(client, sleep=lambda _: None, **options)
+    return verifier.verify(client, sleep=lambda _: None, **{"may_rest": False} | options)
 
 
 def open_drifts():
@@ -208,6 +208,29 @@ def test_only_hours_that_changed_are_compared_at_once_and_the_others_come_round(
     runs = [verify(client), verify(client)]
     assert [run.hours for run in runs] == [49, 49]
     assert open_drifts() == [("tag_hours", "usd", 9 * 10**9 - 1_000)]
+
+
+def test_after_a_run_that_took_long_hours_rest_and_counters_do_not(client, worker, monkeypatch):
+    monkeypatch.setattr(verifier, "REST", 10**6)
+    worker.spend(1_000)
+    assert verify(client, may_rest=True).hours == 1
+    worker.spend(1_000)
+    (counter,) = client.keys("tg:spend:*")
+    client.incrby(counter, 5)
+    break_a_tag(client)
+    resting = verify(client, may_rest=True)
+    assert (resting.hours, resting.counters, open_drifts()) == (0, 1, [("counters", "usd", 5)])
+    client.decrby(counter, 5)
+    assert verify(client, may_rest=True).drifts == 0
+    # Who asks by hand is told, and what was put off is not forgotten.
+    assert verify(client).hours == 1
+    assert {kind for kind, _, _ in open_drifts()} == {"tag_hours"}
+
+
+def test_hours_are_compared_again_when_the_rest_is_over(client, worker, monkeypatch):
+    monkeypatch.setattr(verifier, "REST", 0)
+    worker.spend(1_000)
+    assert [verify(client, may_rest=True).hours for _ in range(2)] == [1, 1]
 
 
 def test_where_redis_is_away_the_ledger_is_verified_all_the_same(client, worker):

@@ -21,7 +21,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         sweep_s = math.inf if options["full"] else verifier.SWEEP_S
         try:
-            run = verifier.verify(redis_client(), sweep_s=sweep_s)
+            run = verifier.verify(redis_client(), sweep_s=sweep_s, may_rest=False)
         except verifier.Taken:
             raise CommandError("another verifier is running: try again in a minute") from None
         counters = "Redis could not be compared" if run.counters is None else f"{run.counters:,} counters"
