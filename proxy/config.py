@@ -30,7 +30,7 @@ class Config:
     idempotency_bytes_max: int = MIB
     grace_s: float = 25.0
     lease_s: float = 30.0
-    redis_timeout_s: float = 0.2
+    redis_timeout_s: float = 0.15
     # Where the control plane listens; "": receipts are not served.
     control_url: str = ""
 

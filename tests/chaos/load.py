@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import importlib
 import json
 import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any, NamedTuple
 
 import uvloop
@@ -75,6 +78,25 @@ async def ask(
 def ask_now(port: int, secret: str, body: Mapping[str, Any], **options: Any) -> Answer:
     """The same, where nothing else runs."""
     return asyncio.run(ask(port, secret, body, **options))
+
+
+Ask = Callable[[int, str], Coroutine[Any, Any, list[Answer]]]
+
+
+@contextlib.contextmanager
+def asked_apart(ask_often: Ask, port: int, secret: str) -> Iterator[Callable[[], list[Answer]]]:
+    """`ask_often` in a process of its own, that is ready to ask: how long an answer takes there does not depend on what load and
+    relays do here."""
+    started = get_context("spawn")
+    with ProcessPoolExecutor(
+        1, mp_context=started, initializer=importlib.import_module, initargs=(ask_often.__module__,)
+    ) as pool:
+        pool.submit(time.monotonic).result()
+        yield lambda: pool.submit(_run, ask_often, port, secret).result()
+
+
+def _run(ask_often: Ask, port: int, secret: str) -> list[Answer]:
+    return asyncio.run(ask_often(port, secret))
 
 
 def _understand(answer: bytes, elapsed_s: float) -> Answer:

@@ -44,7 +44,7 @@ NEVER_REVIVED = (
     "        if child.program.ends:\n            return\n        now",
     "        if True:\n            return\n        now",
 )
-PATIENT = ("proxy/config.py", "redis_timeout_s: float = 0.2\n", "redis_timeout_s: float = 2.0\n")
+PATIENT = ("proxy/config.py", "redis_timeout_s: float = 0.15\n", "redis_timeout_s: float = 2.0\n")
 
 MUTANTS: tuple[Mutant, ...] = (
     Mutant(

@@ -4,12 +4,13 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from tests.chaos.faults import Fault
-from tests.chaos.load import Answer, Load, ask, chat
+from tests.chaos.load import Answer, Load, ask, asked_apart, chat
 from tests.chaos.rig import Measured, Options, Rig, alone, proxy_port, secret_of
 from tests.e2e.conftest import Tollgate
 from tests.stack import wait_until
@@ -38,14 +39,14 @@ def run(rig: Rig, options: Options, *, kind: str) -> Measured:
     progress = rig.progress("round", rounds)
     for number in range(rounds):
         progress.reached(number)
-        with Load(port, secret) as load:
+        with asked_apart(_ask_often, port, secret) as ask_often, Load(port, secret) as load:
             wait_until(lambda: load.answered > 10, "answers")
             if kind == "slow":
                 front.set(Fault(latency_s=1.0))
-                answers = asyncio.run(_ask_often(port, secret))
+                answers = ask_often()
                 front.clear()
             else:
-                answers = _while_away(kind, tollgate, port, secret)
+                answers = _while_away(kind, tollgate, ask_often)
         refused += sum(answer.status != 200 for answer in answers)
         slowest_s = max([slowest_s, *(answer.elapsed_s for answer in answers)])
         wait_until(books.is_quiet, "a ledger that has everything", timeout_s=CAUGHT_UP_S)
@@ -60,24 +61,24 @@ def run(rig: Rig, options: Options, *, kind: str) -> Measured:
     )
 
 
-def _while_away(kind: str, tollgate: Tollgate, port: int, secret: str) -> list[Answer]:
+def _while_away(kind: str, tollgate: Tollgate, ask_often: Callable[[], list[Answer]]) -> list[Answer]:
     process = tollgate.program("postgres")
     if kind == "down":
         # Its supervisor brings it back at once; so again, for as long as it is to be away.
         process.kill()
-        answers = asyncio.run(_ask_often(port, secret))
+        answers = ask_often()
         with suppress(StopIteration):
             tollgate.program("postgres").kill()
         return answers
     if kind == "paused":
         group = os.getpgid(process.pid)
         os.killpg(group, signal.SIGSTOP)
-        answers = asyncio.run(_ask_often(port, secret))
+        answers = ask_often()
         os.killpg(group, signal.SIGCONT)
         return answers
     ballast = tollgate.data_dir / "postgres" / "ballast"
     _fill(ballast)
-    answers = asyncio.run(_ask_often(port, secret))
+    answers = ask_often()
     ballast.unlink()
     return answers
 

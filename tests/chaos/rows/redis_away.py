@@ -12,7 +12,7 @@ import redis
 from controlplane import embedded
 from proxy.snapshot import Budget
 from tests.chaos.faults import Fault, FaultProxy
-from tests.chaos.load import Answer, Load, ask, chat
+from tests.chaos.load import Answer, Load, ask, asked_apart, chat
 from tests.chaos.rig import CannotRun, Measured, Options, Rig, Server, alone, waited
 from tests.chaos.witness import Witness
 from tests.stack import Stack, wait_until
@@ -49,10 +49,13 @@ def run(rig: Rig, options: Options, *, kind: str) -> Measured:
     progress = rig.progress("round", rounds)
     for number in range(rounds):
         progress.reached(number)
-        with Load(stack.proxy.port, secret) as load:
+        with (
+            asked_apart(_ask_often, stack.proxy.port, secret) as ask_often,
+            Load(stack.proxy.port, secret) as load,
+        ):
             wait_until(lambda: load.answered > 10, "answers")
             trouble.cause()
-            answers = asyncio.run(_ask_often(stack.proxy.port, secret))
+            answers = ask_often()
             trouble.mend()
             took_s = waited(lambda: _is_served(stack, secret), RECOVERY_S)
         slowest_recovery_s = max(slowest_recovery_s, RECOVERY_S if took_s is None else took_s)
