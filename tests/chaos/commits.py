@@ -25,7 +25,7 @@ class Counters:
             body = file.read()
         self._offset += len(body)
         pending: list[list[bytes]] | None = None
-        for command in _commands(body):
+        for command in commands(body):
             word = command[0].upper()
             if word == b"MULTI":
                 pending = []
@@ -64,7 +64,7 @@ class Counters:
         return True
 
 
-def _commands(body: bytes) -> Iterator[list[bytes]]:
+def commands(body: bytes) -> Iterator[list[bytes]]:
     """Arrays of bulk strings; a torn tail ends it."""
     at = 0
     while at < len(body):

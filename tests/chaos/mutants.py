@@ -69,6 +69,14 @@ MUTANTS: tuple[Mutant, ...] = (
         "  0,",
     ),
     Mutant(
+        "limits",
+        "a limit lets one more through now and then",
+        "budgets/lua/admit.lua",
+        "if after_ns > capacity_ns then",
+        "if after_ns > capacity_ns + costs_ns[i] then",
+        ("--short",),
+    ),
+    Mutant(
         "stranded",
         "nobody takes over from the dead",
         "proxy/control.py",

@@ -7,6 +7,7 @@ from tests.chaos.rows import (
     doubles,
     failover,
     hard_cap,
+    limits,
     malformed,
     missing,
     model,
@@ -21,6 +22,7 @@ from tests.chaos.rows import (
 PROMISES: tuple[Promise, ...] = (
     hard_cap.PROMISE,
     usable_cap.PROMISE,
+    limits.PROMISE,
     stranded.PROMISE,
     *missing.PROMISES,
     failover.PROMISE,
