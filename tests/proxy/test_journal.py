@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proxy import journal as journal_module
-from proxy.journal import Dispatched, Journal, Settled, adopt, read
+from proxy.journal import Dispatched, Journal, Settled, adopt, read, recorded_workers
 
 
 def _settled(seq: int) -> Settled:
@@ -35,6 +35,15 @@ def test_settles_are_read_back_from_any_place(tmp_path):
         journal.settle(_settled(seq))
     assert [entry.seq for entry in journal.settled_after(2)] == [3, 4, 5]
     assert list(journal.settled_after(5)) == []
+
+
+def test_the_living_and_the_dead_are_named_whose_journals_have_anything_in_them(tmp_path):
+    journals = [Journal(tmp_path, name) for name in ("alice", "bob")]
+    _write_and_die(tmp_path, "carol", settles=1)
+    (tmp_path / "notes.txt").write_text("no journal")
+    assert recorded_workers(tmp_path) == {"carol"}
+    journals[1].dispatch(Dispatched("open", 7, b"admit"))
+    assert recorded_workers(tmp_path) == {"bob", "carol"}
 
 
 def test_a_gap_in_the_numbers_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Redis comes back without what it held, and a worker does not: nobody spends what that worker still holds."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,8 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Thread
 
+import httpx
 import pytest
 
+from budgets import gate
+from budgets.windows import FOREVER_S
+from proxy.journal import Dispatched, Journal
 from proxy.snapshot import Budget
 from tests.stack import ControlPlane, Proxy, Simulator, Stack, chat, free_port, wait_until
 
@@ -19,10 +24,13 @@ SLOW = chat(content="[[simulate output_tokens=200,tokens_per_second=20]]", max_t
 
 
 OPENING = (503, "service_unavailable")
+# Longer than anybody here waits.
+LONG_LEASE_S = 600
+ATTEMPT_ID = "018f3f5e-7b1a-7c3e-9a51-2f6d8d1b7a10"
 
 
-class TwoHosts:
-    """A worker each, that know of each other by Redis alone."""
+class Hosts:
+    """Two with a worker each, that know of each other by Redis alone; or one, which is both."""
 
     def __init__(self, here: Stack, there: Stack, redis_server) -> None:
         self.here = here
@@ -42,6 +50,7 @@ class TwoHosts:
 
         def read() -> None:
             with (
+                contextlib.suppress(httpx.HTTPError),
                 self.there.client(self.secret) as client,
                 client.stream("POST", "/v1/chat/completions", json=SLOW) as response,
             ):
@@ -58,6 +67,12 @@ class TwoHosts:
             response = client.post("/v1/chat/completions", json=body)
         return response.status_code, response.json().get("error", {}).get("code", "")
 
+    def restart_redis(self) -> None:
+        """Another process, with the same data."""
+        self.redis_server.kill()
+        self.redis_server.start()
+        self.here.proxy.wait_ready()
+
     def signal_there(self, number: signal.Signals) -> None:
         os.kill(self.there.proxy.workers()[0], number)
 
@@ -70,16 +85,16 @@ class TwoHosts:
 
 
 @pytest.fixture
-def two_hosts(simulator: Simulator, redis_server, short_tmp_path: Path) -> Iterator[Callable[[float], TwoHosts]]:
+def two_hosts(simulator: Simulator, redis_server, short_tmp_path: Path) -> Iterator[Callable[[float], Hosts]]:
     control = ControlPlane(redis_server.url, simulator.url)
     proxies: list[Proxy] = []
 
-    def start(lease_s: float) -> TwoHosts:
+    def start(lease_s: float) -> Hosts:
         for name in ("here", "there"):
             directory = short_tmp_path / name
             directory.mkdir()
             proxies.append(Proxy(directory, redis_server.url, free_port(), 1, TOLLGATE_LEASE_S=str(lease_s)))
-        hosts = TwoHosts(*(Stack(simulator, control, proxy) for proxy in proxies), redis_server)
+        hosts = Hosts(*(Stack(simulator, control, proxy) for proxy in proxies), redis_server)
         hosts.fill()
         for stack in (hosts.here, hosts.there):
             stack.proxy.wait_ready()
@@ -88,13 +103,14 @@ def two_hosts(simulator: Simulator, redis_server, short_tmp_path: Path) -> Itera
 
     yield start
     for proxy in proxies:
-        os.killpg(proxy.process.process.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(proxy.process.process.pid, signal.SIGCONT)
         proxy.process.stop()
     control.redis.close()
 
 
 def test_a_worker_that_is_away_is_waited_for_with_what_it_holds(two_hosts):
-    hosts = two_hosts(60)
+    hosts = two_hosts(LONG_LEASE_S)
     stream = hosts.stream_there()
     assert hosts.ask_here() == (429, "budget_exceeded")
     hosts.signal_there(signal.SIGSTOP)
@@ -123,3 +139,38 @@ def test_a_worker_that_is_away_for_longer_than_its_lease_is_not_waited_for_and_c
     stream.join()
     assert b"worker_lease_lost" in hosts.body and b"[DONE]" not in hosts.body
     wait_until(lambda: hosts.here.control.holds() == 0, "the end of all holds")
+
+
+def test_a_worker_that_was_stopped_is_not_waited_for(two_hosts):
+    hosts = two_hosts(LONG_LEASE_S)
+    redis = hosts.here.control.redis
+    hosts.there.proxy.process.stop()
+    before = redis.hgetall(gate.WORKERS)
+    wait_until(lambda: redis.hgetall(gate.WORKERS) != before, "the next beat of the other")
+    hosts.restart_redis()
+    assert hosts.ask_here(SHORT)[0] == 200
+
+
+def test_whoever_has_a_journal_on_the_host_is_waited_for_until_somebody_has_taken_over(make_stack, redis_server):
+    """Also where nobody who is left has known of it."""
+    stack = make_stack(TOLLGATE_LEASE_S=str(LONG_LEASE_S))
+    host = Hosts(stack, stack, redis_server)
+    journal = Journal(stack.proxy.directory / "journal", "another")
+    cap = gate.BudgetCounter(gate.spend_key("cap", 0), CAP_NANOS, True, FOREVER_S)
+    admit = gate.encode_admit(
+        worker="another",
+        fence=1,
+        attempt_id=ATTEMPT_ID,
+        kill_fields=(),
+        budgets=[cap],
+        full_nanos=CAP_NANOS,
+        tranche_nanos=CAP_NANOS,
+        hold=gate.hold_value([cap], (), b"{}"),
+    )
+    journal.dispatch(Dispatched(ATTEMPT_ID, CAP_NANOS, admit))
+    host.redis_loses_everything()
+    assert host.ask_here(SHORT) == OPENING
+    journal.close(0)  # It dies.
+    wait_until(lambda: host.ask_here(SHORT) != OPENING, "whoever takes over")
+    assert host.ask_here(SHORT) == (429, "budget_exceeded")
+    assert stack.control.redis.hkeys(gate.SUSPENSE) == [ATTEMPT_ID.encode()]
