@@ -4,6 +4,7 @@ What the control plane would publish is written here by hand, so that the data p
 """
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,16 @@ class Stack:
     def client(self, secret: str | None = None, **options: Any) -> httpx.Client:
         headers = {"authorization": f"Bearer {secret}"} if secret else {}
         return httpx.Client(base_url=self.proxy.url, headers=headers, timeout=60, **options)
+
+    @contextlib.contextmanager
+    def asking(self, secret: str, body: dict[str, Any], *headers: str) -> Iterator[None]:
+        """A client that waits for its answer without reading any of it, and leaves at the end of the `with`."""
+        content = httpx.Request("POST", self.proxy.url, json=body).read()  # As other clients write it.
+        lines = ["POST /v1/chat/completions HTTP/1.1", "host: test", f"authorization: Bearer {secret}", *headers]
+        head = "\r\n".join([*lines, "content-type: application/json", f"content-length: {len(content)}", "", ""])
+        with socket.create_connection(("127.0.0.1", self.proxy.port)) as connection:
+            connection.sendall(head.encode() + content)
+            yield
 
     def wait_for_version(self, version: int) -> None:
         def is_in_force() -> bool:

@@ -507,8 +507,10 @@ async def test_a_connection_that_says_nothing_is_closed(local):
 async def test_the_server_looks_at_the_deadlines_of_itself():
     edge = LocalEdge(EdgeLimits(head_s=0.01))
     await until(lambda: edge.server.started)
-    assert await edge.send(b"") == []
-    await edge.stop()
+    try:
+        assert await edge.send(b"") == []
+    finally:
+        await edge.stop()
 
 
 @pytest.mark.parametrize("line", [b"\r\n", b"X: y\r\n"])

@@ -104,8 +104,8 @@ def _data(response: httpx.Response) -> list[str]:
 
 
 def _settled(stack: Stack, attempts: int = 1) -> list[dict]:
-    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
-    wait_until(lambda: len(stack.control.events()) >= attempts, "the usage events", timeout_s=5)
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
+    wait_until(lambda: len(stack.control.events()) >= attempts, "the usage events")
     events = stack.control.events()
     assert len({event["attempt_id"] for event in events}) == len(events) == attempts
     return events

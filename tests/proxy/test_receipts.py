@@ -12,7 +12,7 @@ from tests.stack import chat, wait_until
 
 
 def _events(stack, count):
-    wait_until(lambda: len(stack.control.events()) >= count, f"{count} usage events", timeout_s=5)
+    wait_until(lambda: len(stack.control.events()) >= count, f"{count} usage events")
     return stack.control.events()
 
 

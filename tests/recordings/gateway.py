@@ -29,7 +29,7 @@ EVERY_RATE = structs.replace(
 )
 # Some clients say which dialect is theirs where two share a path.
 VERSION_HEADERS = {"anthropic.messages": {"anthropic-version": "2023-06-01"}}
-EVENT_TIMEOUT_S = 10.0
+EVENT_TIMEOUT_S = 60.0
 
 
 class Replay(NamedTuple):
@@ -59,7 +59,7 @@ class RecordedGateway:
         self.proxy.wait_ready()
         secret = self.control.issue_key(passthrough=("*",))
         headers = {"authorization": f"Bearer {secret}", "accept-encoding": "identity"}
-        self._client = httpx.Client(base_url=self.proxy.url, headers=headers, timeout=20)
+        self._client = httpx.Client(base_url=self.proxy.url, headers=headers, timeout=60)
         self._events: dict[str, dict[str, Any]] = {}
         self._last_event = b"0"
 
