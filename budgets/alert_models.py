@@ -225,6 +225,7 @@ class Delivery(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        verbose_name_plural = "deliveries"
         default_permissions = ("view",)
         constraints = [
             models.UniqueConstraint(

@@ -490,6 +490,7 @@ class Rerate(models.Model):
 
     class Meta:
         ordering = ["-created_at"]
+        verbose_name = "re-rate"
         constraints = [
             models.CheckConstraint(condition=models.Q(ends_at__gt=models.F("starts_at")), name="routing_rerate_period")
         ]
