@@ -334,6 +334,7 @@ class Control:
 
     async def _help_to_open(self) -> None:
         """The dead are waited for too."""
+        log.info("this Redis began anew: nothing is admitted before all who may hold something are back")
         await self._redis.wait_until_ready()
         await self._adopt_orphans()
         await self.beat()

@@ -141,6 +141,28 @@ def test_a_worker_that_is_away_for_longer_than_its_lease_is_not_waited_for_and_c
     wait_until(lambda: hosts.here.control.holds() == 0, "the end of all holds")
 
 
+def test_a_stream_that_needs_more_meanwhile_waits_a_little(make_stack):
+    stack = make_stack()
+    version = stack.control.publish(
+        budgets=(Budget(budget_id="cap", name="cap", window="total", amount=100 * CAP_NANOS),)
+    )
+    stack.wait_for_version(version)
+    redis, body = stack.control.redis, b""
+    long = chat(content="[[simulate output_tokens=1500,tokens_per_second=1000]]", max_tokens=8_000, stream=True)
+    with (
+        redis.monitor() as monitor,
+        stack.client(stack.control.issue_key()) as client,
+        client.stream("POST", "/v1/chat/completions", json=long) as response,
+    ):
+        redis.set(gate.OPENING, 1)
+        commands = (entry["command"] for entry in monitor.listen())
+        assert next(command for command in commands if gate.EXTEND.sha1 in command)
+        redis.delete(gate.OPENING)
+        for chunk in response.iter_bytes():
+            body += chunk
+    assert b"[DONE]" in body and b"error" not in body
+
+
 def test_a_worker_that_was_stopped_is_not_waited_for(two_hosts):
     hosts = two_hosts(LONG_LEASE_S)
     redis = hosts.here.control.redis
