@@ -20,6 +20,8 @@ CALLS_MIN = 8
 DEVIATIONS = 3
 # How much faster a call may run than the fastest of late.
 FASTER = 1.125
+# Tokens a second that a deployment makes at most of which nothing is known yet: no provider is as fast.
+FASTEST_OF_ALL = 5_000.0
 # A stream that has shown itself for less has no pace of its own.
 PACE_FROM_S = 0.1
 # A provider that has shown nothing for longer has stopped making what would show.
@@ -101,18 +103,17 @@ class Experience:
         (`most`), and beyond what was seen never more than is `held` (both in tokens).
 
         Where all output shows, what was seen is counted, and what was on its way is added at the pace of the stream, or of the
-        fastest of late. Where it does not, nobody can have made more than the fastest in as long; and where even that is not
-        known, it is what is held.
+        fastest of late. Where it does not, nobody can have made more than the fastest in as long.
         """
         if not most:
             return 0
         fastest = self._fastest * FASTER
         shown = self._shown(seen)
         if is_visible and seen.in_flight_s is not None:
-            pace = max(pace_of(shown, seen.shown_s), fastest)
-            made = shown + _whole(pace * seen.in_flight_s) if pace or not seen.in_flight_s else held
+            pace = max(pace_of(shown, seen.shown_s), fastest) or FASTEST_OF_ALL
+            made = shown + _whole(pace * seen.in_flight_s)
         else:
-            made = _whole(fastest * seen.running_s) if fastest else held
+            made = _whole((fastest or FASTEST_OF_ALL) * seen.running_s)
         return min(max(shown, min(made, held)), most)
 
     def _shown(self, seen: Seen) -> int:

@@ -74,7 +74,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "budgets/lua/admit.lua",
         "if after_ns > capacity_ns then",
         "if after_ns > capacity_ns + costs_ns[i] then",
-        ("--short",),
     ),
     Mutant(
         "stranded",
