@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 45.0
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 120.0
 # What the tests have set for themselves is not what a user has set.
 TEST_SETTINGS = ("DATABASE_URL", "REDIS_URL", "DJANGO_SETTINGS_MODULE", "PYTHONPATH")
 

@@ -21,7 +21,7 @@ def test_the_openai_example_runs(tollgate):
         env=environ,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

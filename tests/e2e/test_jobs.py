@@ -64,16 +64,16 @@ def _make_batch(client: httpx.Client) -> str:
 def test_a_batch_outlives_its_worker_and_redis_and_is_billed_once(small_tollgate):
     facts, books = small_tollgate.facts, Books(small_tollgate)
     headers = {"authorization": f"Bearer {facts['virtual_key']}"}
-    with httpx.Client(base_url=facts["gateway_url"], headers=headers, timeout=20) as client:
+    with httpx.Client(base_url=facts["gateway_url"], headers=headers, timeout=60) as client:
         simulator = _simulator_url(books)
         httpx.post(f"{simulator}/_control", json={"work_ms": WORK_MS}).raise_for_status()
         batch_id = _make_batch(client)
-        wait_until(lambda: books.state(batch_id) == "suspense", "the record in suspense", timeout_s=15)
+        wait_until(lambda: books.state(batch_id) == "suspense", "the record in suspense")
         (held,) = books.records(batch_id)
         assert held["cost_usd"] == held["held_usd"] > 0
         small_tollgate.program("proxy").children()[0].kill()
         books.redis.flushall()
-        wait_until(lambda: books.state(batch_id) == "posted", "the end of the batch", timeout_s=60)
+        wait_until(lambda: books.state(batch_id) == "posted", "the end of the batch")
         assert client.get(f"/batches/{batch_id}").json()["status"] == "completed"
     (record,) = books.records(batch_id)
     bills = books.bills(batch_id)

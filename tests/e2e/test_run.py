@@ -25,7 +25,7 @@ def ask(facts):
         return client.chat.completions.create(model=facts["model"], messages=[{"role": "user", "content": "Say hello"}])
 
 
-def wait_until(condition, timeout_s=20.0):
+def wait_until(condition, timeout_s=120.0):
     deadline = time.monotonic() + timeout_s
     while not (outcome := condition()):
         assert time.monotonic() < deadline, "it did not come true in time"
@@ -71,13 +71,13 @@ def test_demo_json_holds_the_facts_and_is_private(tollgate):
 
 def test_the_printed_curl_works_when_pasted(tollgate):
     command = re.search(r"^curl .*?^ +-d '.*?'$", tollgate.output, re.DOTALL | re.MULTILINE).group()
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["choices"][0]["message"]["content"]
 
 
 def test_the_printed_python_works_when_pasted(tollgate):
     code = re.search(r"^from openai import OpenAI$.*?^print\(.*?\)$", tollgate.output, re.DOTALL | re.MULTILINE).group()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip()
 
 
@@ -125,7 +125,7 @@ def test_a_program_that_is_killed_is_back_and_so_is_all_that_leans_on_it(tollgat
     wait_until(lambda: _status(f"{tollgate.admin_root}/admin/login/") == 200)
     before = wait_until(lambda: _ledger_rows_or_none(tollgate))
     ask(tollgate.facts)
-    wait_until(lambda: (_ledger_rows_or_none(tollgate) or 0) > before, timeout_s=30)
+    wait_until(lambda: (_ledger_rows_or_none(tollgate) or 0) > before)
 
 
 def _runs_again(tollgate, name, earlier_pid):
@@ -137,7 +137,7 @@ def _runs_again(tollgate, name, earlier_pid):
 
 def _status(url):
     try:
-        return httpx.get(url, timeout=2).status_code
+        return httpx.get(url, timeout=10).status_code
     except httpx.HTTPError:
         return None
 
@@ -163,7 +163,7 @@ def test_a_restart_keeps_data_and_key_and_leaves_no_process(make_tollgate):
 
     started = tollgate.processes()
     tollgate.kill()
-    wait_until(lambda: not any(process.is_running() for process in started), timeout_s=40)
+    wait_until(lambda: not any(process.is_running() for process in started))
     tollgate.start()
     assert ask(facts).choices
     assert tollgate.stop(signal.SIGTERM) == 0
