@@ -482,6 +482,8 @@ class _PushConnection(_Connection):
                     self._channels_missing -= 1
                     if self._channels_missing == 0 and not self.subscribed.done():
                         self.subscribed.set_result(None)
-                case RedisReplyError():
+                case RedisReplyError() if not self.subscribed.done():
                     self.drop(f"the server refused: {reply}")
                     return
+                case _:
+                    pass  # A ping's answer. A Redis that takes no writes (its disk is full) refuses pings too, and lives.

@@ -407,6 +407,36 @@ async def test_the_subscriber_comes_back_and_says_so(redis_server: Any) -> None:
     await subscriber.close()
 
 
+async def test_a_subscriber_stays_with_a_redis_that_takes_no_writes(redis_server: Any, tmp_path: Path) -> None:
+    connects, messages = 0, []
+
+    async def count_connects() -> None:
+        nonlocal connects
+        connects += 1
+
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.config_set("dir", str(gone))
+        client.config_set("save", "900 1")
+        gone.rmdir()
+        client.bgsave()
+        await until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+        with pytest.raises(redis.ResponseError, match="MISCONF"):
+            client.ping()
+        subscriber = RedisSubscriber(
+            redis_server.url, ["news"], lambda _, body: messages.append(body), count_connects, ping_every_s=0.01
+        )
+        subscriber.start()
+        await until(lambda: connects == 1)
+        before = client.info("commandstats")["cmdstat_ping"]["rejected_calls"]
+        await until(lambda: client.info("commandstats")["cmdstat_ping"]["rejected_calls"] > before + 5)
+        client.publish("news", "heard")
+        await until(lambda: messages == [b"heard"])
+    assert connects == 1
+    await subscriber.close()
+
+
 async def test_a_subscriber_that_hears_nothing_at_all_leaves(redis_server: Any) -> None:
     subscriber = RedisSubscriber(redis_server.url, ["news"], lambda _channel, _body: None, ping_every_s=0.3)
     subscriber.start()
