@@ -111,10 +111,10 @@ class Admission:
             tranche_tokens=tranche_tokens,
             hold=gate.hold_value(counters, checks.running_keys, encode_event(attempt.event)),
         )
-        refusal = self._room.refusal(counters) if self._room.lines else None
+        needs = {gate.USD: tranche_nanos, gate.TOKENS: tranche_tokens, gate.REQUESTS: 1}
+        refusal = self._room.refusal(counters, needs) if self._room.lines else None
         answer = refusal or gate.decode_admit(await self._ask_for_hold(attempt))
         if isinstance(answer, gate.OverBudget):
-            needs = {gate.USD: tranche_nanos, gate.TOKENS: tranche_tokens, gate.REQUESTS: 1}
             answer = await self._ask_in_line(attempt, needs, answer)
         if isinstance(answer, gate.Downgraded):
             raise Downgrade(answer.alias)

@@ -26,7 +26,7 @@ class LiveRequest:
         """The first reason counts."""
         if self.cut_by is None:
             self.cut_by = error
-            self._task.cancel()
+            self._task.cancel(error)
 
     def client_gone(self) -> None:
         self.is_client_gone = True

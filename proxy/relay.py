@@ -12,7 +12,7 @@ from proxy.attempt import Attempt, Outcome
 from proxy.call import gateway_error
 from proxy.clock import Clock
 from proxy.dialects.dialect import RESPONSE, Call, StreamWriter
-from proxy.errors import GatewayError, LeaseLost, UpstreamBroken, UpstreamFailed, UpstreamStreamFailed
+from proxy.errors import ClientGone, GatewayError, LeaseLost, UpstreamBroken, UpstreamFailed, UpstreamStreamFailed
 from proxy.estimate import SILENCE_S_MAX
 from proxy.learning import TRANCHE_TOKENS, needed_tokens
 from proxy.neutral import Answer, Began, Event, Failed
@@ -24,8 +24,9 @@ from proxy.wire.frame import Frame, StreamMalformed, StreamTooLarge
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 # How long a provider that was told that nobody listens has to say its last word. Who throws a kill switch waits as long for the
-# last words of their streams.
+# last words of their streams; when the client has left, nobody waits.
 LAST_WORD_S = 0.05
+LAST_WORD_UNWAITED_S = 0.25
 
 
 def answers_in_stream(response: http1.UpstreamResponse, attempt: Attempt) -> bool:
@@ -121,9 +122,10 @@ async def relay_stream(
         raise UpstreamBroken("the provider's stream is malformed", may_have_been_billed=True) from error
     except UpstreamFailed:
         raise
-    except (asyncio.CancelledError, GatewayError):
+    except (asyncio.CancelledError, GatewayError) as cut:
         # It is we who cut it. What the provider has made by now is billed, whether or not anybody reads it.
-        await stream.hear_out()
+        is_client_gone = any(isinstance(reason, ClientGone) for reason in cut.args)
+        await stream.hear_out(LAST_WORD_UNWAITED_S if is_client_gone else LAST_WORD_S)
         raise
     finally:
         stream.tell()
@@ -183,12 +185,12 @@ class _Stream:
             _check_lease(self._admission)
             await responder.part(passing)
 
-    async def hear_out(self) -> None:
+    async def hear_out(self, last_word_s: float) -> None:
         """Read, for nobody but the meter, what is on its way: to the provider's last word where it can be told that nobody
         listens, else what is at hand."""
         self._is_cut = True
         with suppress(http1.UpstreamFailure, GatewayError, StreamTooLarge, StreamMalformed, TimeoutError):
-            async with asyncio.timeout(LAST_WORD_S if self._response.hang_up() else 0):
+            async with asyncio.timeout(last_word_s if self._response.hang_up() else 0):
                 while chunk := await self._response.next_chunk():
                     self._passage.take(self._parser.feed(chunk))
 

@@ -22,6 +22,10 @@ ASK_EVERY_S_MIN = 0.01
 ASK_EVERY_S_MAX = 0.1
 # Who needs so many times less than the first need not wait for what is too little for the first.
 MUCH_LESS = 2
+# Who needs no more than this part of what is left need not wait for anybody: the gate thinks so too (`prelude.lua`).
+AMPLE_PARTS = 256
+# Who would stand further back would hardly get room in time.
+LINE_MAX = 1_000
 # So many spent budgets are remembered.
 SPENT_MAX = 10_000
 
@@ -39,11 +43,11 @@ class Room:
         # What was left of those that were found spent. While it is the same, nobody need ask.
         self._spent: dict[str, int] = {}
 
-    def refusal(self, counters: Sequence[BudgetCounter]) -> OverBudget | None:
-        """Of a newcomer: where others wait, it stands in line before it asks."""
+    def refusal(self, counters: Sequence[BudgetCounter], needs: Mapping[int, int]) -> OverBudget | None:
+        """Of a newcomer that `needs` so much of each unit: where others wait, it stands in line before it asks."""
         for index, counter in enumerate(counters):
             line = self.lines.get(counter.key)
-            if line is not None:
+            if line is not None and needs[counter.unit] * AMPLE_PARTS > line.left:
                 return OverBudget(index, line.left)
         return None
 
@@ -68,6 +72,10 @@ class Line:
     @property
     def is_empty(self) -> bool:
         return not self._places
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._places) >= LINE_MAX
 
     @property
     def next(self) -> "Place":
@@ -128,6 +136,9 @@ class Place:
 
     async def turn(self, counter: BudgetCounter, left: int) -> bool:
         """That counter has refused it, with so much `left`: wait until it may ask again. False: it has waited long enough."""
+        line = self._room.lines.get(counter.key)
+        if line is not None and line.is_full and self._key != counter.key:
+            return False
         line = self._stand_in_line(counter, left)
         line.note(left)
         while (patience_s := self._patience_s(line)) > 0:

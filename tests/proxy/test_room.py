@@ -3,6 +3,7 @@
 import asyncio
 
 from budgets import gate
+from proxy import room
 from proxy.room import Place, Room
 
 COUNTER = gate.BudgetCounter("tg:spend:cap:0", 1_000, True, 2_000_000_000)
@@ -51,9 +52,10 @@ async def test_who_came_first_is_served_first():
 
 async def test_a_newcomer_stands_behind_those_who_wait():
     cap = Cap(left=5)
-    assert cap.room.refusal((OTHER, COUNTER)) is None
+    assert cap.room.refusal((OTHER, COUNTER), {gate.USD: 10}) is None
     tasks = await cap.waiting(("a", 10))
-    assert cap.room.refusal((OTHER, COUNTER)) == gate.OverBudget(1, 5)
+    assert cap.room.refusal((OTHER, COUNTER), {gate.USD: 10}) == gate.OverBudget(1, 5)
+    assert cap.room.refusal((OTHER, COUNTER), {gate.USD: 0}) is None, "for whom there is room in abundance"
     cap.left = 10
     await asyncio.gather(*tasks)
 
@@ -82,6 +84,16 @@ async def test_a_stream_that_runs_does_not_wait_for_long():
     assert not await Cap(left=0).take("running", 10, is_running=True)
 
 
+async def test_a_line_does_not_grow_without_end(monkeypatch):
+    monkeypatch.setattr(room, "LINE_MAX", 2)
+    cap = Cap(left=0)
+    tasks = await cap.waiting(("a", 10), ("b", 10), ("c", 10))
+    assert not await tasks[2]
+    cap.left = 20
+    await asyncio.gather(*tasks[:2])
+    assert cap.got == ["a", "b"]
+
+
 async def test_whoever_gives_up_makes_way():
     cap = Cap(left=0)
     tasks = await cap.waiting(("a", 10), ("b", 10))
@@ -100,9 +112,9 @@ async def test_whom_another_counter_refuses_goes_on_waiting_there():
     assert not cap.room.lines
 
 
-def test_a_budget_is_known_to_be_spent_until_something_moves():
-    room = Cap(left=0).room
-    room.note_spent(COUNTER.key, 7)
-    assert room.is_spent(COUNTER.key, 7)
-    assert not room.is_spent(COUNTER.key, 8)
-    assert not room.is_spent(OTHER.key, 7)
+async def test_a_budget_is_known_to_be_spent_until_something_moves():
+    waiting = Cap(left=0).room
+    waiting.note_spent(COUNTER.key, 7)
+    assert waiting.is_spent(COUNTER.key, 7)
+    assert not waiting.is_spent(COUNTER.key, 8)
+    assert not waiting.is_spent(OTHER.key, 7)
