@@ -1,7 +1,8 @@
 """Rebuild: an empty Redis gets back what it held: configuration from the models, counters from the ledger, and the epoch last.
 
 Until the epoch is there nothing is admitted, settled or reaped, so nothing moves while it is counted. Holds of attempts
-that still run, and settles that PostgreSQL does not have, come back from the workers' journals afterwards.
+that still run, and settles that PostgreSQL does not have, come back from the workers' journals afterwards; until all
+workers have put back theirs, nothing more is held (`budgets/lua/heartbeat.lua`).
 """
 
 import logging
