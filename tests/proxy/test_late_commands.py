@@ -8,9 +8,7 @@ from proxy.snapshot import Budget
 from tests.chaos.faults import Fault, FaultProxy
 from tests.stack import ControlPlane, Proxy, Simulator, Stack, chat, free_port, wait_until
 
-LATENCY_S = 0.6
-
-
+LATENCY_S = 1.5
 # Who may not end connections meets the last one's late commands at the server.
 MAY_ALL = ()
 MAY_NOT_KILL = ("-client", "+client|id")
@@ -25,7 +23,9 @@ def slow_stack(request, simulator: Simulator, redis_server, short_tmp_path):
     control.open()
     relay = FaultProxy(redis_server.url.removeprefix("unix://"))
     control.redis.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", *request.param)
-    proxy = Proxy(short_tmp_path, f"redis://worker:secret@127.0.0.1:{relay.port}", free_port(), 1)
+    proxy = Proxy(
+        short_tmp_path, f"redis://worker:secret@127.0.0.1:{relay.port}", free_port(), 1, TOLLGATE_REDIS_TIMEOUT_S="0.5"
+    )
     proxy.wait_ready()
     yield Stack(simulator, control, proxy), relay
     proxy.process.stop()
@@ -45,6 +45,6 @@ def test_a_hold_that_was_given_up_is_not_made_later(slow_stack):
         time.sleep(2 * LATENCY_S)  # By now all that was on its way has come.
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
     assert relay.struck
-    wait_until(lambda: stack.control.holds() == 0, "the end of all holds", timeout_s=5)
+    wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
     spent = sum(event.get("cost_nanos", 0) for event in stack.control.events())
     assert stack.control.spent_nanos("all") == spent
