@@ -150,8 +150,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "retries",
         "everybody may fall back on what fails",
         "proxy/retries.py",
-        "        if self._saved < 1:\n            return False\n",
-        "",
+        "        while not self._is_good(deployment_id):\n",
+        "        while False and not self._is_good(deployment_id):\n",
     ),
     Mutant(
         "malformed",
