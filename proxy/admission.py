@@ -32,7 +32,7 @@ from proxy.journal import Dispatched, Journal, JournalUnwritable, Settled
 from proxy.learning import Learning
 from proxy.prepare import Prepared
 from proxy.refusals import budget_exceeded, limit_exceeded, throttled
-from proxy.replay import replay, restore
+from proxy.replay import JournalTooShort, have_rebuilt, replay, restore
 from proxy.room import ASK_EVERY_S_MAX, EXTEND_WAIT_S, Place, Room
 from proxy.route import may_use
 from proxy.wire.redis import RedisError, RedisPipeline
@@ -65,6 +65,8 @@ class Admission:
         # Settles go straight to Redis only while everything before them is known to be there.
         self._is_in_step = False
         self._catching_up = asyncio.Lock()
+        # Where Redis was when a rebuild was asked for.
+        self._too_far_back_seq: int | None = None
         self._outbox: list[Settled] = []
         self._room = Room(self._ask_turn, clock.now_s)
         self._learning = Learning()
@@ -331,7 +333,14 @@ class Admission:
                 await restore(self._redis, entry, by=self.worker, fence=self.fence)
             while applied_seq < self.journal.seq:
                 self.journal.flush()  # What Redis has, the file has: also of the settles of this very turn of the loop.
-                applied_seq = await replay(self._redis, list(self.journal.settled_after(applied_seq)), applied_seq)
+                try:
+                    applied_seq = await replay(self._redis, list(self.journal.settled_after(applied_seq)), applied_seq)
+                except JournalTooShort:
+                    # Once: were it of no use, the other workers would be closed again and again.
+                    if applied_seq != self._too_far_back_seq:
+                        self._too_far_back_seq = applied_seq
+                        await have_rebuilt(self._redis)
+                    raise
             # No await since the last look at the journal: what is settled from here on goes straight to Redis.
             self._is_in_step = True
 

@@ -95,8 +95,9 @@ class Journal:
         return (e for e in heapq.merge(settles, list(self._unwritten), key=lambda e: e.seq) if e.seq > seq)
 
     def forget(self, ingested_seq: int) -> None:
-        """Drop the segments that PostgreSQL has whole. The one being written stays."""
-        while len(self._segments) > 1 and self._segments[0].last_seq <= ingested_seq:
+        """Drop the segments that PostgreSQL has whole. The one being written stays, and the one before it: a Redis that lost its last
+        moments asks for what PostgreSQL has already."""
+        while len(self._segments) > 2 and self._segments[0].last_seq <= ingested_seq:
             self._segments.pop(0).remove()
         self._unwritten = [entry for entry in self._unwritten if entry.seq > ingested_seq]
 

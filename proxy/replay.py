@@ -15,6 +15,11 @@ log = structlog.get_logger()
 REPLAY_BATCH = 500
 
 
+class JournalTooShort(Unavailable):
+    """Redis came back as it was longer ago than the journal reaches. Asking again does not help, and nothing is admitted on wrong
+    counters."""
+
+
 async def restore(redis: RedisPipeline, entry: Dispatched, *, by: str, fence: int) -> None:
     """Put back the hold of an attempt that runs, or ran when its worker died. Raises `Unavailable`."""
     argument = gate.restore_of_admit(entry.admit, entry.held_nanos, entry.held_tokens, by=by, fence=fence)
@@ -23,11 +28,10 @@ async def restore(redis: RedisPipeline, entry: Dispatched, *, by: str, fence: in
 
 
 async def replay(redis: RedisPipeline, entries: list[Settled], applied_seq: int) -> int:
-    """Send settles in order; returns the last applied sequence number. Raises `Unavailable`."""
+    """Send settles in order; returns the last applied sequence number. Raises `Unavailable`, `JournalTooShort`."""
     if not entries or entries[0].seq > applied_seq + 1:
-        # Redis came back as it was long ago. Asking again would not help, and nothing is admitted on wrong counters.
         log.error("the journal does not reach back to where Redis is", applied_seq=applied_seq)
-        raise Unavailable("the gate is behind this worker's journal")
+        raise JournalTooShort("the gate is behind this worker's journal")
     for start in range(0, len(entries), REPLAY_BATCH):
         batch = entries[start : start + REPLAY_BATCH]
         # Futures, not tasks: while a connection is made ready it serves only the task that does so.
@@ -45,6 +49,13 @@ async def replay(redis: RedisPipeline, entries: list[Settled], applied_seq: int)
                 raise Unavailable("the gate is being rebuilt")
             applied_seq = entry.seq
     return applied_seq
+
+
+async def have_rebuilt(redis: RedisPipeline) -> None:
+    """What a journal lacks PostgreSQL has: the control plane is to count anew from there. Nobody is admitted until it has. Raises
+    `Unavailable`."""
+    log.warning("the gate is to be rebuilt from the ledger")
+    await call(redis, b"DEL", gate.EPOCH)
 
 
 async def take_over(redis: RedisPipeline, orphan: Orphan, *, by: str, fence: int) -> bytes:

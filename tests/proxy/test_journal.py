@@ -70,8 +70,21 @@ def test_a_segment_goes_when_postgresql_has_it_and_open_attempts_move_along(tmp_
         journal.flush()
     assert len(list(tmp_path.glob("*.log"))) > 2
     journal.forget(30)
-    (last,) = tmp_path.glob("*.log")
-    assert Dispatched("running", 7, b"admit") in list(read(last))
+    kept = sorted(tmp_path.glob("*.log"), key=lambda path: int(path.suffixes[-2][1:]))
+    assert len(kept) == 2
+    assert Dispatched("running", 7, b"admit") in list(read(kept[-1]))
+
+
+def test_a_redis_that_lost_its_last_moments_gets_also_what_postgresql_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal_module, "SEGMENT_BYTES_MAX", 1000)
+    journal = Journal(tmp_path, "alice")
+    seq = 0
+    while len(list(tmp_path.glob("*.log"))) < 3:  # It has just begun another file.
+        seq += 1
+        journal.settle(_settled(seq))
+        journal.flush()
+    journal.forget(seq)
+    assert [entry.seq for entry in journal.settled_after(seq - 3)] == [seq - 2, seq - 1, seq]
 
 
 def test_a_segment_that_postgresql_lacks_stays(tmp_path, monkeypatch):

@@ -196,3 +196,23 @@ def test_whoever_has_a_journal_on_the_host_is_waited_for_until_somebody_has_take
     wait_until(lambda: host.ask_here(SHORT) != OPENING, "whoever takes over")
     assert host.ask_here(SHORT) == (429, "budget_exceeded")
     assert stack.control.redis.hkeys(gate.SUSPENSE) == [ATTEMPT_ID.encode()]
+
+
+def test_a_redis_from_before_what_the_journal_has_is_rebuilt(stack):
+    """The control plane, which is the test here, has counted anew when it sets the epoch."""
+    control = stack.control
+    secret = control.issue_key()
+    with stack.client(secret) as client:
+        for _ in range(3):
+            assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+        wait_until(lambda: list(control.redis.hgetall(gate.APPLIED).values()) == [b"3"], "the settles")
+        (worker,) = control.redis.hkeys(gate.APPLIED)
+        for path in (stack.proxy.directory / "journal").glob("*.log"):
+            path.write_bytes(b"")
+        control.redis.hset(gate.APPLIED, worker, 1)
+        control.redis.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: not control.redis.exists(gate.EPOCH), "the wish for a rebuild")
+        control.redis.hset(gate.APPLIED, worker, 3)
+        control.open()
+        wait_until(lambda: client.get("/readyz").status_code == 200, "the worker")
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 200
