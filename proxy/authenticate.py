@@ -59,7 +59,7 @@ class Subject:
             "key": key.key_id,
         }
         # The rules of the key alone, and what it has besides that its calls decide.
-        budgets, limits = registry.rules_of_keys(project)
+        budgets, limits = registry.rules_of_keys(self._values)
         self._of_key = (
             budgets + [budget for budget in key.budgets if matching.is_of_keys(budget.subject)],
             limits + [limit for limit in key.limits if matching.is_of_keys(limit.subject)],

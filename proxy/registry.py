@@ -3,7 +3,7 @@
 A registry is built whole from a good snapshot and swapped by one assignment; a request keeps the one it started with.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from msgspec import structs
@@ -140,22 +140,15 @@ class Registry:
     def version(self) -> int:
         return self.snapshot.version
 
-    def rules_of_keys(
-        self, project: configuration.Project
-    ) -> tuple[list[configuration.Budget], list[configuration.Limit]]:
-        """Those that apply to every key of the project, whatever it calls. What names a key travels with that key."""
+    def rules_of_keys(self, values: Mapping[str, str]) -> tuple[list[configuration.Budget], list[configuration.Limit]]:
+        """Those that apply to a key with these values, whatever it calls. They are the same for every key of its project: what names
+        a key travels with that key."""
         try:
-            return self._rules_of_keys[project.project_id]
+            return self._rules_of_keys[values["project"]]
         except KeyError:
             pass
-        values = {
-            "team": project.team_id,
-            "project": project.project_id,
-            "environment": project.environment,
-            "key": "any",
-        }
         rules = self._budgets_of_keys.matching(values), self._limits_of_keys.matching(values)
-        self._rules_of_keys[project.project_id] = rules
+        self._rules_of_keys[values["project"]] = rules
         return rules
 
 
