@@ -35,8 +35,7 @@ def prepare(described: Described, upstream: Upstream, attempt_number: int) -> Pr
     assert api is not None, "the route holds only upstreams that can take the call"
     tiers = service_tiers.asked(call.fields, upstream.deployment)
     if api.name == call.dialect.name:
-        unbounded = api.unbounded_in(call) if api.unbounded else []
-        unbounded += tiers.unbounded
+        unbounded = [*api.unbounded_in(call), *tiers.unbounded]
         if unbounded:
             if not described.is_lenient:
                 raise Unbounded(unbounded, upstream.provider.slug)
