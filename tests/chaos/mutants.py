@@ -195,6 +195,13 @@ MUTANTS: tuple[Mutant, ...] = (
         " cost[TOKENS] - held[TOKENS],",
         " cost[TOKENS],",
     ),
+    Mutant(
+        "model",
+        "a Redis that began anew waits for nobody",
+        "budgets/lua/heartbeat.lua",
+        "  call('SET', 'tg:opening', 1, 'PX', lease_ms)\n",
+        "",
+    ),
 )
 
 

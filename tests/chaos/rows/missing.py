@@ -35,7 +35,9 @@ class Tally:
     kills: int = 0
     calls: set[str] = field(default_factory=set)
     late: int = 0
+    # From recovery, and from the kill, until all was visible.
     slowest_s: float = 0.0
+    slowest_since_kill_s: float = 0.0
     elapsed_s: float = 0.0
     # It did not come back, or nothing worked any more: there are no more kills.
     is_lost: bool = False
@@ -72,15 +74,20 @@ def _take_turn(tally: Tally, victim: str, tollgate: Tollgate, arrivals: Arrivals
     began_at_s = time.monotonic()
     # At any moment of what happens each second.
     time.sleep(draw.uniform(0, 1))
-    if not _kill(tollgate, victim, draw):
+    others = _kill(tollgate, victim, draw)
+    if others is None:
         tally.is_lost = True
         return
+    killed_at_s = time.monotonic()
     tally.calls |= arrivals.since_last_look()
-    visible_s = _time_to_visible(arrivals)
+    before = arrivals.missing()
+    has_recovered = _has_recovered(tollgate, victim, others, arrivals)
+    visible_s = waited(lambda: not before & arrivals.missing(), LATE_S) if has_recovered else None
     tally.kills += 1
     tally.is_lost = visible_s is None
     tally.late += visible_s is None or visible_s > VISIBLE_S
     tally.slowest_s = max(tally.slowest_s, LATE_S if visible_s is None else visible_s)
+    tally.slowest_since_kill_s = max(tally.slowest_since_kill_s, time.monotonic() - killed_at_s)
     tally.elapsed_s += time.monotonic() - began_at_s
 
 
@@ -91,18 +98,20 @@ def _measured(victim: str, tally: Tally, missing: set[str], faults: list[str]) -
         is_held=is_exact and not tally.late,
         is_only_late=is_exact and tally.late > 0,
         figure=f"{len(missing & tally.calls)} missing of {len(tally.calls):,}; "
-        f"visible within {tally.slowest_s:.1f} s of recovery{'; it never came back' if tally.is_lost else ''}",
+        f"visible within {tally.slowest_s:.1f} s of recovery, {tally.slowest_since_kill_s:.1f} s of the kill"
+        f"{'; it never came back' if tally.is_lost else ''}",
         counts=f"{tally.kills} kills of {VICTIMS[victim]}",
         detail="; ".join([*faults[:5], f"{tally.elapsed_s / max(tally.kills, 1):.1f} s a kill"]),
     )
 
 
-def _kill(tollgate: Tollgate, victim: str, draw: random.Random) -> bool:
-    """`kill -9`, once it is there again since the last one; False when it does not come back."""
+def _kill(tollgate: Tollgate, victim: str, draw: random.Random) -> set[psutil.Process] | None:
+    """`kill -9`, once it is there again since the last one. All that might have been killed; None when it does not come back."""
     if waited(lambda: bool(_processes(tollgate, victim)), RECOVERY_TIMEOUT_S) is None:
-        return False
-    draw.choice(_processes(tollgate, victim)).kill()
-    return True
+        return None
+    processes = _processes(tollgate, victim)
+    draw.choice(processes).kill()
+    return set(processes)
 
 
 def _processes(tollgate: Tollgate, victim: str) -> list[psutil.Process]:
@@ -114,16 +123,13 @@ def _processes(tollgate: Tollgate, victim: str) -> list[psutil.Process]:
         return []
 
 
-def _time_to_visible(arrivals: Arrivals) -> float | None:
-    """Seconds from recovery until all that was received before this moment is in the ledger; None if it took too long.
-
-    Recovery is when a call that began after the kill is in the ledger: then everything on the way works again.
-    """
-    killed_at_us = time.time_ns() // 1000
-    before = arrivals.missing()
-    if waited(lambda: arrivals.has_any_since(killed_at_us), RECOVERY_TIMEOUT_S) is None:
-        return None
-    return waited(lambda: not before & arrivals.missing(), LATE_S)
+def _has_recovered(tollgate: Tollgate, victim: str, before: set[psutil.Process], arrivals: Arrivals) -> bool:
+    """Wait until there is another for whom was killed, and a call that began after that is in the ledger: then everything on the
+    way works again. What was under way at the kill may still feed the ledger once more, and is no recovery."""
+    if waited(lambda: bool(set(_processes(tollgate, victim)) - before), RECOVERY_TIMEOUT_S) is None:
+        return False
+    back_at_us = time.time_ns() // 1000
+    return waited(lambda: arrivals.has_any_since(back_at_us), RECOVERY_TIMEOUT_S) is not None
 
 
 PROMISES = tuple(
