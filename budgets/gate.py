@@ -72,6 +72,12 @@ _quote = partial(quote, safe="")
 
 # Scripts
 
+# Room under a cap. Who needs no more than this part of what is left has room in abundance: it gets all it could use, and waits for
+# nobody.
+AMPLE_PARTS = 256
+# Who needs so many times less than the first in line need not wait for what is too little for the first.
+MUCH_LESS = 2
+
 
 class Script(msgspec.Struct, frozen=True):
     name: str
@@ -81,7 +87,8 @@ class Script(msgspec.Struct, frozen=True):
 
 def _load(name: str) -> Script:
     folder = Path(__file__).parent / "lua"
-    text = (folder / "prelude.lua").read_text() + "\n" + (folder / f"{name}.lua").read_text()
+    shared = f"local AMPLE_PARTS, MUCH_LESS = {AMPLE_PARTS}, {MUCH_LESS}"
+    text = "\n".join((shared, (folder / "prelude.lua").read_text(), (folder / f"{name}.lua").read_text()))
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

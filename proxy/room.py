@@ -10,7 +10,7 @@ from bisect import insort
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Self
 
-from budgets.gate import BudgetCounter, OverBudget, Turn
+from budgets.gate import AMPLE_PARTS, MUCH_LESS, BudgetCounter, OverBudget, Turn
 
 # Most of what is held is given back soon. A request waits so long from the last time that anything moved in the budget that
 # refuses it, and not longer in all. A running stream waits less: its provider goes on meanwhile.
@@ -20,10 +20,6 @@ EXTEND_WAIT_S = 0.25
 # A line asks again after a tenth of the time in which nothing has moved, within bounds.
 ASK_EVERY_S_MIN = 0.01
 ASK_EVERY_S_MAX = 0.1
-# Who needs so many times less than the first need not wait for what is too little for the first.
-MUCH_LESS = 2
-# Who needs no more than this part of what is left need not wait for anybody: the gate thinks so too (`prelude.lua`).
-AMPLE_PARTS = 256
 # Who would stand further back would hardly get room in time.
 LINE_MAX = 1_000
 # So many spent budgets are remembered.

@@ -3,8 +3,6 @@
 
 -- Who has not said anything for so long does not wait any more: its worker died.
 local SILENCE_US_MAX = 500000
--- Who needs so many times less than the first need not wait for what is too little for that one.
-local MUCH_LESS = 2
 
 local worker, attempt_id, key, cap, since_us, need = unpack(cmsgpack.unpack(ARGV[1]))
 
@@ -27,7 +25,7 @@ table.sort(line, function(one, other) return one[1] < other[1] end)
 local first_needs, is_turn = line[1][2], false
 for i = 1, #line do
   local _, needs, is_own = unpack(line[i])
-  if needs <= left and (i == 1 or first_needs > left and needs * MUCH_LESS <= first_needs) then
+  if needs <= left and (i == 1 or needs * MUCH_LESS <= first_needs) then
     is_turn = is_own
     break
   end

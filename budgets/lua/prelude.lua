@@ -1,6 +1,7 @@
 -- Shared by the scripts. An amount is a whole number of its budget's unit; a Lua number holds it exactly up to 2^53.
 -- Budgets come as columns (keys, caps, is_hard, ends): Redis unpacks a few flat lists faster than many small ones. `units` has
--- what each counts, and is empty where all count money. Amounts are lists by unit: {nano-USD, tokens, requests}.
+-- what each counts, and is empty where all count money. Amounts are lists by unit: {nano-USD, tokens, requests}. `AMPLE_PARTS` and
+-- `MUCH_LESS` come from `gate.py`, since the lines that workers keep follow them too.
 
 local NANOS, TOKENS, REQUESTS = 1, 2, 3
 local EXACT_MAX = 9007199254740992
@@ -8,9 +9,6 @@ local EXACT_MAX = 9007199254740992
 local CAP_MARGIN = 4096
 -- A counter outlives its window, for workers whose clocks are behind and for settles that come late.
 local COUNTER_GRACE_S = 3600
--- The whole of a hold is taken where it is at most this part of what is left: long holds must not fill up a cap that is
--- hardly spent.
-local AMPLE_PARTS = 256
 local OBSERVED = 'tg:observed'
 local OBSERVED_MAX = 100000
 
@@ -45,7 +43,8 @@ local function left_of(cap, spent)
 end
 
 -- The larger of two amounts that every hard budget has room for. Without room for either: nil, the position (from 0) of the
--- first budget that refuses, and what it has left. At last, whether room is tight in any.
+-- first budget that refuses, and what it has left. At last, whether room is tight in any. The larger one is taken only where room is
+-- ample: long holds must not fill up a cap that is hardly spent.
 local function fitting(spent, caps, is_hard, units, full, tranche)
   local chosen, is_tight = full, false
   for i = 1, #caps do

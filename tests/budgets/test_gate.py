@@ -1,6 +1,7 @@
 """The gate's scripts one by one over a real Redis, its wire format, and 200 clients at once against one hard budget."""
 
 import asyncio
+import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import redis.asyncio
 
 from audit.records import UsageEvent, encode_event
 from budgets import gate, limits
+from proxy.room import Line, Place, Room
 
 WORKER = "worker-1"
 RUN_ID = "a" * 40
@@ -1062,6 +1064,29 @@ def test_who_needs_much_less_need_not_wait_for_what_is_too_little_for_others(rea
     assert not waits(ready, "w2", "hardly smaller", since_us=20, need=400).is_yours
     assert waits(ready, "w3", "small", since_us=30, need=300).is_yours
     assert ready.admit("small", 300) == gate.Admitted(300, (), ())
+
+
+async def test_workers_stand_in_line_by_the_rule_by_which_requests_do_within_one(ready: Gate) -> None:
+    for needs in itertools.product((1, 2, 3, 4, 7), repeat=3):
+        for left in range(8):
+            line = Line(left)
+            for since, need in enumerate(needs):
+                place = Place(Room(_never, time.time), "", {gate.USD: need})
+                place.rank, place.need = since, need
+                line.enter(place)
+            ready.client.delete(f"tg:line:{TEAM.key}")
+            ready.client.set(TEAM.key, CAP_NANOS - left)
+            said = [list(_turns(ready, needs)) for _ in ("all are known", "each is told")][-1]
+            assert said == [line.next.rank == since and need <= left for since, need in enumerate(needs)], (needs, left)
+
+
+def _turns(ready: Gate, needs: Sequence[int]) -> Iterator[bool]:
+    for since, need in enumerate(needs):
+        yield waits(ready, f"w{since}", f"a{since}", since_us=since, need=need).is_yours
+
+
+async def _never(*_: object) -> gate.Turn:
+    raise AssertionError("nobody waits here")
 
 
 def test_who_has_not_asked_for_a_while_waits_no_more(ready: Gate) -> None:
