@@ -171,12 +171,16 @@ def reveal_credential(credential: UpstreamCredential) -> Secret:
 
 def rewrap_rows(rows: QuerySet[Any], *, actor: Actor, reason: str = "") -> int:
     """Put what is `sealed` in each under the first master key, after a new one was set before the old; how many were not."""
-    current = master_keys()[0].key_id
+    waiting = rows.exclude(sealed__startswith=f"v1.{master_keys()[0].key_id}.")
     rewrapped = 0
-    for row in rows.exclude(sealed__startswith=f"v1.{current}."):
-        values = {"sealed": rewrap(row.sealed, master_keys())}
-        audit.change(row, actor=actor, reason=reason, action="rewrap", values=values)
-        rewrapped += 1
+    for pk in list(waiting.values_list("pk", flat=True)):
+        with transaction.atomic():
+            # Read under its lock: one that is replaced meanwhile must not come back.
+            row = waiting.select_for_update().filter(pk=pk).first()
+            if row is not None:
+                values = {"sealed": rewrap(row.sealed, master_keys())}
+                audit.change(row, actor=actor, reason=reason, action="rewrap", values=values)
+                rewrapped += 1
     return rewrapped
 
 

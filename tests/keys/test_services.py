@@ -8,7 +8,8 @@ import uuid
 import pytest
 import redis as redis_client_library
 from django.core.exceptions import ValidationError
-from django.db import connection
+from django.core.management import CommandError, call_command
+from django.db import connection, transaction
 
 from audit.models import AuditEntry
 from keys import redis as flags
@@ -18,8 +19,11 @@ from keys.models import KillSwitch, UpstreamCredential, VirtualKey
 from keys.tokens import digest
 from tests import factories
 from tests.factories import ACTOR
+from tests.stack import wait_until
 
 pytestmark = pytest.mark.django_db
+
+NEW_MASTER_KEY = "bmV3IG1hc3RlciBrZXkgZm9yIHRoZSB0ZXN0czogMzI="
 
 
 @pytest.fixture
@@ -143,13 +147,54 @@ def test_what_can_be_no_credential_is_refused_without_being_repeated(secret):
 
 def test_a_new_master_key_takes_over_without_the_secrets_changing(settings):
     credential = services.add_credential(factories.CredentialPoolFactory(), "one", "sk-0123456789", actor=ACTOR)
-    old, new = settings.TOLLGATE_VAULT_KEY, "bmV3IG1hc3RlciBrZXkgZm9yIHRoZSB0ZXN0czogMzI="
-    settings.TOLLGATE_VAULT_KEY = f"{new},{old}"
+    settings.TOLLGATE_VAULT_KEY = f"{NEW_MASTER_KEY},{settings.TOLLGATE_VAULT_KEY}"
     assert services.rewrap_rows(UpstreamCredential.objects.all(), actor=ACTOR) == 1
     assert services.rewrap_rows(UpstreamCredential.objects.all(), actor=ACTOR) == 0
-    settings.TOLLGATE_VAULT_KEY = new
+    settings.TOLLGATE_VAULT_KEY = NEW_MASTER_KEY
     credential.refresh_from_db()
     assert services.reveal_credential(credential).reveal() == "sk-0123456789"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_secret_that_is_replaced_while_it_is_rewrapped_stays_replaced(settings):
+    credential = services.add_credential(factories.CredentialPoolFactory(), "one", "sk-0123456789", actor=ACTOR)
+    settings.TOLLGATE_VAULT_KEY = f"{NEW_MASTER_KEY},{settings.TOLLGATE_VAULT_KEY}"
+    with transaction.atomic():
+        services.replace_credential_secret(credential, "sk-9876543210", actor=ACTOR)
+        rewrapping = threading.Thread(target=_rewrap)
+        rewrapping.start()
+        wait_until(_is_somebody_waiting_for_a_row, "the one who rewraps")
+    rewrapping.join()
+    credential.refresh_from_db()
+    assert services.reveal_credential(credential).reveal() == "sk-9876543210"
+
+
+def _rewrap():
+    services.rewrap_rows(UpstreamCredential.objects.all(), actor=ACTOR)
+    connection.close()
+
+
+def _is_somebody_waiting_for_a_row():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        return cursor.fetchone()[0] > 0
+
+
+def test_the_command_rewraps_what_is_sealed_wherever_it_is(settings, capsys):
+    credential = services.add_credential(factories.CredentialPoolFactory(), "one", "sk-0123456789", actor=ACTOR)
+    settings.TOLLGATE_VAULT_KEY = f"{NEW_MASTER_KEY},{settings.TOLLGATE_VAULT_KEY}"
+    call_command("rewrap_secrets")
+    assert "upstream credentials: 1 sealed anew" in capsys.readouterr().out
+    settings.TOLLGATE_VAULT_KEY = NEW_MASTER_KEY
+    credential.refresh_from_db()
+    assert services.reveal_credential(credential).reveal() == "sk-0123456789"
+
+
+def test_the_command_says_what_to_do_when_the_old_master_key_is_gone(settings):
+    services.add_credential(factories.CredentialPoolFactory(), "one", "sk-0123456789", actor=ACTOR)
+    settings.TOLLGATE_VAULT_KEY = NEW_MASTER_KEY
+    with pytest.raises(CommandError, match="Put the key back"):
+        call_command("rewrap_secrets")
 
 
 def test_a_secret_stays_with_its_provider():

@@ -1,0 +1,38 @@
+"""`manage.py rewrap_secrets`: put what the vault has sealed under the first master key, after a new one was set before the old."""
+
+from typing import Any
+
+from django.apps import apps
+from django.core.exceptions import FieldDoesNotExist
+from django.core.management.base import BaseCommand, CommandError
+from django.db import OperationalError, models
+
+from controlplane.targets import operator
+from keys.services import rewrap_rows
+from keys.vault import VaultError
+
+
+class Command(BaseCommand):
+    help = "Seal the secrets of providers and channels anew, under the first key of TOLLGATE_VAULT_KEY."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            for model in filter(_is_sealed, apps.get_models()):
+                rewrapped = rewrap_rows(model._default_manager.all(), actor=operator(), reason="a new master key")
+                self.stdout.write(f"{model._meta.verbose_name_plural}: {rewrapped} sealed anew")
+        except (VaultError, OperationalError) as error:
+            raise CommandError(
+                f"not all are sealed anew: {error or type(error).__name__}. Put the key back that opens them, after the new one, "
+                "and run this again; nothing is lost."
+            ) from None
+        self.stdout.write(
+            "The old key is needed no more once the gateway has been restarted, and a day later for kept answers."
+        )
+
+
+def _is_sealed(model: type[models.Model]) -> bool:
+    try:
+        model._meta.get_field("sealed")
+    except FieldDoesNotExist:
+        return False
+    return True
