@@ -11,6 +11,7 @@ from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 from django.core.exceptions import ImproperlyConfigured
 
+from controlplane import watchdog
 from controlplane.checks import refuse_weak_settings
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "controlplane.settings")
@@ -35,6 +36,7 @@ app = Celery("tollgate")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.conf.worker_consumer = Consumer
 app.autodiscover_tasks()
+watchdog.watch(app)
 
 
 @worker_init.connect
