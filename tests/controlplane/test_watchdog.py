@@ -17,7 +17,10 @@ def worker(redis_server, monkeypatch, tmp_path):
     monkeypatch.setitem(os.environ, "REDIS_URL", redis_server.url)
     log = tmp_path / "log"
     argv = ["celery", "-A", "tests.controlplane.stuck_worker", "worker", "--pool", "solo", "--loglevel", "INFO"]
-    with log.open("wb") as output, subprocess.Popen([sys.executable, "-m", *argv], stdout=output, stderr=output) as worker:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen([sys.executable, "-m", *argv], stdout=output, stderr=output) as worker,
+    ):
         try:
             wait_until(lambda: b" ready." in log.read_bytes(), "the worker", log)
             yield worker
