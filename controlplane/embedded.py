@@ -193,6 +193,9 @@ class Redis:
             "port": "0",
             "appendonly": "yes",
             "appendfsync": "everysec",
+            # Its growth is measured from the server's own start, so that one that dies now and then would hardly ever double it,
+            # and load ever more.
+            "auto-aof-rewrite-percentage": "20",
             "save": "",
             "maxmemory-policy": "noeviction",
         }

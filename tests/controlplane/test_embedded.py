@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from controlplane import embedded, processes
+from tests.stack import wait_until
 
 
 def write_and_read(postgres_url: str) -> int:
@@ -32,6 +33,23 @@ def test_what_redis_wrote_survives_its_death(redis_server):
     redis_server.start()
     with redis.Redis.from_url(redis_server.url) as client:
         assert client.get("written") == b"before"
+
+
+def test_a_redis_that_dies_again_and_again_does_not_load_ever_more(redis_server, short_tmp_path):
+    """It measures the growth of its file from its own start: what it doubles by, it would hardly reach between two deaths."""
+    _write_30_mib(redis_server)
+    for _ in range(4):
+        redis_server.kill()
+        redis_server.start()
+        _write_30_mib(redis_server)
+    file = short_tmp_path / "redis" / "appendonly.aof"
+    wait_until(lambda: file.stat().st_size < 30 * 1024 * 1024, "a file that is written anew")
+
+
+def _write_30_mib(server):
+    with redis.Redis.from_url(server.url) as client:
+        for _ in range(30):
+            client.set("only", bytes(1024 * 1024))
 
 
 def test_the_database_role_is_no_superuser(postgres_server):
