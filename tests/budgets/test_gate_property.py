@@ -30,8 +30,8 @@ from tests.budgets.gate_model import Amounts, Event, GateModel, Hold
 WORKERS = ("worker-a", "worker-b")
 END_S = 4_000_000_000
 WINDOWS = (3_999_990_000, 3_999_993_600)
-# All that happens to a limit is a multiple of ten seconds, so the milliseconds that a test really takes change no answer.
-TICK_US = 10_000_000
+# All that happens to a limit is a multiple of a thousand seconds, so what a test really takes changes no answer.
+TICK_US = 1_000_000_000
 TICK_NS = TICK_US * 1000
 ROLLED_MOST = 200
 
@@ -63,7 +63,7 @@ COUNTERS = [counter for counters in BUDGETS.values() for counter in counters.val
 
 
 def _rate(name: str, amount: int, **more: object) -> gate.LimitCheck:
-    """Of a minute's worth: each unit takes a whole number of ticks."""
+    """Of six ticks' worth: each unit takes a whole number of them."""
     return gate.LimitCheck(gate.rate_key(name), amount, 6 * TICK_NS, 6 * TICK_NS, **more)
 
 
@@ -75,7 +75,7 @@ def _at_once(name: str, most: int, **more: object) -> gate.LimitCheck:
 LIMITS = {
     _rate("requests", 6): 1,
     _rate("tokens", 6): 2,
-    _rate("narrow", 3): 4,  # More than its minute: never fits.
+    _rate("narrow", 3): 4,  # More than its window holds: never fits.
     _rate("observed", 2, is_observed=True): 1,
     _at_once("team", 4): 1,
     _at_once("key", 2): 1,
@@ -158,7 +158,7 @@ class GateMachine(RuleBasedStateMachine):
     def compare(self, answer: object, expected: object, checks: Sequence[gate.LimitCheck] = ()) -> None:
         if self.is_compared:
             assert without_time(answer, checks) == without_time(expected, checks)
-            assert all(0 <= want - got < 5_000 for got, want in zip(ms(answer), ms(expected), strict=True))
+            assert all(0 <= want - got < TICK_US / 2_000 for got, want in zip(ms(answer), ms(expected), strict=True))
 
     def unsettled(self) -> list[Attempt]:
         return [attempt for attempt in self.attempts.values() if not attempt.is_settled]
