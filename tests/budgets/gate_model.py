@@ -267,11 +267,11 @@ class GateModel:
         return limits.Taken(limits.Ahead(0, 0), free - 1, 0)
 
     def _taken_all_the_same(self, check: LimitCheck) -> limits.Taken:
-        """By one that is only observed: no more than there was, and a slot that there is not."""
+        """By one that is only observed: neither more nor less than there was, and a slot that there is not."""
         if not check.window_ns:
             return limits.Taken(limits.Ahead(0, 0), 0, 0)
-        before_ns = check.capacity - limits.take(self.ahead.get(check.key), self.now_us, check.capacity, 0).free_ns
-        return limits.Taken(limits.Ahead(before_ns, self.now_us), check.capacity - before_ns, before_ns // 1_000_000)
+        before = limits.correct(self.ahead.get(check.key), self.now_us, 0) or limits.Ahead(0, self.now_us)
+        return limits.Taken(before, max(check.capacity - before.ahead_ns, 0), before.ahead_ns // 1_000_000)
 
     def _spent_with_carry(self, counter: BudgetCounter) -> int:
         """What the first of a new window finds: what the last one left is spent below nothing."""

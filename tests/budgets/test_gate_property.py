@@ -764,6 +764,18 @@ def test_the_scripts_do_what_the_model_says(redis_url: str) -> None:
     )
 
 
+def test_an_observed_limit_that_a_settle_has_passed_stays_passed(redis_url: str) -> None:
+    """Found by the long search after 72,000 steps: the model forgot what was above the limit."""
+    steps = machine(redis_url)()
+    steps.everything_is_ready()
+    observed = [check for check in LIMITS if check.is_observed and check.window_ns]
+    for _ in ("fills half of it", "fills it"):
+        steps.admit(WORKERS[0], frozenset(), observed, [], (0, 0), (0, 0))
+    steps.settle(steps.attempts["attempt-0"], share=0, delta=1)
+    steps.admit(WORKERS[0], frozenset(), observed, [], (0, 0), (0, 0))
+    steps.redis_is_as_the_model_says()
+
+
 @pytest.mark.parametrize(
     ("script", "right", "wrong", "noticed"),
     [
