@@ -186,7 +186,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the ledger is fed once in a while",
         "controlplane/settings.py",
         '"budgets.ingest_usage", "schedule": 1.0',
-        '"budgets.ingest_usage", "schedule": 45.0',
+        '"budgets.ingest_usage", "schedule": 55.0',
     ),
     Mutant(
         "model",
