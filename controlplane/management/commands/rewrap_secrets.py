@@ -25,9 +25,7 @@ class Command(BaseCommand):
                 f"not all are sealed anew: {error or type(error).__name__}. Put the key back that opens them, after the new one, "
                 "and run this again; nothing is lost."
             ) from None
-        self.stdout.write(
-            "The old key is needed no more once the gateway has been restarted, and a day later for kept answers."
-        )
+        self.stdout.write("Take the old key away a day from now: until then kept answers may be sealed under it.")
 
 
 def _is_sealed(model: type[models.Model]) -> bool:
