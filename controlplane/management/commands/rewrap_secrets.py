@@ -3,9 +3,8 @@
 from typing import Any
 
 from django.apps import apps
-from django.core.exceptions import FieldDoesNotExist
 from django.core.management.base import BaseCommand, CommandError
-from django.db import OperationalError, models
+from django.db import OperationalError
 
 from controlplane.targets import operator
 from keys.services import rewrap_rows
@@ -17,7 +16,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            for model in filter(_is_sealed, apps.get_models()):
+            for model in apps.get_models():
+                if all(field.name != "sealed" for field in model._meta.concrete_fields):
+                    continue
                 rewrapped = rewrap_rows(model._default_manager.all(), actor=operator(), reason="a new master key")
                 self.stdout.write(f"{model._meta.verbose_name_plural}: {rewrapped} sealed anew")
         except (VaultError, OperationalError) as error:
@@ -26,11 +27,3 @@ class Command(BaseCommand):
                 "and run this again; nothing is lost."
             ) from None
         self.stdout.write("Take the old key away a day from now: until then kept answers may be sealed under it.")
-
-
-def _is_sealed(model: type[models.Model]) -> bool:
-    try:
-        model._meta.get_field("sealed")
-    except FieldDoesNotExist:
-        return False
-    return True

@@ -74,14 +74,14 @@ def _take_turn(tally: Tally, victim: str, tollgate: Tollgate, arrivals: Arrivals
     began_at_s = time.monotonic()
     # At any moment of what happens each second.
     time.sleep(draw.uniform(0, 1))
-    others = _kill(tollgate, victim, draw)
-    if others is None:
+    killed_among = _kill(tollgate, victim, draw)
+    if killed_among is None:
         tally.is_lost = True
         return
     killed_at_s = time.monotonic()
     tally.calls |= arrivals.since_last_look()
     before = arrivals.missing()
-    has_recovered = _has_recovered(tollgate, victim, others, arrivals)
+    has_recovered = _has_recovered(tollgate, victim, killed_among, arrivals)
     visible_s = waited(lambda: not before & arrivals.missing(), LATE_S) if has_recovered else None
     tally.kills += 1
     tally.is_lost = visible_s is None
