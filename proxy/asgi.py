@@ -1,6 +1,7 @@
 """The ASGI application of one worker: builds the parts on startup, takes them down in order on shutdown."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import secrets
@@ -35,6 +36,7 @@ log = structlog.get_logger()
 
 # A worker that has not beaten for this long is not shown in the metrics any more.
 STATUS_STALE_S = 30.0
+START_WAIT_S = 2.0
 GC_THRESHOLD = 20_000
 
 
@@ -103,6 +105,7 @@ class Worker:
         )
 
     async def start(self) -> None:
+        """Connect, and hear what is in force. Without Redis: serve all the same, with the refusals that are declared for that."""
         self.control.load_last_good()
         for script in gate.SCRIPTS:
             self.redis.register_script(script.text)
@@ -111,6 +114,10 @@ class Worker:
         self.subscriber.start()
         self.control.start()
         self.follower.start()
+        # Who connects meanwhile is served by another worker, or waits a moment, instead of being refused for nothing.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_WAIT_S):
+                await self.redis.wait_until_ready()
 
     async def stop(self) -> None:
         """After the last request: wait for the settles on their way, then leave."""

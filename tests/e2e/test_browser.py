@@ -86,9 +86,15 @@ def say_hello(client, model, text="Say hello", **options):
     return client.chat.completions.create(model=model, messages=[{"role": "user", "content": text}], **options)
 
 
+def show(page, label):
+    """A range of time on the dashboard. What is read of the page right after is the new one's."""
+    page.get_by_role("link", name=label).click()
+    page.wait_for_url(f"**range={label.lower().replace(' ', '-')}**")
+
+
 def ask_until_it_is_shown(page, tollgate):
     """One request, which is then among today's on the dashboard."""
-    page.get_by_role("link", name="Today").click()
+    show(page, "Today")
     before = requests_shown(page)
     with client_of(tollgate) as client:
         say_hello(client, tollgate.facts["model"])
@@ -104,7 +110,7 @@ def requests_shown(page):
 
 
 def test_what_a_team_spent_last_month_by_feature_takes_three_clicks(page, tollgate, last_month):
-    page.get_by_role("link", name="Last month").click()
+    show(page, "Last month")
     page.locator("[data-top=team]").get_by_role("link", name=tollgate.facts["team"], exact=True).click()
     page.get_by_label("Split by").get_by_role("link", name="Feature", exact=True).click()
     rows = page.locator("#tg-breakdown tbody tr")
@@ -115,7 +121,7 @@ def test_what_a_team_spent_last_month_by_feature_takes_three_clicks(page, tollga
 
 
 def test_a_filter_goes_into_the_url_and_a_table_sorts(page, last_month):
-    page.get_by_role("link", name="Last month").click()
+    show(page, "Last month")
     page.get_by_label("Environment").select_option("dev")
     page.wait_for_url("**environment=dev**")
     expect(page.get_by_text("Nothing was used that fits these filters")).to_be_visible()
@@ -128,7 +134,7 @@ def test_a_filter_goes_into_the_url_and_a_table_sorts(page, last_month):
 
 
 def test_the_charts_are_drawn_in_light_and_in_dark(page, last_month):
-    page.get_by_role("link", name="Last month").click()
+    show(page, "Last month")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         page.reload()
@@ -209,8 +215,8 @@ def test_a_key_is_found_by_its_name_and_stopped_alone(page, tollgate):
 
 def test_the_dashboard_fits_a_phone(page, last_month):
     page.set_viewport_size({"width": 390, "height": 844})
-    page.get_by_role("link", name="Last month").click()
+    show(page, "Last month")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.locator("#kill-switch-link").click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     expect(page.get_by_role("button", name="Stop everything")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -18,6 +18,7 @@ import pytest
 
 from budgets import gate
 from proxy.snapshot import Budget
+from tests.chaos.faults import Fault, FaultProxy
 from tests.stack import ROOT, VAULT_KEY, ControlPlane, Proxy, Stack, chat, free_port, wait_until
 
 BUDGET = Budget(budget_id="b1", name="all", window="month", amount=10**12)
@@ -306,6 +307,23 @@ def test_a_worker_starts_without_redis_and_recovers_by_itself(simulator, redis_s
         wait_until(lambda: _post(stack, secret).status_code == 200, "traffic")
     finally:
         proxy.process.stop()
+        control.redis.close()
+
+
+def test_a_worker_takes_no_request_before_it_has_heard_redis(simulator, redis_server, short_tmp_path):
+    control = ControlPlane(redis_server.url, simulator.url)
+    control.publish()
+    control.open()
+    relay = FaultProxy(redis_server.url.removeprefix("unix://"))
+    # Whoever joins asks several times, and so is not done when gunicorn begins to listen.
+    relay.set(Fault(latency_s=0.1))
+    url = f"redis://127.0.0.1:{relay.port}"
+    proxy = Proxy(short_tmp_path, url, free_port(), 1, TOLLGATE_REDIS_TIMEOUT_S="2")  # It answers from here on.
+    try:
+        assert _post(Stack(simulator, control, proxy), control.issue_key()).status_code == 200
+    finally:
+        proxy.process.stop()
+        relay.close()
         control.redis.close()
 
 
