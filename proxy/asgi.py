@@ -1,7 +1,6 @@
 """The ASGI application of one worker: builds the parts on startup, takes them down in order on shutdown."""
 
 import asyncio
-import contextlib
 import gc
 import os
 import secrets
@@ -36,7 +35,6 @@ log = structlog.get_logger()
 
 # A worker that has not beaten for this long is not shown in the metrics any more.
 STATUS_STALE_S = 30.0
-START_WAIT_S = 2.0
 GC_THRESHOLD = 20_000
 
 
@@ -115,9 +113,7 @@ class Worker:
         self.control.start()
         self.follower.start()
         # Who connects meanwhile is served by another worker, or waits a moment, instead of being refused for nothing.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_WAIT_S):
-                await self.redis.wait_until_ready()
+        await self.redis.wait_until_tried()
 
     async def stop(self) -> None:
         """After the last request: wait for the settles on their way, then leave."""

@@ -22,6 +22,8 @@ import pytest_django
 import redis
 from django.conf import settings
 from django.db import connection
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from controlplane import embedded, processes
 
@@ -31,6 +33,11 @@ DIRECTORY = Path(tempfile.mkdtemp(prefix="tollgate-test-"))
 # Data need not survive a power cut here; it does survive the death of the process.
 POSTGRES = embedded.Postgres(DIRECTORY / "postgres", fsync="off", synchronous_commit="off", full_page_writes="off")
 REDIS = embedded.Redis(DIRECTORY / "redis")
+# The same examples in every run, however slow the machine. `make chaos` and `make fuzz` look for new ones, or another profile does.
+hypothesis_settings.register_profile(
+    "tollgate", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("tollgate")
 
 assert not settings.configured, "the tests name servers of their own, too late: unset DJANGO_SETTINGS_MODULE first"
 os.environ.update(

@@ -53,6 +53,8 @@ PRICE = Price(
     cache_read_nanos=500_000_000,
     cache_write_nanos=1_250_000_000,
 )
+# On a busy machine Redis, too, is late: that is not what most tests are about.
+REDIS_TIMEOUT_S = "2"
 UPSTREAM_SECRET = "sk-upstream-secret-that-must-never-show"
 
 
@@ -239,7 +241,7 @@ class Proxy:
             TOLLGATE_DATA_DIR=str(directory),
             TOLLGATE_PROXY_BIND=f"127.0.0.1:{port}",
             TOLLGATE_PROXY_WORKERS=str(workers),
-            **environment,
+            **{"TOLLGATE_REDIS_TIMEOUT_S": REDIS_TIMEOUT_S, **environment},
         )
         self.start()
 

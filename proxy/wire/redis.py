@@ -128,6 +128,7 @@ class _Client:
         self._address = Address.parse(url)
         self._keeper: asyncio.Task[None] | None = None
         self._is_ready = asyncio.Event()
+        self._has_tried = asyncio.Event()
 
     @property
     def is_ready(self) -> bool:
@@ -136,6 +137,10 @@ class _Client:
     async def wait_until_ready(self) -> None:
         """For as long as it takes: put a timeout around it."""
         await self._is_ready.wait()
+
+    async def wait_until_tried(self) -> None:
+        """Until it is ready, or could not be made so at the first attempt."""
+        await self._has_tried.wait()
 
     def start(self) -> None:
         """Connect in the background, and again whenever the connection is lost."""
@@ -171,6 +176,7 @@ class _Client:
                 await self._make_ready(connection)
                 if connection.is_open:
                     self._is_ready.set()
+                    self._has_tried.set()
                     log.info("%s is connected", self.name)
                     delay_s, is_known_down = RECONNECT_MIN_S, False
                     await self._stay(connection)
@@ -186,6 +192,7 @@ class _Client:
             if not is_known_down:
                 log.warning("%s is not connected: %s", self.name, connection.reason)
                 is_known_down = True
+            self._has_tried.set()
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, RECONNECT_MAX_S)
 

@@ -757,7 +757,6 @@ def test_the_scripts_do_what_the_model_says(redis_url: str) -> None:
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=40,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
             database=None,
         ),
@@ -805,8 +804,6 @@ def test_the_invariants_alone_notice_a_broken_script(
             settings=settings(
                 max_examples=300,
                 stateful_step_count=40,
-                derandomize=True,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
                 database=None,
                 phases=(Phase.generate,),

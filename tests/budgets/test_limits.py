@@ -132,7 +132,7 @@ def test_of_what_flows_back_hardly_anything_is_refused(amount):
     assert refused <= asked * 0.001
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
 @given(
     amount=st.integers(0, 10**12),
     units=st.integers(0, 10**9),

@@ -18,6 +18,7 @@ import redis
 
 from budgets import gate
 from controlplane import embedded
+from proxy.config import Config
 from proxy.metrics import decode_status
 from tests.chaos.books import Books
 from tests.chaos.faults import FaultProxy
@@ -26,6 +27,8 @@ from tests.e2e.conftest import Tollgate
 from tests.stack import ROOT, ControlPlane, Process, Proxy, Simulator, Stack, free_port, wait_until
 
 LEASE_S = 3
+# How long Redis is waited for is as in production here: it is what some promises are about.
+SETTINGS = {"TOLLGATE_LEASE_S": str(LEASE_S), "TOLLGATE_REDIS_TIMEOUT_S": str(Config.redis_timeout_s)}
 
 
 class CannotRun(Exception):
@@ -191,8 +194,7 @@ class Rig:
         control.redis.config_set("auto-aof-rewrite-percentage", "0")
         control.publish()
         control.open()
-        settings = {"TOLLGATE_LEASE_S": str(LEASE_S), **environ}
-        proxy = Proxy(self.directory(), redis_url, free_port(), workers, **settings)
+        proxy = Proxy(self.directory(), redis_url, free_port(), workers, **{**SETTINGS, **environ})
         self._leaving.callback(proxy.process.stop)
         proxy.wait_ready()
         return Stack(self.simulator, control, proxy)
@@ -200,8 +202,7 @@ class Rig:
     def tollgate(self, data_dir: Path | None = None, **environ: str) -> Tollgate:
         """All of it, as `manage.py up` starts it."""
         directory = data_dir or self.directory() / "var"
-        settings = {"TOLLGATE_LEASE_S": str(LEASE_S), "TOLLGATE_PROXY_WORKERS": "2", **environ}
-        tollgate = Tollgate(directory, **settings)
+        tollgate = Tollgate(directory, **{**SETTINGS, "TOLLGATE_PROXY_WORKERS": "2", **environ})
         self._leaving.callback(_stop, tollgate)
         tollgate.start()
         return tollgate

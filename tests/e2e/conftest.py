@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.stack import REDIS_TIMEOUT_S, ROOT
+
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 120.0
 # What the tests have set for themselves is not what a user has set.
@@ -34,6 +35,7 @@ class Tollgate:
             "TOLLGATE_DATA_DIR": str(data_dir),
             "TOLLGATE_ADMIN_PORT": str(ports[0]),
             "TOLLGATE_PROXY_PORT": str(ports[1]),
+            "TOLLGATE_REDIS_TIMEOUT_S": REDIS_TIMEOUT_S,
             **environ,
         }
         self._printed = data_dir.with_name(f"{data_dir.name}.out")

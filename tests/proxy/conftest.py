@@ -48,9 +48,7 @@ def make_stack(simulator: Simulator, redis_server: Any, short_tmp_path: Path) ->
         control = ControlPlane(redis_server.url, simulator.url)
         control.publish()
         control.open()
-        # On a busy machine Redis, too, is late: that is not what most tests are about.
-        settings = {"TOLLGATE_REDIS_TIMEOUT_S": "2", **environment}
-        proxy = Proxy(short_tmp_path, redis_server.url, free_port(), workers, **settings)
+        proxy = Proxy(short_tmp_path, redis_server.url, free_port(), workers, **environment)
         stacks.append(Stack(simulator, control, proxy))
         proxy.wait_ready()
         return stacks[-1]

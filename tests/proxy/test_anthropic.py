@@ -518,7 +518,7 @@ _BLOCKS = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     _BLOCKS,
     st.dictionaries(
@@ -839,7 +839,7 @@ _EVENTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_EVENTS)
 def test_whatever_comes_the_blocks_stand_one_after_the_other(events: list[Event]) -> None:
     writer = MESSAGES.stream_writer(describe())

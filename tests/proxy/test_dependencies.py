@@ -317,8 +317,8 @@ def test_a_worker_takes_no_request_before_it_has_heard_redis(simulator, redis_se
     relay = FaultProxy(redis_server.url.removeprefix("unix://"))
     # Whoever joins asks several times, and so is not done when gunicorn begins to listen.
     relay.set(Fault(latency_s=0.1))
-    url = f"redis://127.0.0.1:{relay.port}"
-    proxy = Proxy(short_tmp_path, url, free_port(), 1, TOLLGATE_REDIS_TIMEOUT_S="2")  # It answers from here on.
+    # It answers from here on.
+    proxy = Proxy(short_tmp_path, f"redis://127.0.0.1:{relay.port}", free_port(), 1)
     try:
         assert _post(Stack(simulator, control, proxy), control.issue_key()).status_code == 200
     finally:

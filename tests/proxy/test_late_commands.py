@@ -36,14 +36,14 @@ def slow_stack(request, simulator: Simulator, redis_server, short_tmp_path):
 def test_a_hold_that_was_given_up_is_not_made_later(slow_stack):
     stack, relay = slow_stack
     with stack.client(stack.control.issue_key()) as client:
-        assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+        wait_until(lambda: client.post("/v1/chat/completions", json=chat()).status_code == 200, "traffic")
         for _ in range(5):
             relay.set(Fault(latency_s=LATENCY_S))
             assert client.post("/v1/chat/completions", json=chat()).status_code == 503
             relay.clear()
             wait_until(lambda: client.get("/readyz").status_code == 200, "the worker")
         time.sleep(2 * LATENCY_S)  # By now all that was on its way has come.
-        assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+        wait_until(lambda: client.post("/v1/chat/completions", json=chat()).status_code == 200, "traffic")
     assert relay.struck
     wait_until(lambda: stack.control.holds() == 0, "the end of all holds")
     spent = sum(event.get("cost_nanos", 0) for event in stack.control.events())

@@ -737,7 +737,7 @@ def test_an_error_within_a_stream_is_an_error(stream, kind, status_code):
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["choices", "delta", "content", "tool_calls", "function", "name", "arguments", "id", "index", "usage", "prompt_tokens", "prompt_tokens_details", "error", "reasoning_details", "annotations", "url_citation", "finish_reason", "logprobs", "message", "audio", "images", "x_groq", "extra_content", "custom", "type", "text"]), inner, max_size=6), max_leaves=30))  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_chunk_and_no_answer_makes_a_reader_fail(value):
     body = json.dumps(value).encode()
     parser, reader = SSEParser(), ChatReader()
@@ -998,7 +998,7 @@ prompts = st.builds(
 
 
 @given(prompts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_prompt_survives_the_way_to_openai_and_back(prompt):
     written, lost = _write(prompt)
     again = CHAT.read_prompt(CHAT.describe(json.dumps(written).encode(), JSON, {}))

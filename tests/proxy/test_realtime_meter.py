@@ -366,7 +366,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.booleans(), KINDS, st.dictionaries(NAMES, VALUES, max_size=6)), max_size=6), st.binary())
 def test_whatever_is_said_is_read_or_let_by(events, noise):
     meter = RealtimeMeter("voice", DEPLOYMENT)

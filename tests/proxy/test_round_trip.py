@@ -64,7 +64,6 @@ SCHEMA = {
 PLENTY = settings.default.max_examples if settings.default is not None else 100
 # Without the explanation of a failure, which takes longer than all the rest.
 FAST = settings(
-    deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

@@ -113,6 +113,7 @@
     form.addEventListener("submit", () => { part("submit").disabled = true; });
     for (const button of document.querySelectorAll("button[data-scope]")) {
         button.addEventListener("click", () => open(button.dataset.scope, button.dataset.title));
+        button.disabled = false; // Not before: what is pressed while the page still loads would do nothing.
     }
 
     // The dialog in which one is lifted
@@ -124,6 +125,7 @@
             lifting.querySelector("[data-title]").textContent = `Lift ${button.dataset.name}`;
             lifting.showModal();
         });
+        button.disabled = false;
     }
     for (const button of document.querySelectorAll("dialog [data-close]")) {
         button.addEventListener("click", () => button.closest("dialog").close());
