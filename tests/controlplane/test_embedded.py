@@ -46,6 +46,33 @@ def test_a_redis_that_dies_again_and_again_does_not_load_ever_more(redis_server,
     wait_until(lambda: file.stat().st_size < 30 * 1024 * 1024, "a file that is written anew")
 
 
+HALF = b"*1\r\n$5\r\nMULTI\r\n*3\r\n$6\r\nINCRBY\r\n$5\r\nspent\r\n$3\r\n100\r\n*3\r\n$3\r\nSET\r\n$5\r\nspent\r\n"
+
+
+@pytest.mark.parametrize("length", [*range(5, len(HALF), 10), len(HALF)])
+def test_half_of_a_transaction_does_not_come_into_force_with_the_next_one(redis_server, short_tmp_path, length):
+    """Wherever it broke off. Redis leaves it in its file, and what is written later ends it: an amount would count that never was."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.set("spent", 5)
+    redis_server.kill()
+    with (short_tmp_path / "redis" / "appendonly.aof").open("ab") as file:
+        file.write(HALF[:length])
+    for spent in (6, 7):
+        redis_server.start()
+        with redis.Redis.from_url(redis_server.url) as client:
+            assert client.pipeline(transaction=True).incr("spent").incr("other").execute()[0] == spent
+        redis_server.kill()
+
+
+def test_a_file_that_is_broken_in_its_middle_is_left_for_a_person(redis_server, short_tmp_path):
+    redis_server.kill()
+    file = short_tmp_path / "redis" / "appendonly.aof"
+    broken = b"nonsense" + HALF * 2
+    file.write_bytes(broken)
+    redis_server.server.prepare()
+    assert file.read_bytes() == broken
+
+
 def _write_30_mib(server):
     with redis.Redis.from_url(server.url) as client:
         for _ in range(30):
