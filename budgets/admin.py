@@ -23,7 +23,7 @@ from unfold.widgets import (
 from audit.actors import Actor
 from audit.admin_base import TollgateChangeList, TollgateInline, button, coloured
 from budgets import services
-from budgets.counters import WindowSpend, refused_by_limit, spend_of, spends, spent_in_parts
+from budgets.counters import OBSERVED_DAYS, WindowSpend, spend_of, spends, spent_in_parts, would_have_refused
 from budgets.models import SUBJECT_RELATED, Budget, Increase, Limit, Threshold, amount_text
 from budgets.subject_admin import SubjectForm, SubjectRuleAdmin
 from keys.redis import redis_client
@@ -206,9 +206,11 @@ class BudgetAdmin(SubjectRuleAdmin):
         now = timezone.now()
         at = min(_moment(request.GET.get("at", "")) or now, now)
         window = spend_of(budget, at, redis_client())
+        refused = would_have_refused([budget], now, redis_client()).get(budget.pk)
         context = self._page_context(request, budget.name) | {
             "budget": budget,
             "window": window,
+            "refused": None if refused is None else _refused_text(refused),
             "is_now": window.starts_at <= now and (window.ends_at is None or now < window.ends_at),
             "chart": _chart(budget, window, now),
             "before": window.starts_at - timedelta(seconds=1) if budget.window not in ("total", "fixed") else None,
@@ -269,7 +271,7 @@ class LimitChangeList(TollgateChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
-        refused = refused_by_limit(self.result_list, redis_client()) or {}
+        refused = would_have_refused(self.result_list, timezone.now(), redis_client())
         for limit in self.result_list:
             limit.refused = refused.get(limit.pk)
 
@@ -321,10 +323,14 @@ class LimitAdmin(SubjectRuleAdmin):
 
     @admin.display(description="would have refused", empty_value="")
     def would_have_refused(self, limit: Any) -> str | None:
-        return None if limit.refused is None else f"{limit.refused:,} requests"
+        return None if limit.refused is None else _refused_text(limit.refused)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[TollgateChangeList]:
         return LimitChangeList
+
+
+def _refused_text(requests: int) -> str:
+    return f"{requests:,} requests in the last {OBSERVED_DAYS} days"
 
 
 def _moment(text: str) -> datetime | None:

@@ -34,7 +34,7 @@ from audit.api_base import (
 )
 from audit.querysets import READERS
 from budgets import services
-from budgets.counters import COUNTERS_MAX, spend_of
+from budgets.counters import COUNTERS_MAX, OBSERVED_DAYS, observed_since, spend_of, would_have_refused
 from budgets.ledger_models import UsageHour
 from budgets.models import (
     OWNERS,
@@ -87,10 +87,29 @@ class SubjectRuleSerializer(ApiSerializer):
     amount = AmountField()
 
 
+class ObservedSerializer(serializers.Serializer[Any]):
+    """What a rule that only observes would have refused."""
+
+    requests = serializers.IntegerField(
+        allow_null=True,
+        help_text="Of all its counters together; null where the rule observes nothing, or it is not known.",
+    )
+    since = serializers.DateTimeField(help_text=f"Inclusive: {OBSERVED_DAYS} days of UTC, today being the last.")
+
+
 class SubjectRuleView(WritingView):
     """Rules for whatever their subject names: at most one of team, project and virtual key, narrowed down by the rest."""
 
     scope: ClassVar[str] = "budgets"
+    permission_verbs: ClassVar[dict[str, str]] = {"observed": "view"}
+
+    @extend_schema(responses=ObservedSerializer)
+    @action(detail=True, methods=["get"], filter_backends=(), pagination_class=None)
+    def observed(self, request: Request, pk: uuid.UUID) -> Response:
+        """What it would have refused in the last days, where it only observes."""
+        rule, now = self.get_object(), timezone.now()
+        refused = would_have_refused([rule], now, redis_client())
+        return Response(ObservedSerializer({"requests": refused.get(rule.pk), "since": observed_since(now)}).data)
 
     def check(self, values: dict[str, Any], present: Any = None) -> None:
         if (
@@ -182,7 +201,6 @@ class CounterSerializer(serializers.Serializer[Any]):
     held = _amount(allow_null=True, help_text="For requests that run; null where it is not known.")
     rolled_over = _amount(help_text="From the window before.")
     left = _amount()
-    would_have_refused = serializers.IntegerField(allow_null=True)
 
 
 class SpendSerializer(serializers.Serializer[Any]):
@@ -241,7 +259,7 @@ class BudgetView(SubjectRuleView):
     queryset = Budget.objects.prefetch_related("thresholds__alias")
     serializer_class = BudgetSerializer
     filterset_class = BudgetFilters
-    permission_verbs: ClassVar[dict[str, str]] = {"spend": "view", "grant": "change"}
+    permission_verbs: ClassVar[dict[str, str]] = SubjectRuleView.permission_verbs | {"spend": "view", "grant": "change"}
 
     def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> SubjectRule:
         thresholds = values.pop("thresholds", ())

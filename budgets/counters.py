@@ -7,7 +7,7 @@ what is held is not known.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, time
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from itertools import pairwise
 from typing import cast
@@ -25,12 +25,13 @@ from budgets.windows import FOREVER_S, HOUR_S
 
 COUNTERS_MAX = 1_000
 PARTS_MAX = 31
+OBSERVED_DAYS = 7
 PARTS_S = (120, 3_600, DAY_S, 7 * DAY_S)
 
 
 @dataclass(frozen=True)
 class Counter:
-    """One counter of a budget in one window, in the budget's unit. `held` and `would_have_refused` are None where unknown."""
+    """One counter of a budget in one window, in the budget's unit. `held` is None where unknown."""
 
     budget: Budget
     starts_at: datetime
@@ -39,7 +40,6 @@ class Counter:
     held: Decimal | None = None
     rolled_over: Decimal = Decimal(0)
     increased_by: Decimal = Decimal(0)
-    would_have_refused: int | None = None
     each: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -111,7 +111,7 @@ def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[W
         if item.start_s == bounds[item.budget_id][0]:
             of_ledger[item.budget_id][item.each] = item
     keys = [item.key for items in of_ledger.values() for item in items.values()]
-    of_gate, refused = read(client, keys)
+    of_gate = read(client, keys)
     known, increased = {budget.pk: budget for budget in budgets}, _increases(budgets, at)
     answers = []
     for row in rows:
@@ -130,7 +130,6 @@ def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[W
                     held=None if of_gate is None else _in_unit(_held(of_gate.get(item.key), item), budget),
                     rolled_over=_in_unit(item.rolled_over, budget),
                     increased_by=more,
-                    would_have_refused=None if refused is None else refused.get(item.key, 0),
                     each=dict(zip(dimensions, each, strict=True)),
                 )
             )
@@ -165,43 +164,39 @@ def _edges(window: WindowSpend, now: datetime) -> list[int]:
     return [*starts, min(starts[-1] + part_s, end_s)] if starts else []
 
 
-def read(client: redis.Redis, keys: Sequence[str]) -> tuple[dict[str, int] | None, dict[str, int] | None]:
-    """By counter: what the gate has counted (spent and held), and how many requests an observed rule would have refused.
-
-    None where Redis does not answer or has not been rebuilt.
-    """
+def read(client: redis.Redis, keys: Sequence[str]) -> dict[str, int] | None:
+    """By counter: what the gate has counted, spent and held. None where Redis does not answer or has not been rebuilt."""
     if not keys:
-        return {}, {}
+        return {}
     try:
         with client.pipeline(transaction=False) as pipeline:
             pipeline.exists(gate.EPOCH)
             pipeline.mget(keys)
-            pipeline.hmget(gate.OBSERVED, list(keys))
-            is_built, values, refused = cast("tuple[int, list[bytes | None], list[bytes | None]]", pipeline.execute())
-    except redis.RedisError:
-        return None, None
-    if not is_built:
-        return None, None
-    return _by_key(keys, values), _by_key(keys, refused)
-
-
-def refused_by_limit(limits: Iterable[Limit], client: redis.Redis) -> dict[UUID, int] | None:
-    """How many requests each of those that only observe would have refused, all its values together; None where not known."""
-    observed = {str(limit.pk): limit.pk for limit in limits if limit.is_observed}
-    refused = dict.fromkeys(observed.values(), 0)
-    try:
-        counts = cast("dict[bytes, bytes]", client.hgetall(gate.OBSERVED)) if observed else {}
+            is_built, values = cast("tuple[int, list[bytes | None]]", pipeline.execute())
     except redis.RedisError:
         return None
-    for key, count in counts.items():
-        _, kind, rule_id, *_ = *key.decode().split(":"), ""
-        if kind != "spend" and rule_id in observed:
-            refused[observed[rule_id]] += int(count)
-    return refused
+    return {key: int(value) for key, value in zip(keys, values, strict=True) if value} if is_built else None
 
 
-def _by_key(keys: Sequence[str], values: Sequence[bytes | None]) -> dict[str, int]:
-    return {key: int(value) for key, value in zip(keys, values, strict=True) if value}
+def observed_since(now: datetime) -> datetime:
+    """From when on it is told what observed rules would have refused: `OBSERVED_DAYS` days of UTC, that of `now` being the last."""
+    return datetime.combine(now.astimezone(UTC).date(), time.min, UTC) - timedelta(days=OBSERVED_DAYS - 1)
+
+
+def would_have_refused(rules: Iterable[Budget | Limit], now: datetime, client: redis.Redis) -> dict[UUID, int]:
+    """By rule that only observes, how many requests it would have refused since `observed_since`, all its values together. Empty
+    where Redis does not answer."""
+    asked = [rule.pk for rule in rules if rule.is_observed]
+    since = observed_since(now)
+    try:
+        with client.pipeline(transaction=False) as pipeline:
+            for day in range(OBSERVED_DAYS if asked else 0):
+                start_s = int((since + timedelta(days=day)).timestamp())
+                pipeline.hmget(gate.observed_key(start_s), [str(pk) for pk in asked])
+            days = cast("list[list[bytes | None]]", pipeline.execute())
+    except redis.RedisError:
+        return {}
+    return {pk: sum(int(count or 0) for count in counts) for pk, *counts in zip(asked, *days, strict=True)}
 
 
 def _increases(budgets: BudgetQuerySet, at: datetime) -> dict[UUID, Decimal]:

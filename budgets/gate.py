@@ -33,7 +33,7 @@ JOBS = "tg:jobs"
 APPLIED = "tg:applied"
 USAGE = "tg:usage"
 INGESTED = "tg:ingested"
-OBSERVED = "tg:observed"
+OBSERVED_TOTAL = "tg:observed_total"
 
 
 def lease_key(worker: str) -> str:
@@ -59,6 +59,11 @@ def rate_key(limit_id: str, *values: str) -> str:
 
 def running_key(limit_id: str, *values: str) -> str:
     return ":".join((f"tg:running:{limit_id}", *map(_quote, values)))
+
+
+def observed_key(day_start_s: int) -> str:
+    """What observed rules would have refused on that day (UTC)."""
+    return f"tg:observed:{day_start_s}"
 
 
 def throttle_key(counter_key: str) -> str:

@@ -372,6 +372,10 @@ class Budget(SubjectRule):
         return f"{self.name}: {self.amount_text} {self.window_text}"
 
     @property
+    def is_observed(self) -> bool:
+        return self.mode == self.Mode.OBSERVE
+
+    @property
     def amount_text(self) -> str:
         return amount_text(self.amount, self.unit)
 

@@ -138,12 +138,12 @@ class Worker:
         own = self.control.status()
         try:
             bodies = await self.redis.call(b"HVALS", gate.WORKERS)
-            observed = await self.redis.call(b"HVALS", gate.OBSERVED)
+            observed = await self.redis.call(b"GET", gate.OBSERVED_TOTAL)
         except RedisError:
             return render([own])
         others = (decode_status(body) for body in bodies)
         known = [own, *(status for status in others if self._is_other(status, own))]
-        return render(known, would_refuse=sum(map(int, observed)))
+        return render(known, would_refuse=int(observed or 0))
 
     def _is_other(self, status: WorkerStatus, own: WorkerStatus) -> bool:
         return status.worker != own.worker and own.at_s - status.at_s < STATUS_STALE_S

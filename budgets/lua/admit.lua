@@ -96,7 +96,7 @@ for _, move in ipairs(moves) do
     call('EXPIREAT', from_key, ends[i] + COUNTER_GRACE_S)
   end
 end
-for _, key in ipairs(would_refuse) do observe(key) end
+if #would_refuse > 0 then observe(would_refuse, now_us or redis_time_us()) end
 add_to_counters(keys, ends, units, held)
 if own_line then call('HDEL', own_line, worker) end
 call('HSET', 'tg:holds:' .. worker, attempt_id, join_hold(held, units, hold))

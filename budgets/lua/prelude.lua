@@ -9,8 +9,8 @@ local EXACT_MAX = 9007199254740992
 local CAP_MARGIN = 4096
 -- A counter outlives its window, for workers whose clocks are behind and for settles that come late.
 local COUNTER_GRACE_S = 3600
-local OBSERVED = 'tg:observed'
-local OBSERVED_MAX = 100000
+local DAY_S = 86400
+local OBSERVED_KEPT_S = 28 * DAY_S
 
 local call = redis.call
 
@@ -132,9 +132,14 @@ local function join_hold(amounts, units, rest)
   return string.format('%d,%d|', amounts[NANOS], amounts[TOKENS]) .. rest
 end
 
--- An observed rule would have refused.
-local function observe(key)
-  if call('HLEN', OBSERVED) < OBSERVED_MAX or call('HEXISTS', OBSERVED, key) == 1 then call('HINCRBY', OBSERVED, key, 1) end
+-- Observed rules would have refused, at these counters. By rule and not by counter, and each day in a hash of its own, so that it
+-- never fills; the total is of all days, and only grows.
+local function observe(keys, now_us)
+  local start_s = math.floor(now_us / 1000000 / DAY_S) * DAY_S
+  local day = string.format('tg:observed:%d', start_s)
+  for i = 1, #keys do call('HINCRBY', day, string.match(keys[i], '^tg:%a+:([^:]+)'), 1) end
+  call('EXPIREAT', day, start_s + OBSERVED_KEPT_S)
+  call('INCRBY', 'tg:observed_total', #keys)
 end
 
 local function redis_time_us()

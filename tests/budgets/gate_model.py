@@ -138,7 +138,7 @@ class GateModel:
         for index, counter in enumerate(counters):
             self._carry(counter, -spent[index])
         for key in would_refuse:
-            self.observed[key] += 1
+            self.observed[key.split(":")[2]] += 1
         self._add(counters, held)
         slots = tuple(check.key for check in checks if not check.window_ns)
         self.holds[worker][attempt_id] = Hold(held[0], held[1], tuple(counters), slots, event)

@@ -19,6 +19,8 @@ from keys.redis import redis_client
 from tests import factories
 from tests.factories import ACTOR
 
+DAY_S = 86_400
+
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
 
 
@@ -236,10 +238,25 @@ def test_a_change_is_taken_back_by_a_button(client, boss):
 def test_the_list_of_limits_says_what_would_have_been_refused(client, boss):
     limit = factories.LimitFactory(is_observed=True, each=["end_user"])
     factories.LimitFactory()
-    redis = redis_client()
-    for user, count in (("ann", 200), ("bob", 12)):
-        redis.hset(gate.OBSERVED, gate.rate_key(str(limit.pk), user), count)
-    assert "212 requests" in client.get(url("budgets_limit_changelist")).content.decode()
+    would_refuse(limit, 1_212)
+    page = client.get(url("budgets_limit_changelist")).content.decode()
+    assert page.count("requests in the last 7 days") == 1 and "1,212 requests in the last 7 days" in page
+
+
+@pytest.mark.parametrize("each", [[], ["end_user"]])
+def test_the_page_of_a_budget_says_what_would_have_been_refused(client, boss, each):
+    budget = factories.BudgetFactory(mode="observe", each=each)
+    would_refuse(budget, 212)
+    page = client.get(url("budgets_budget_spend", budget.pk)).content.decode()
+    assert "Were it hard, it would have refused 212 requests in the last 7 days." in page
+    enforced = client.get(url("budgets_budget_spend", factories.BudgetFactory().pk)).content.decode()
+    assert "would have refused" not in enforced
+
+
+def would_refuse(rule, requests):
+    """Yesterday: it stays within the last days when midnight comes meanwhile."""
+    yesterday_s = (int(timezone.now().timestamp()) // DAY_S - 1) * DAY_S
+    redis_client().hset(gate.observed_key(yesterday_s), str(rule.pk), requests)
 
 
 def test_the_ledger_shows_names_and_exact_costs(client, boss):

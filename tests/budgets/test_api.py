@@ -12,12 +12,15 @@ from django.utils import timezone
 from audit.models import AuditEntry
 from audit.records import Usage, UsageEvent
 from budgets import gate, ledger_rows
+from budgets.counters import observed_since, would_have_refused
 from budgets.models import Budget
 from budgets.rollups import Rollups
 from budgets.windows import window_bounds
 from keys.redis import redis_client
 from tests import factories
 from tests.api import assert_problem, client_with, patch, post, results, url
+
+DAY_S = 86_400
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("redis_url")]
 
@@ -133,18 +136,42 @@ def test_the_spend_of_a_budget_is_told_by_counter():
     (start_s, _) = window_bounds("day", "UTC", now.timestamp())
     redis.set(gate.EPOCH, "epoch")
     redis.set(gate.spend_key(str(budget.pk), start_s, "small"), 10**9 + 500)
-    redis.hset(gate.OBSERVED, gate.spend_key(str(budget.pk), start_s, "large"), 212)
     client = client_with("budgets:read")
     said = client.get(url("budgets", budget.pk, "spend")).json()
     assert (said["unit"], said["amount"], said["increased_by"], said["is_cut"]) == ("usd", "2", "0", False)
     large, small = said["counters"]
-    assert large | {"would_have_refused": 212, "left": "0", "spent": "3", "each": {"model": "large"}} == large
+    assert large | {"left": "0", "spent": "3", "each": {"model": "large"}} == large
     assert (small["spent"], small["held"], small["left"]) == ("1", "0.0000005", "0.9999995")
     yesterday = client.get(url("budgets", budget.pk, "spend"), {"at": (now - timedelta(days=1)).isoformat()}).json()
     assert [row["spent"] for row in yesterday["counters"]] == ["0.000000005"]
     assert yesterday["window_end"] == said["window_start"]
     for at in ("soon", "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):
         assert_problem(client.get(url("budgets", budget.pk, "spend"), {"at": at}), 400)
+
+
+def test_the_last_seven_days_are_those_of_utc_with_the_present_one():
+    rule, last_moment = factories.LimitFactory(is_observed=True), datetime(2026, 11, 21, 23, 59, 59, tzinfo=UTC)
+    assert observed_since(last_moment) == datetime(2026, 11, 15, tzinfo=UTC)
+    for day, count in ((14, 1_000), (15, 200), (21, 12), (22, 1_000)):
+        redis_client().hset(
+            gate.observed_key(int(datetime(2026, 11, day, tzinfo=UTC).timestamp())), str(rule.pk), count
+        )
+    assert would_have_refused([rule], last_moment, redis_client()) == {rule.pk: 212}
+
+
+@pytest.mark.parametrize("resource", ["budgets", "limits"])
+def test_what_a_rule_would_have_refused_is_told_of_seven_days(resource):
+    observing = {"budgets": {"mode": "observe"}, "limits": {"is_observed": True}}[resource]
+    factory = {"budgets": factories.BudgetFactory, "limits": factories.LimitFactory}[resource]
+    rule, enforced = factory(**observing), factory()
+    client, redis = client_with("budgets:read"), redis_client()
+    since = datetime.fromisoformat(client.get(url(resource, rule.pk, "observed")).json()["since"])
+    # Midnight may come meanwhile.
+    for day, count in ((-1, 1_000), (1, 200), (5, 12)):
+        redis.hset(gate.observed_key(int(since.timestamp()) + day * DAY_S), str(rule.pk), count)
+    assert client.get(url(resource, rule.pk, "observed")).json()["requests"] == 212
+    assert client.get(url(resource, enforced.pk, "observed")).json()["requests"] is None
+    assert_problem(client_with(team=factories.TeamFactory()).get(url(resource, rule.pk, "observed")), 404)
 
 
 def test_the_spend_of_a_total_has_no_end_and_is_told_while_redis_is_empty():

@@ -14,6 +14,7 @@ import redis.asyncio
 from audit.records import UsageEvent, encode_event
 from budgets import gate, limits
 from proxy.room import Line, Place, Room
+from tests.budgets import observed
 
 WORKER = "worker-1"
 RUN_ID = "a" * 40
@@ -25,6 +26,7 @@ SOFT = gate.BudgetCounter(gate.spend_key("soft", 0), 10, False, END_S)
 EVENT = b'{"attempt_id":"a"}'
 SLOT = gate.running_key("slots")
 MINUTE_NS = 60 * limits.NANOS_PER_S
+DAY_S = 86_400
 
 
 def rate(
@@ -359,22 +361,35 @@ def test_a_whole_hold_is_taken_only_of_ample_room(ready: Gate) -> None:
 
 
 def test_an_observed_budget_counts_what_it_would_have_refused(ready: Gate) -> None:
-    observed = SOFT._replace(is_observed=True)
-    ready.admit("a", 11, budgets=[observed])
-    ready.admit("b", 1, budgets=[observed])
-    assert ready.client.hgetall(gate.OBSERVED) == {observed.key.encode(): b"2"}
-    ready.admit("c", 5_000, budgets=[observed, TEAM])  # Refused by another.
-    assert ready.client.hgetall(gate.OBSERVED) == {observed.key.encode(): b"2"}
+    budget = SOFT._replace(is_observed=True)
+    ready.admit("a", 11, budgets=[budget])
+    ready.admit("b", 1, budgets=[budget])
+    assert observed.by_rule(ready.client) == {"soft": 2}
+    ready.admit("c", 5_000, budgets=[budget, TEAM])  # Refused by another.
+    assert observed.by_rule(ready.client) == {"soft": 2}
 
 
 def test_an_observed_limit_counts_what_it_would_have_refused_and_takes_nothing_for_it(ready: Gate) -> None:
-    observed = rate("r", 1, is_observed=True)
+    limit = rate("r", 1, is_observed=True)
     slot = gate.LimitCheck(SLOT, 1, 0, 1, True)
     for attempt_id in "abc":
-        assert isinstance(ready.admit(attempt_id, 1, limits=[observed, slot]), gate.Admitted)
-    assert ready.client.hgetall(gate.OBSERVED) == {observed.key.encode(): b"2", SLOT.encode(): b"2"}
-    ahead_ns, _ = ready.client.get(observed.key).split()
+        assert isinstance(ready.admit(attempt_id, 1, limits=[limit, slot]), gate.Admitted)
+    assert observed.by_rule(ready.client) == {"r": 2, "slots": 2}
+    assert ready.client.get(gate.OBSERVED_TOTAL) == b"4"
+    ahead_ns, _ = ready.client.get(limit.key).split()
     assert int(ahead_ns) <= MINUTE_NS
+
+
+def test_what_is_observed_is_counted_by_day_and_rule_however_many_counters_a_rule_has(ready: Gate) -> None:
+    before_s, _ = ready.client.time()
+    for user in range(100):
+        limit = gate.LimitCheck(gate.rate_key("each", f"user:{user}"), 1, MINUTE_NS, 0, True)
+        budget = SOFT._replace(key=gate.spend_key("all", 0, f"user:{user}"), cap=0, is_observed=True)
+        ready.admit(f"attempt-{user}", 1, budgets=[budget], limits=[limit])
+    after_s, _ = ready.client.time()
+    starts_s = {moment_s // DAY_S * DAY_S for moment_s in (before_s, after_s)}
+    assert set(observed.days(ready.client)) <= set(map(gate.observed_key, starts_s))
+    assert observed.by_rule(ready.client) == {"each": 100, "all": 100}
 
 
 def test_past_a_threshold_requests_pass_at_a_rate(ready: Gate) -> None:

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from budgets import gate
+from tests.budgets import observed
 from tests.budgets.gate_model import Amounts, Event, GateModel, Hold
 
 WORKERS = ("worker-a", "worker-b")
@@ -628,7 +629,6 @@ class GateMachine(RuleBasedStateMachine):
 
 
 HASHES = (
-    gate.OBSERVED,
     gate.SUSPENSE,
     gate.APPLIED,
     gate.INGESTED,
@@ -641,11 +641,12 @@ HASHES = (
 
 def dump(client: redis.Redis) -> list[object]:
     """All that is in Redis, to be compared."""
-    strings = sorted({key.decode() for key in client.keys("tg:*")} - {*HASHES, gate.USAGE, gate.JOBS})
+    hashes = sorted({*HASHES, *observed.days(client)})
+    strings = sorted({key.decode() for key in client.keys("tg:*")} - {*hashes, gate.USAGE, gate.JOBS})
     with client.pipeline(transaction=False) as pipe:
         for key in strings:
             pipe.get(key)
-        for key in HASHES:
+        for key in hashes:
             pipe.hgetall(key)
         pipe.xrange(gate.USAGE)
         pipe.zrange(gate.JOBS, 0, -1)
@@ -702,8 +703,8 @@ def compare_state(client: redis.Redis, model: GateModel) -> None:
     assert {name: hold.held_nanos for name, hold in suspense.items()} == {n: a[0] for n, a in model.suspense.items()}
     for name, hold in suspense.items():
         assert hold.held_tokens == model.suspense[name][1] or all(c.unit == gate.USD for c in hold.budgets)
-    observed = {key.decode(): int(value) for key, value in client.hgetall(gate.OBSERVED).items()}
-    assert observed == model.observed
+    assert observed.by_rule(client) == model.observed
+    assert int(client.get(gate.OBSERVED_TOTAL) or 0) == sum(model.observed.values())
     assert {name.decode() for name in client.zrange(gate.JOBS, 0, -1)} == model.jobs
     applied = {key.decode(): int(value) for key, value in client.hgetall(gate.APPLIED).items() if value != b"0"}
     assert applied == {worker: seq for worker, seq in model.applied.items() if seq}
@@ -767,11 +768,11 @@ def test_an_observed_limit_that_a_settle_has_passed_stays_passed(redis_url: str)
     """Found by the long search after 72,000 steps: the model forgot what was above the limit."""
     steps = machine(redis_url)()
     steps.everything_is_ready()
-    observed = [check for check in LIMITS if check.is_observed and check.window_ns]
+    only_observed = [check for check in LIMITS if check.is_observed and check.window_ns]
     for _ in ("fills half of it", "fills it"):
-        steps.admit(WORKERS[0], frozenset(), observed, [], (0, 0), (0, 0))
+        steps.admit(WORKERS[0], frozenset(), only_observed, [], (0, 0), (0, 0))
     steps.settle(steps.attempts["attempt-0"], share=0, delta=1)
-    steps.admit(WORKERS[0], frozenset(), observed, [], (0, 0), (0, 0))
+    steps.admit(WORKERS[0], frozenset(), only_observed, [], (0, 0), (0, 0))
     steps.redis_is_as_the_model_says()
 
 

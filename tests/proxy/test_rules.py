@@ -10,6 +10,7 @@ from budgets import gate
 from proxy.dialects.table import ENDPOINTS, INFER, STORED
 from proxy.rules import Rules
 from proxy.snapshot import Budget, Increase, Limit, Threshold
+from tests.budgets import observed
 from tests.stack import Stack, chat, wait_until
 
 DAY_S = 86_400
@@ -147,9 +148,7 @@ def test_what_is_observed_passes_and_is_counted(stack):
     limit = Limit(limit_id="l", metric="requests", amount=1, window_s=3600, is_observed=True)
     secret = publish(stack, budget(1, mode="observe"), limits=(limit,))
     assert [ask(stack, secret).status_code for _ in range(3)] == [200, 200, 200]
-    observed = stack.control.redis.hgetall(gate.OBSERVED)
-    assert observed[b"tg:limit:l"] == b"2"
-    assert sum(int(count) for key, count in observed.items() if key.startswith(b"tg:spend:b:")) == 3
+    assert observed.by_rule(stack.control.redis) == {"l": 2, "b": 3}
     assert "tollgate_observed_refusals_total 5.0" in httpx.get(f"{stack.proxy.url}/metrics").text
 
 
