@@ -34,7 +34,9 @@ READ_INTERVAL_S = 0.05
 SHARE_INTERVAL_S = 0.1
 BYTES_PER_TOKEN = 4
 
-Unit = Literal["requests", "tokens"]
+# Tokens are of the input, or of input and output together. A limit of output tokens is apart: how many an answer gets nobody knows
+# before, so that each request counts as one of them.
+Unit = Literal["requests", "tokens", "output_tokens"]
 Headers = Iterable[tuple[bytes, bytes]]
 
 
@@ -79,6 +81,7 @@ METERS = (
     _anthropic("requests", b"requests"),
     _anthropic("tokens", b"tokens"),
     _anthropic("tokens", b"input-tokens"),
+    _anthropic("output_tokens", b"output-tokens"),
     Meter("tokens", b"ratelimitbysize-limit", b"ratelimitbysize-remaining", b"ratelimitbysize-reset"),
     Meter("requests", b"ratelimit-limit", b"ratelimit-remaining", b"ratelimit-reset"),
     Meter("requests", b"x-ratelimit-limit", b"x-ratelimit-remaining", b"x-ratelimit-reset"),
@@ -187,7 +190,7 @@ class Headroom:
         self.left = left
         self.seen_at_s = at_s
         # The least of what its limits have left, and what this worker's requests have taken of it since.
-        self.requests_left = min((each.remaining for each in left if each.unit == "requests"), default=math.inf)
+        self.requests_left = min((each.remaining for each in left if each.unit != "tokens"), default=math.inf)
         self.tokens_left = min((each.remaining for each in left if each.unit == "tokens"), default=math.inf)
         self.requests_taken = 0.0
         self.tokens_taken = 0.0
@@ -211,7 +214,7 @@ class Headroom:
         reset_s = WAIT_S_UNKNOWN if left.reset_s is None else min(left.reset_s, WAIT_S_MAX)
         if age_s >= reset_s:
             return 0.0
-        needed, taken = (1.0, self.requests_taken) if left.unit == "requests" else (tokens, self.tokens_taken)
+        needed, taken = (tokens, self.tokens_taken) if left.unit == "tokens" else (1.0, self.requests_taken)
         if left.limit is not None:
             # What is large besides is the provider's to judge: what it counts of images is not known.
             needed = min(needed, max(left.limit / 2, 1.0))

@@ -101,6 +101,22 @@ def test_a_wait_is_read_however_it_is_written(value, seconds):
             Left("requests", 0, 50, 60, pytest.approx(50 / 60)),
         ),
         (
+            {
+                "anthropic-ratelimit-input-tokens-limit": "40000",
+                "anthropic-ratelimit-input-tokens-remaining": "39000",
+                "anthropic-ratelimit-input-tokens-reset": "2025-10-09T08:53:25Z",
+            },
+            Left("tokens", 39000, 40000, 5, 200),
+        ),
+        (
+            {
+                "anthropic-ratelimit-output-tokens-limit": "8000",
+                "anthropic-ratelimit-output-tokens-remaining": "0",
+                "anthropic-ratelimit-output-tokens-reset": "2025-10-09T08:54:20Z",
+            },
+            Left("output_tokens", 0, 8000, 60, pytest.approx(8000 / 60)),
+        ),
+        (
             {"x-ratelimit-limit-req-minute": "60", "x-ratelimit-remaining-req-minute": "3"},
             Left("requests", 3, 60, None),
         ),
@@ -141,6 +157,10 @@ def test_a_refusal_says_when_to_come_again(headers, seconds):
         (Left("requests", 0, 1000, 86_400), 0, 0, WAIT_S_MAX),
         (Left("tokens", 500, 10_000, 30), 600, 0, 30),
         (Left("tokens", 500, 10_000, 30), 400, 0, 0),
+        # How long an answer gets nobody knows: surely a token.
+        (Left("output_tokens", 1, 8_000, 30), 100_000, 0, 0),
+        (Left("output_tokens", 0, 8_000, 30), 0, 0, 30),
+        (Left("output_tokens", 0, 8_000, 60, per_s=8_000 / 60), 100_000, 0, 60 / 8_000),
         (Left("tokens", 500, 1_000, 30), 1_000_000, 0, 0),  # More than ever fits is the provider's to refuse.
     ],
 )
@@ -159,6 +179,15 @@ def test_requests_of_this_worker_count_until_the_provider_speaks_again():
     assert room.wait_s(0, 100) == 10
     room.see([Left("requests", 1, 60, 10)], at_s=101)
     assert room.wait_s(0, 101) == 0
+
+
+def test_each_request_of_this_worker_makes_at_least_a_token():
+    room = Headroom()
+    room.see([Left("output_tokens", 2, 8_000, 10)], at_s=100)
+    for _ in range(2):
+        assert room.wait_s(100_000, 100) == 0
+        room.take(tokens=100_000)
+    assert room.wait_s(0, 100) == 10
 
 
 # Through running workers
@@ -241,3 +270,4 @@ def test_the_headers_of_real_providers_are_understood(provider):
         told += read({name.encode(): value.encode() for name, value in headers}, NOW_S)
     assert told
     assert all(left.remaining >= 0 and math.isfinite(left.per_s) for left in told)
+    assert any(left.unit == "output_tokens" for left in told) == (provider == "anthropic")
