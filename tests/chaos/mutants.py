@@ -135,6 +135,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("redis_paused", "the gate is waited for", *PATIENT),
     Mutant("redis_slow", "the gate is waited for", *PATIENT),
     Mutant("redis_unreachable", "the gate is waited for", *PATIENT),
+    Mutant("redis_broken", "the journal is not replayed", *NEVER_REPLAYED),
     Mutant("redis_full", "the journal is not replayed", *NEVER_REPLAYED),
     Mutant("postgres_down", "events leave the stream before they are stored", *POPPED_FIRST),
     Mutant("postgres_paused", "events leave the stream before they are stored", *POPPED_FIRST),
