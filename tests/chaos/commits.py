@@ -6,14 +6,15 @@ What a script writes is in the file as one transaction, so nothing between two c
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = b"tg:spend:"
+SPENT, RUNNING = b"tg:spend:", b"tg:running:"
 
 
 class Counters:
-    """`highest` of each counter at the end of any commit, from the end of the file as it was when this was made."""
+    """`highest` of each counter with that prefix at the end of any commit, from the end of the file as it was when this was made."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, prefix: bytes = SPENT) -> None:
         self._file = file
+        self._prefix = prefix
         self._offset = file.stat().st_size
         self._now: dict[str, int] = {}
         self.highest: dict[str, int] = {}
@@ -41,7 +42,7 @@ class Counters:
     def _commit(self, commands: list[list[bytes]]) -> None:
         touched = set()
         for word, *arguments in commands:
-            if arguments and arguments[0].startswith(PREFIX) and self._apply(word.upper(), arguments):
+            if arguments and arguments[0].startswith(self._prefix) and self._apply(word.upper(), arguments):
                 touched.add(arguments[0].decode())
         self.commits += bool(touched)
         for name in touched:

@@ -76,6 +76,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "if after_ns > capacity_ns + costs_ns[i] then",
     ),
     Mutant(
+        "limits",
+        "one more runs at once",
+        "budgets/lua/admit.lua",
+        "if taken >= slots[j] then",
+        "if taken > slots[j] then",
+    ),
+    Mutant(
         "stranded",
         "nobody takes over from the dead",
         "proxy/control.py",

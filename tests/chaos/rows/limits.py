@@ -1,16 +1,18 @@
-"""A limit is exact over four workers: asked for several times as much, they let through what it says, no more and no less."""
+"""Limits are exact over four workers: asked for several times as much, they let through what one of requests in a time says, no more
+and no less, and run as many of each key at once as another says, never more."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from proxy.snapshot import Limit
-from tests.chaos.commits import commands
+from tests.chaos.commits import RUNNING, Counters, commands
 from tests.chaos.load import ask, chat
 from tests.chaos.rig import Measured, Options, Rig, alone
 from tests.chaos.witness import Witness
-from tests.stack import wait_until
+from tests.stack import Stack, wait_until
 
 WORKERS = 4
 CLIENTS = 40
@@ -18,7 +20,16 @@ PAUSE_S = 0.05
 PER_S = 100
 BURST = 50
 FALSE_DENIALS_MAX = 0.001
-LIMIT = Limit(limit_id="exact", name="exact", metric="requests", amount=PER_S, window_s=1, burst=BURST)
+KEYS, AT_ONCE = 2, 5
+# Each for an alias of its own, so that the one takes nothing from the other.
+RATE = Limit(
+    limit_id="rate", name="rate", metric="requests", amount=PER_S, window_s=1, burst=BURST, subject={"alias": "demo"}
+)
+SLOTS = Limit(
+    limit_id="slots", name="slots", metric="concurrency", amount=AT_ONCE, subject={"alias": "slow", "key": "*"}
+)
+QUICK = chat("[[simulate output_tokens=4]]", max_tokens=4)
+SLOW = chat("[[simulate output_tokens=4,latency_ms=100]]", model="slow", max_tokens=4)
 
 
 @dataclass
@@ -35,26 +46,38 @@ def run(rig: Rig, options: Options) -> Measured:
     seconds = 8.0 if options.is_short else 30.0
     redis = rig.redis()
     stack = rig.stack(WORKERS, redis_url=redis.url)
-    stack.wait_for_version(stack.control.publish(limits=(LIMIT,)))
-    crowd, witness = Crowd(), Witness(stack.simulator.journal)
-    asyncio.run(_drive(crowd, stack.proxy.port, stack.control.issue_key(), seconds))
+    stack.control.add_alias("slow", "sim-fast")
+    stack.wait_for_version(stack.control.publish(limits=(RATE, SLOTS)))
+    crowd, slow, witness = Crowd(), Crowd(), Witness(stack.simulator.journal)
+    file = redis.directory / "appendonly.aof"
+    running = Counters(file, RUNNING)
+    asyncio.run(_drive(crowd, slow, stack, seconds))
     wait_until(lambda: stack.control.holds() == 0 and witness.is_quiet(), "the end of all calls")
-    taken_at_s = _taken_at_s(redis.directory / "appendonly.aof")
-    above = max(_above(taken_at_s), len(witness.calls) - len(taken_at_s))
+    taken_at_s, at_once = _taken_at_s(file), list(running.read().highest.values())
+    above = max(_above(taken_at_s), len(witness.calls) - slow.passed - len(taken_at_s))
     # What could have been let through until the last that was not: one of it may not have come together yet.
     missing = max(int(BURST + PER_S * (crowd.last_denied_at_s - taken_at_s[0])) - len(taken_at_s), 0)
+    kept = len(stack.control.redis.keys(f"{RUNNING.decode()}*"))
+    others = crowd.others + slow.others
     assert crowd.denied > crowd.passed, f"the limit was hardly met: {crowd}"
+    assert slow.denied > slow.passed, f"the limit was hardly met: {slow}"
     return Measured(
-        is_held=above == 0 and crowd.others == 0 and missing <= FALSE_DENIALS_MAX * crowd.denied,
-        figure=f"{above} above burst + rate x time; {missing / crowd.denied:.2%} refused falsely at most",
-        counts=f"{crowd.passed:,} calls let through and {crowd.denied:,} refused in {seconds:.0f} s, {WORKERS} workers",
-        detail=f"{len(witness.calls):,} at the provider, {missing} fewer than could have been; {crowd.others} answered otherwise",
+        is_held=above == 0
+        and others == 0
+        and missing <= FALSE_DENIALS_MAX * crowd.denied
+        and at_once == [AT_ONCE] * KEYS
+        and kept == 0,
+        figure=f"{above} above burst + rate x time; {missing / crowd.denied:.2%} refused falsely at most; "
+        f"{max(at_once)} of {AT_ONCE} at once, {kept} slots kept",
+        counts=f"{crowd.passed + slow.passed:,} calls let through and {crowd.denied + slow.denied:,} refused in {seconds:.0f} s, "
+        f"{WORKERS} workers",
+        detail=f"{len(witness.calls):,} at the provider, {missing} fewer than could have been; {others} answered otherwise",
     )
 
 
 def _taken_at_s(file: Path) -> list[float]:
     """When each request took its part, by Redis's clock: what it wrote says so."""
-    prefix = f"tg:limit:{LIMIT.limit_id}".encode()
+    prefix = f"tg:limit:{RATE.limit_id}".encode()
     writes = (command for command in commands(file.read_bytes()) if command[0].upper() == b"SET")
     return [int(value.split()[1]) / 1_000_000 for _, key, value, *_ in writes if key.startswith(prefix)]
 
@@ -71,13 +94,13 @@ def _above(taken_at_s: list[float]) -> int:
     return above
 
 
-async def _drive(crowd: Crowd, port: int, secret: str, seconds: float) -> None:
+async def _drive(quick: Crowd, slow: Crowd, stack: Stack, seconds: float) -> None:
     until_s = time.monotonic() + seconds
 
-    async def client() -> None:
+    async def client(crowd: Crowd, secret: str, body: dict[str, Any]) -> None:
         while time.monotonic() < until_s:
             asked_at_s = time.time()
-            answer = await ask(port, secret, chat("[[simulate output_tokens=4]]", max_tokens=4))
+            answer = await ask(stack.proxy.port, secret, body)
             if answer.status == 429:
                 crowd.denied += 1
                 crowd.last_denied_at_s = max(crowd.last_denied_at_s, asked_at_s)
@@ -87,12 +110,16 @@ async def _drive(crowd: Crowd, port: int, secret: str, seconds: float) -> None:
                 crowd.others += 1
             await asyncio.sleep(PAUSE_S)
 
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
+    secrets = [stack.control.issue_key() for _ in range(KEYS)]
+    await asyncio.gather(
+        *(client(quick, secrets[0], QUICK) for _ in range(CLIENTS)),
+        *(client(slow, secret, SLOW) for secret in secrets for _ in range(CLIENTS // (2 * KEYS))),
+    )
 
 
 PROMISE = alone(
     "limits",
-    "A limit is exact over four workers",
-    "0 let through above burst + rate x time; false refusals ≤ 0.1 %",
+    "Limits are exact over four workers",
+    "0 let through above burst + rate x time; false refusals ≤ 0.1 %; never more at once than slots, and all of them used",
     run,
 )
