@@ -11,7 +11,15 @@ from tests.chaos.rig import Options, Rig
 from tests.stack import ROOT
 
 # Those that stand together share a Tollgate.
-SHORT = (("hard_cap",), ("stranded",), ("missing_worker", "missing_redis"), ("retried",))
+SHORT = (
+    ("hard_cap",),
+    ("limits",),
+    ("stranded",),
+    ("missing_worker", "missing_redis"),
+    ("retried",),
+    ("redis_broken",),
+    ("cancelled",),
+)
 BY_NAME = {promise.name: promise for promise in PROMISES}
 
 
