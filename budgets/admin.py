@@ -25,6 +25,7 @@ from audit.admin_base import TollgateChangeList, TollgateInline, button, coloure
 from budgets import services
 from budgets.counters import OBSERVED_DAYS, WindowSpend, spend_of, spends, spent_in_parts, would_have_refused
 from budgets.models import SUBJECT_RELATED, Budget, Increase, Limit, Threshold, amount_text
+from budgets.spend import in_whole_units, rows_of
 from budgets.subject_admin import SubjectForm, SubjectRuleAdmin
 from keys.redis import redis_client
 
@@ -76,8 +77,14 @@ class BudgetForm(SubjectForm):
         if not is_hard or (was_hard and cleaned["amount"] >= stored.amount):
             return ""
         window = spend_of(stored, timezone.now(), redis_client())
-        less = stored.amount - cleaned["amount"]
-        over = [counter for counter in window.counters if counter.spent + (counter.held or 0) >= counter.cap - less]
+        (row,) = rows_of(Budget.objects.filter(pk=stored.pk))
+        changed = row._replace(mode=Budget.Mode.HARD, amount=in_whole_units(cleaned["amount"], row.unit))
+        cap = changed.cap(in_whole_units(window.increased_by, row.unit))
+        over = [
+            counter
+            for counter in window.counters
+            if in_whole_units(counter.spent + (counter.held or 0) - counter.rolled_over, row.unit) >= cap
+        ]
         if not over:
             return ""
         used = amount_text(over[0].spent + (over[0].held or 0), stored.unit)

@@ -9,9 +9,9 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-# The whole of a budget is always worth an alert, whatever thresholds it has.
-WHOLE_PERCENT = 100
-# A hard budget is never passed, and what fits last leaves something: here nearly the whole is the whole.
+from budgets.caps import WHOLE_PERCENT
+
+# A cap is never passed, and what fits last leaves something: so nearly the whole cap is the whole.
 NEARLY_WHOLE_PERCENT = 99
 # What is held goes back and forth: a threshold is behind us when so many points of the amount lie between.
 RECOVERY_POINTS = 5
@@ -34,9 +34,10 @@ WAIT_MAX_S = HOUR_S
 TRIES_MAX = 12
 
 
-def crossed(used: int, amount: int, percents: Iterable[int], *, is_hard: bool) -> list[int]:
-    """Those of `percents`, and the whole, that `used` has reached of `amount`; the lowest first. Of nothing, anything is all."""
-    return [percent for percent in sorted({*percents, WHOLE_PERCENT}) if _reached(used, amount, percent, is_hard)]
+def crossed(used: int, amount: int, percents: Iterable[int], *, refuses_at: int | None) -> list[int]:
+    """Those of `percents`, and the whole, that `used` has reached of `amount`; the lowest first. Of nothing, anything is all.
+    The whole is always worth an alert, whatever thresholds there are. `refuses_at` is the percentage that is never passed."""
+    return [percent for percent in sorted({*percents, WHOLE_PERCENT}) if _reached(used, amount, percent, refuses_at)]
 
 
 def is_behind(used: int, amount: int, percent: int) -> bool:
@@ -44,10 +45,9 @@ def is_behind(used: int, amount: int, percent: int) -> bool:
     return used <= 0 or used * 100 < amount * (percent - RECOVERY_POINTS)
 
 
-def _reached(used: int, amount: int, percent: int, is_hard: bool) -> bool:
-    if is_hard and percent == WHOLE_PERCENT:
-        percent = NEARLY_WHOLE_PERCENT
-    return used > 0 and used * 100 >= amount * percent
+def _reached(used: int, amount: int, percent: int, refuses_at: int | None) -> bool:
+    of_it = NEARLY_WHOLE_PERCENT if percent == refuses_at else WHOLE_PERCENT
+    return used > 0 and used * 100 * WHOLE_PERCENT >= amount * percent * of_it
 
 
 class Pace(msgspec.Struct, frozen=True, array_like=True):

@@ -20,7 +20,7 @@ from budgets import gate
 from budgets.ledger_models import UsageDay
 from budgets.matching import EACH
 from budgets.models import Budget, BudgetQuerySet, Increase, Limit
-from budgets.spend import DAY_S, NANO_DIGITS, Spent, rows_of, spent, spent_by_value
+from budgets.spend import DAY_S, NANO_DIGITS, Spent, in_whole_units, rows_of, spent, spent_by_value
 from budgets.windows import FOREVER_S, HOUR_S
 
 COUNTERS_MAX = 1_000
@@ -37,14 +37,12 @@ class Counter:
     starts_at: datetime
     ends_at: datetime | None
     spent: Decimal
+    # What is never passed, or, of one that refuses nothing, its amount; with what is on top of it.
+    cap: Decimal
     held: Decimal | None = None
     rolled_over: Decimal = Decimal(0)
     increased_by: Decimal = Decimal(0)
     each: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def cap(self) -> Decimal:
-        return self.budget.amount + self.extra
 
     @property
     def extra(self) -> Decimal:
@@ -118,6 +116,7 @@ def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[W
         budget, (start_s, end_s) = known[row.pk], bounds[row.pk]
         starts_at, ends_at = _moment(start_s), None if end_s >= FOREVER_S else _moment(end_s)
         more = increased.get(row.pk, Decimal(0))
+        cap = row.cap(in_whole_units(more, row.unit))
         dimensions = [name for name in sorted(row.subject) if row.subject[name] == EACH]
         counters = []
         for each, item in of_ledger[row.pk].items():
@@ -127,6 +126,7 @@ def spends(budgets: BudgetQuerySet, at: datetime, client: redis.Redis) -> list[W
                     starts_at=starts_at,
                     ends_at=ends_at,
                     spent=_in_unit(item.spent, budget),
+                    cap=_in_unit(cap + item.rolled_over, budget),
                     held=None if of_gate is None else _in_unit(_held(of_gate.get(item.key), item), budget),
                     rolled_over=_in_unit(item.rolled_over, budget),
                     increased_by=more,

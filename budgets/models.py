@@ -3,6 +3,7 @@
 from decimal import Decimal
 from typing import Any, Self
 
+from django.contrib.postgres.expressions import ArraySubquery
 from django.contrib.postgres.fields import ArrayField
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -13,6 +14,7 @@ from django.utils import timezone
 from audit.ids import uuid7
 from audit.querysets import TeamQuerySet
 from budgets.alert_models import Alert, Channel, Delivery, Mute  # noqa: F401 Django looks for models here.
+from budgets.caps import WHOLE_PERCENT
 from budgets.ledger_models import (  # noqa: F401
     Drift,
     IngestWatermark,
@@ -266,6 +268,11 @@ class BudgetQuerySet(SubjectRuleQuerySet):
             )
         )
 
+    def with_blocking(self) -> Self:
+        """With `blocking`, the percentages of their thresholds that block."""
+        blocking = Threshold.objects.filter(budget=models.OuterRef("pk"), action=Threshold.Action.BLOCK)
+        return self.annotate(blocking=ArraySubquery(blocking.order_by("percent").values("percent")))
+
 
 class Budget(SubjectRule):
     """At most this much in each window. A hard one is never passed; a soft one reports; one that observes counts what a hard one
@@ -469,6 +476,15 @@ class Threshold(models.Model):
 
     def __str__(self) -> str:
         return f"{self.effect} at {self.percent} %"
+
+    def clean(self) -> None:
+        is_above = self.percent is not None and self.percent > WHOLE_PERCENT
+        if is_above and self.action == self.Action.BLOCK and self.budget.mode == Budget.Mode.HARD:
+            raise ValidationError(
+                {
+                    "percent": "A hard budget blocks at its amount: it is never passed. Make it soft to block above 100 %."
+                }
+            )
 
     @property
     def effect(self) -> str:

@@ -15,7 +15,7 @@ from uuid import UUID
 from django.db import connection, models
 
 from audit.models import UsageRecord
-from budgets import gate
+from budgets import caps, gate
 from budgets.matching import EACH, counter_values, matches
 from budgets.models import OWNERS, SUBJECT_COLUMNS, TAG, Budget, BudgetQuerySet, Increase, subject_of
 from budgets.windows import HOUR_S, window_bounds
@@ -99,6 +99,21 @@ class Row(NamedTuple):
     amount: int
     rollover: int
     rolls_over_since_s: float
+    mode: str
+    # The percentages of the thresholds that block.
+    blocking: Sequence[int]
+
+    @property
+    def refuses(self) -> bool:
+        return caps.refuses(self.mode, self.blocking)
+
+    @property
+    def cap_percent(self) -> int:
+        return caps.cap_percent(self.mode, self.blocking)
+
+    def cap(self, added: int) -> int:
+        """With so much added to the amount."""
+        return caps.share(self.amount + added, self.cap_percent)
 
     def bounds(self, at_s: float) -> tuple[int, int]:
         return window_bounds(
@@ -137,13 +152,15 @@ _FIELDS = (
     "amount",
     "rollover",
     "rolls_over_since",
+    "mode",
+    "blocking",
 )
 
 
 def rows_of(budgets: BudgetQuerySet | None = None) -> Iterator[Row]:
     """All active ones, where none are chosen."""
     chosen = Budget.objects.filter(is_active=True) if budgets is None else budgets
-    found = chosen.with_subject().with_zone().order_by("pk")
+    found = chosen.with_subject().with_zone().with_blocking().order_by("pk")
     for row in found.values_list(*_FIELDS, named=True).iterator():
         yield Row(
             pk=row.pk,
@@ -157,6 +174,8 @@ def rows_of(budgets: BudgetQuerySet | None = None) -> Iterator[Row]:
             amount=in_whole_units(row.amount, row.unit),
             rollover=in_whole_units(row.rollover, row.unit),
             rolls_over_since_s=row.rolls_over_since.timestamp() if row.rolls_over_since else 0.0,
+            mode=row.mode,
+            blocking=row.blocking,
         )
 
 
@@ -228,10 +247,12 @@ class _Past:
     def _cap(self, row: Row, end_s: int) -> int:
         """At the end of a window."""
         last = datetime.fromtimestamp(end_s - 1, UTC)
-        return row.amount + sum(
-            in_whole_units(increase.amount, row.unit)
-            for increase in self._increases[row.pk]
-            if increase.starts_at <= last < increase.ends_at
+        return row.cap(
+            sum(
+                in_whole_units(increase.amount, row.unit)
+                for increase in self._increases[row.pk]
+                if increase.starts_at <= last < increase.ends_at
+            )
         )
 
     def window(self, row: Row, back: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from django.db.models.functions import Coalesce
 
 from audit.models import UsageRecord
 from audit.records import UsageEvent
-from budgets import alerts, gate
+from budgets import alerts, caps, gate
 from budgets.alert_models import Alert, Severity
 from budgets.alert_services import Finding, identity, open_alerts, recover_alerts
 from budgets.ledger_models import Drift
@@ -89,10 +89,6 @@ class Terms(NamedTuple):
 
     def text(self, amount: int) -> str:
         return amount_text(Decimal(amount).scaleb(-NANO_DIGITS if self.unit == Budget.Unit.USD else 0), self.unit)
-
-    @property
-    def is_hard(self) -> bool:
-        return self.mode == Budget.Mode.HARD
 
 
 def note(client: redis.Redis, events: Iterable[UsageEvent]) -> None:
@@ -265,11 +261,15 @@ def _move_paces(
 
 
 def _crossed(counter: Counter, its: Terms, used: int) -> Iterator[Finding]:
-    for percent in alerts.crossed(used, its.amount, its.effects, is_hard=its.is_hard):
-        is_whole = percent >= alerts.WHOLE_PERCENT
+    refuses_at = counter.row.cap_percent if counter.row.refuses else None
+    for percent in alerts.crossed(used, its.amount, its.effects, refuses_at=refuses_at):
+        is_refused = refuses_at is not None and percent >= refuses_at
+        is_whole = is_refused or percent >= caps.WHOLE_PERCENT
         said = [f"{its.text(used)} of {its.text(its.amount)} are spent or held{_window_text(counter)}."]
-        if is_whole:
-            said.append(_ENDS[Budget.Mode(its.mode)])
+        if is_refused:
+            said.append("What would pass it is refused.")
+        elif is_whole and refuses_at is None:
+            said.append(_NEVER_REFUSED[Budget.Mode(its.mode)])
         said += [f"From here on: {effect}." for effect in its.effects.get(percent, ())]
         yield _finding(
             counter,
@@ -282,16 +282,16 @@ def _crossed(counter: Counter, its: Terms, used: int) -> Iterator[Finding]:
         )
 
 
-_ENDS = {
-    Budget.Mode.HARD: "What would pass it is refused.",
+_NEVER_REFUSED = {
     Budget.Mode.SOFT: "Nothing is refused: the budget is soft.",
     Budget.Mode.OBSERVE: "Nothing is refused: the budget only observes what a hard one would.",
 }
 
 
 def _running_out(counter: Counter, its: Terms, pace: alerts.Pace, now: datetime) -> Iterator[Finding]:
-    at_s = alerts.runs_out_at_s(pace, its.amount, counter.half_life_s)
-    if pace.used >= its.amount or at_s is None or not alerts.runs_out(at_s, now.timestamp(), counter.end_s):
+    cap = caps.share(its.amount, counter.row.cap_percent)
+    at_s = alerts.runs_out_at_s(pace, cap, counter.half_life_s)
+    if pace.used >= cap or at_s is None or not alerts.runs_out(at_s, now.timestamp(), counter.end_s):
         return
     moment = alerts.moment_text(at_s, counter.row.zone)
     yield _finding(
@@ -302,7 +302,7 @@ def _running_out(counter: Counter, its: Terms, pace: alerts.Pace, now: datetime)
         severity=Severity.WARNING,
         title=f"{_name(counter, its)}: runs out on {moment}",
         text=(
-            f"At the recent pace nothing is left on {moment}. {its.text(pace.used)} of {its.text(its.amount)} are spent or"
+            f"At the recent pace nothing is left on {moment}. {its.text(pace.used)} of {its.text(cap)} are spent or"
             f" held{_window_text(counter)}."
         ),
     )
@@ -383,8 +383,9 @@ def _recover_budgets(client: redis.Redis, now: datetime) -> None:
 def _lasts(counter: Counter, its: Terms, pace: alerts.Pace, now: datetime) -> bool:
     # Idle since the last look: as if it had been looked at now.
     pace = alerts.moved(pace, pace.used, now.timestamp(), counter.half_life_s)
-    at_s = alerts.runs_out_at_s(pace, its.amount, counter.half_life_s)
-    return pace.used >= its.amount or alerts.runs_out(at_s, now.timestamp(), counter.end_s) is False
+    cap = caps.share(its.amount, counter.row.cap_percent)
+    at_s = alerts.runs_out_at_s(pace, cap, counter.half_life_s)
+    return pace.used >= cap or alerts.runs_out(at_s, now.timestamp(), counter.end_s) is False
 
 
 def _end_s(alert: Alert) -> int:

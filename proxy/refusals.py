@@ -4,7 +4,7 @@ from budgets import limits
 from budgets.matching import scope_of
 from budgets.windows import FOREVER_S
 from proxy.errors import BudgetExceeded, LimitExceeded
-from proxy.rules import Rules, cap_of, window_of
+from proxy.rules import Rules, amount_of, window_of
 from proxy.snapshot import Budget, Limit
 
 _WINDOWS = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}
@@ -47,7 +47,7 @@ def throttled(budget: Budget, retry_after_ms: int) -> LimitExceeded:
 
 def budget_exceeded(budget: Budget, left: int, now_s: float) -> BudgetExceeded:
     """`left` as `gate.OverBudget` has it; `now_s` says in which window."""
-    scope, cap, left = scope_of(budget.subject), cap_of(budget, now_s), max(left, 0)
+    scope, cap, left = scope_of(budget.subject), amount_of(budget, now_s), max(left, 0)
     _, end_s = window_of(budget, now_s)
     window = budget.window if budget.window in ("total", "fixed") else f"per {budget.window}"
     resets = f"it resets in {max(0, int(end_s - now_s))} s" if end_s < FOREVER_S else "it does not reset"

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import NamedTuple
 
-from budgets import gate, limits
+from budgets import caps, gate, limits
 from budgets.matching import counter_values
 from budgets.windows import window_bounds
 from proxy.snapshot import Budget, Limit, Threshold
@@ -164,10 +164,19 @@ def window_of(budget: Budget, at_s: float) -> tuple[int, int]:
     )
 
 
-def cap_of(budget: Budget, at_s: float) -> int:
+def amount_of(budget: Budget, at_s: float) -> int:
     """The amount with what is added for a while, in the budget's unit."""
     added = (increase.amount for increase in budget.increases if increase.from_s <= at_s < increase.until_s)
     return budget.amount + sum(added)
+
+
+def cap_percent_of(budget: Budget) -> int:
+    """The share of the amount that is its cap."""
+    return caps.cap_percent(budget.mode, _blocking(budget))
+
+
+def _blocking(budget: Budget) -> list[int]:
+    return [threshold.percent for threshold in budget.thresholds if threshold.action == "block"]
 
 
 def _increase_moments(budget: Budget) -> Iterator[float]:
@@ -186,28 +195,28 @@ def _counter_at(budget: Budget, of_each: tuple[str, ...], now_s: float) -> tuple
 
 def _counter(budget: Budget, start_s: int, end_s: int, now_s: float, of_each: tuple[str, ...]) -> gate.BudgetCounter:
     key = gate.spend_key(budget.budget_id, start_s, *of_each)
-    amount, unit = cap_of(budget, now_s), gate.UNITS[budget.unit]
+    amount, unit, percent = amount_of(budget, now_s), gate.UNITS[budget.unit], cap_percent_of(budget)
     carry = None
     if budget.rollover and budget.window not in NEVER_CARRIED:
         before_s, _ = window_of(budget, start_s - 1)
         from_key = gate.spend_key(budget.budget_id, before_s, *of_each)
         # What it was before it was a budget with a roll-over is not known.
         is_empty_when_absent = budget.starts_at_s is not None and budget.starts_at_s <= before_s
-        carry = gate.Carry(from_key, cap_of(budget, start_s - 1), budget.rollover, is_empty_when_absent)
+        from_cap = caps.share(amount_of(budget, start_s - 1), percent)
+        carry = gate.Carry(from_key, from_cap, budget.rollover, is_empty_when_absent)
         _, end_s = window_of(budget, end_s)  # The next window asks what this one left.
     if budget.mode == "observe":
         return gate.BudgetCounter(key, amount, False, end_s, unit, True, carry)
-    blocking = [threshold.percent for threshold in budget.thresholds if threshold.action == "block"]
     return gate.BudgetCounter(
         key=key,
-        cap=amount * min(blocking) // 100 if blocking else amount,
-        is_hard=budget.mode == "hard" or bool(blocking),
+        cap=caps.share(amount, percent),
+        is_hard=caps.refuses(budget.mode, _blocking(budget)),
         expire_at_s=end_s,
         unit=unit,
         carry=carry,
         throttles=tuple(_throttles(budget, amount, key)),
         downgrades=tuple(
-            gate.Downgrade(amount * threshold.percent // 100, threshold.alias)
+            gate.Downgrade(caps.share(amount, threshold.percent), threshold.alias)
             for threshold in sorted(budget.thresholds, key=_percent, reverse=True)
             if threshold.action == "downgrade"
         ),
@@ -219,7 +228,7 @@ def _throttles(budget: Budget, amount: int, counter_key: str) -> Iterator[gate.T
         if threshold.action == "throttle":
             per_minute = threshold.per_minute
             yield gate.Throttle(
-                at=amount * threshold.percent // 100,
+                at=caps.share(amount, threshold.percent),
                 key=f"{gate.throttle_key(counter_key)}:{threshold.percent}",
                 cost_ns=limits.cost_ns(1, per_minute, NANOS_PER_MINUTE),
                 capacity_ns=limits.capacity_ns(limits.REQUESTS, per_minute, per_minute, NANOS_PER_MINUTE),

@@ -11,22 +11,25 @@ THURSDAY_14_S = datetime.datetime(2026, 11, 26, 13, 0, tzinfo=datetime.UTC).time
 
 
 @pytest.mark.parametrize(
-    ("used", "amount", "percents", "is_hard", "expected"),
+    ("used", "amount", "percents", "refuses_at", "expected"),
     [
-        (79, 100, {50, 80}, False, [50]),
-        (80, 100, {50, 80}, False, [50, 80]),
-        (99, 100, {80}, False, [80]),
-        (99, 100, {80}, True, [80, 100]),  # What fits last leaves something: a hard one is as good as full.
-        (98, 100, set(), True, []),
-        (100, 100, set(), False, [100]),
-        (150, 100, {120, 200}, False, [100, 120]),
-        (0, 0, {50}, True, []),
-        (1, 0, {50}, True, [50, 100]),
-        (-5, 100, {50}, False, []),  # More was rolled over than is spent.
+        (79, 100, {50, 80}, None, [50]),
+        (80, 100, {50, 80}, None, [50, 80]),
+        (99, 100, {80}, None, [80]),
+        (99, 100, {80}, 100, [80, 100]),  # What fits last leaves something: a hard one is as good as full.
+        (98, 100, set(), 100, []),
+        (792, 1_000, {80}, 80, [80]),  # So is one that blocks before.
+        (791, 1_000, {80}, 80, []),
+        (1_188, 1_000, {120}, 120, [100, 120]),
+        (100, 100, set(), None, [100]),
+        (150, 100, {120, 200}, None, [100, 120]),
+        (0, 0, {50}, 100, []),
+        (1, 0, {50}, 100, [50, 100]),
+        (-5, 100, {50}, None, []),  # More was rolled over than is spent.
     ],
 )
-def test_a_threshold_is_crossed_when_its_share_is_reached(used, amount, percents, is_hard, expected):
-    assert alerts.crossed(used, amount, percents, is_hard=is_hard) == expected
+def test_a_threshold_is_crossed_when_its_share_is_reached(used, amount, percents, refuses_at, expected):
+    assert alerts.crossed(used, amount, percents, refuses_at=refuses_at) == expected
 
 
 @pytest.mark.parametrize(("used", "is_behind"), [(80, False), (76, False), (75, False), (74, True), (0, True)])

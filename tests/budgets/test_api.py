@@ -183,6 +183,22 @@ def test_the_spend_of_a_total_has_no_end_and_is_told_while_redis_is_empty():
     assert (counter["spent"], counter["held"], counter["left"]) == ("0", None, "15")
 
 
+@pytest.mark.parametrize(("mode", "percent", "left"), [("hard", 80, "8"), ("hard", 120, "10"), ("soft", 120, "12")])
+def test_what_is_left_is_left_of_what_blocks(mode, percent, left):
+    budget = factories.BudgetFactory(amount=Decimal(10), mode=mode)
+    factories.ThresholdFactory(budget=budget, percent=percent, action="block")
+    (counter,) = client_with().get(url("budgets", budget.pk, "spend")).json()["counters"]
+    assert counter["left"] == left
+
+
+def test_a_share_above_the_whole_blocks_no_hard_budget():
+    body = {"thresholds": [{"percent": 120, "action": "block"}]}
+    hard, soft = factories.BudgetFactory(), factories.BudgetFactory(mode="soft")
+    assert_problem(patch(client_with(), url("budgets", hard.pk), body), 400, "at its amount")
+    assert patch(client_with(), url("budgets", soft.pk), body).status_code == 200
+    assert patch(client_with(), url("budgets", hard.pk), body | {"mode": "soft"}).status_code == 200
+
+
 # Increases
 
 

@@ -216,6 +216,20 @@ def test_what_is_left_is_rolled_over(key, used, spent_by_month, rolled_over):
     assert before.expire_at_s == now.end_s + spend.COUNTER_GRACE_S
 
 
+@pytest.mark.parametrize(
+    ("mode", "percent", "rolled_over"), [("hard", 80, 10), ("hard", 120, 30), ("soft", 120, 50), ("observe", 80, 30)]
+)
+def test_a_window_leaves_what_is_left_of_its_cap(key, used, mode, percent, rolled_over):
+    budget = factories.BudgetFactory(
+        team=key.project.team, amount=Decimal(100), rollover=Decimal(90), rolls_over_since=months_ago(1), mode=mode
+    )
+    factories.ThresholdFactory(budget=budget, percent=percent, action="block")
+    used(70 * 10**9, at=months_ago(1))
+    used(1)
+    now, _ = sorted(spend.spent(AT_S), key=lambda item: -item.start_s)
+    assert now.rolled_over == rolled_over * 10**9
+
+
 def test_what_was_left_before_a_budget_rolled_over_stays_there(key, used):
     factories.BudgetFactory(team=key.project.team, rollover=Decimal(30), rolls_over_since=NOW)
     used(1, at=months_ago(1))

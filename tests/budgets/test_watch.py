@@ -94,6 +94,17 @@ def test_the_whole_of_a_budget_is_told_without_a_threshold(client, mode, words):
     assert "1,000 tokens of 1,000 tokens" in alert.text
 
 
+@pytest.mark.parametrize(("mode", "percent"), [("hard", 80), ("soft", 120)])
+def test_a_share_that_blocks_is_told_when_nothing_more_fits(client, mode, percent):
+    budget = factories.BudgetFactory(mode=mode, amount=100)
+    factories.ThresholdFactory(budget=budget, percent=percent, action=Threshold.Action.BLOCK)
+    spend(client, budget, percent * USD - 1)
+    watch.watch(client, NOON)
+    alert = Alert.objects.get(percent=percent)
+    assert alert.severity == "critical" and "is refused. From here on: block." in alert.text
+    assert not Alert.objects.filter(text__contains="Nothing is refused").exists()
+
+
 def test_an_alert_says_what_happens_from_there_on(client):
     budget = factories.BudgetFactory(amount=100)
     factories.ThresholdFactory(budget=budget, percent=60, action=Threshold.Action.THROTTLE, per_minute=10)

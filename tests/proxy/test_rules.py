@@ -53,6 +53,14 @@ def test_a_blocking_threshold_is_the_cap_of_a_soft_budget_too():
     assert counter(rule)[1:3] == (900, True)
 
 
+@pytest.mark.parametrize(("mode", "percent", "cap"), [("hard", 120, 1_000), ("hard", 80, 800), ("soft", 120, 1_200)])
+def test_a_hard_amount_is_never_passed_whatever_blocks(mode, percent, cap):
+    rule = budget(1_000, mode=mode, rollover=1_000, thresholds=(Threshold(percent=percent, action="block"),))
+    assert counter(rule)[1:3] == (cap, True)
+    # What the window before left, it left of its cap.
+    assert counter(rule).carry.from_cap == cap
+
+
 def test_what_is_observed_blocks_nothing():
     rule = budget(1_000, mode="observe", thresholds=(Threshold(percent=90, action="block"),))
     assert counter(rule)[1:3] == (1_000, False) and counter(rule).is_observed
@@ -100,6 +108,11 @@ def test_a_budget_of_any_scope_refuses_those_that_it_is_about(stack, subject, he
     assert (refusal.status_code, refusal.json()["error"]["code"]) == (429, "budget_exceeded")
     secret = publish(stack, budget(1, subject={**subject, "tag:feature": "other"}))
     assert ask(stack, secret, headers, **fields).status_code == 200
+
+
+def test_a_hard_budget_refuses_at_its_amount_though_it_blocks_above(stack):
+    secret = publish(stack, budget(1, unit="requests", thresholds=(Threshold(percent=300, action="block"),)))
+    assert [ask(stack, secret).status_code for _ in range(2)] == [200, 429]
 
 
 def test_tokens_and_requests_are_counted_as_the_provider_says(stack):
