@@ -1,10 +1,10 @@
 """What a client is told whose request passes a budget or a limit: which one, whose, how much is left, and when it resets."""
 
-from budgets import limits
+from budgets import caps, limits
 from budgets.matching import scope_of
 from budgets.windows import FOREVER_S
 from proxy.errors import BudgetExceeded, LimitExceeded
-from proxy.rules import Rules, amount_of, window_of
+from proxy.rules import Rules, amount_of, cap_percent_of, window_of
 from proxy.snapshot import Budget, Limit
 
 _WINDOWS = {1: "second", 60: "minute", 3600: "hour", 86_400: "day"}
@@ -47,7 +47,9 @@ def throttled(budget: Budget, retry_after_ms: int) -> LimitExceeded:
 
 def budget_exceeded(budget: Budget, left: int, now_s: float) -> BudgetExceeded:
     """`left` as `gate.OverBudget` has it; `now_s` says in which window."""
-    scope, cap, left = scope_of(budget.subject), amount_of(budget, now_s), max(left, 0)
+    scope, left = scope_of(budget.subject), max(left, 0)
+    amount, percent = amount_of(budget, now_s), cap_percent_of(budget)
+    cap = caps.share(amount, percent)
     _, end_s = window_of(budget, now_s)
     window = budget.window if budget.window in ("total", "fixed") else f"per {budget.window}"
     resets = f"it resets in {max(0, int(end_s - now_s))} s" if end_s < FOREVER_S else "it does not reset"
@@ -58,14 +60,16 @@ def budget_exceeded(budget: Budget, left: int, now_s: float) -> BudgetExceeded:
         "window": budget.window,
         "unit": budget.unit,
         "resets_at": end_s if end_s < FOREVER_S else None,
+        "cap_percent": percent,
     }
     if budget.unit == "usd":
-        details |= {"amount_usd": usd(cap), "left_usd": usd(left)}
+        details |= {"amount_usd": usd(amount), "cap_usd": usd(cap), "left_usd": usd(left)}
     else:
-        details |= {"amount": cap, "left": left}
+        details |= {"amount": amount, "cap": cap, "left": left}
+    share = "" if percent == caps.WHOLE_PERCENT else f", {percent} % of {_text(amount, budget.unit)}"
     return BudgetExceeded(
-        f"budget {budget.name!r} of the {scope} ({_text(cap, budget.unit)} {window}) has {_text(left, budget.unit)} left, "
-        f"too little for this request; {resets}",
+        f"budget {budget.name!r} of the {scope} ({_text(cap, budget.unit)} {window}{share}) has "
+        f"{_text(left, budget.unit)} left, too little for this request; {resets}",
         should_retry=False,
         details=details,
     )

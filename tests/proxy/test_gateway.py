@@ -9,7 +9,7 @@ import pytest
 
 from budgets.windows import window_bounds
 from keys.tokens import digest
-from proxy.snapshot import Budget, Credential, Limit
+from proxy.snapshot import Budget, Credential, Limit, Threshold
 from tests.stack import UPSTREAM_SECRET, Stack, chat, wait_until
 
 
@@ -154,6 +154,24 @@ def test_a_spent_budget_refuses_and_says_which_and_until_when(stack):
     (event,) = _events(stack, 1)
     assert stack.control.spent_nanos("b1") == event["cost_nanos"]
     assert int(error["left_usd"].replace(".", "").ljust(10, "0")) == 1_000_000 - event["cost_nanos"]
+
+
+def test_a_share_that_blocks_is_what_the_refusal_speaks_of(stack):
+    rule = _budget(100_000_000_000, thresholds=(Threshold(percent=80, action="block"),))
+    stack.wait_for_version(stack.control.publish(budgets=(rule,)))
+    with stack.client(stack.control.issue_key()) as client:
+        assert client.post("/v1/chat/completions", json=chat(max_tokens=10)).status_code == 200
+        _events(stack, 1)
+        (counter,) = stack.control.redis.scan_iter("tg:spend:b1:*")
+        stack.control.redis.set(counter, 80_000_000_000)
+        error = _error(client.post("/v1/chat/completions", json=chat()))
+    assert (error["amount_usd"], error["cap_percent"], error["cap_usd"], error["left_usd"]) == (
+        "100.00",
+        80,
+        "80.00",
+        "0.00",
+    )
+    assert "($80.00 per month, 80 % of $100.00) has $0.00 left" in error["message"]
 
 
 def test_a_soft_budget_counts_and_lets_pass(stack):
