@@ -4,6 +4,7 @@ An event travels worker → journal file and Redis stream → ledger. Its JSON i
 what the ledger's columns, indexes and sums bear. They are checked where an event is read, and cost the data path nothing.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -165,8 +166,16 @@ class UsageEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 _MONEY = frozenset({"attempt_id", "team_id", "project_id", "virtual_key_id", "state", "cost_nanos", "adjusts"})
 _SIDE_FIELDS = [field for field in msgspec.structs.fields(UsageEvent) if field.name not in _MONEY]
 
+# PostgreSQL has no NUL in a text. An escaped one: what follows an odd number of backslashes only looks like it.
+_NUL, _ESCAPED_NUL = "\0", re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(UsageEvent)
+
+
+def storable(text: str) -> str:
+    """As the ledger stores it. What names a counter is this, so that its name is the same on both sides."""
+    return text.replace(_NUL, "\ufffd") if _NUL in text else text
 
 
 def encode_event(event: UsageEvent) -> bytes:
@@ -180,10 +189,13 @@ def decode_event(body: bytes) -> UsageEvent:
 
 
 def read_event(body: bytes) -> tuple[UsageEvent, list[str]]:
-    """The event, and which of its side fields had to be mended: money is not lost for a silly duration.
+    """The event, and which of its side fields had to be mended: money is not lost for a silly duration, nor for a NUL in a
+    provider's words.
 
     Raises `msgspec.DecodeError` or `msgspec.ValidationError` when `body` does not say whose it is and what it has cost.
     """
+    if b"u0000" in body:
+        body = _ESCAPED_NUL.sub(rb"\1\\ufffd", body)
     try:
         return _decoder.decode(body), []
     except msgspec.ValidationError:

@@ -210,8 +210,7 @@ def _tell_mended(client: redis.Redis, fields: Mapping[str, int]) -> None:
 
 def _understand(entry_id: bytes, fields: Fields) -> Entry | Refused:
     try:
-        # PostgreSQL has no NUL in a text. Providers' words stand in some fields, and what was spent must not hang on them.
-        event, mended = read_event(fields[b"event"].replace(rb"\u0000", rb"\ufffd"))
+        event, mended = read_event(fields[b"event"])
         if b"state" in fields:
             # The worker died: the event is from before the call, and the hold is what it may have cost.
             state, cost_nanos = msgspec.convert(fields[b"state"].decode(), State), int(fields[b"cost_nanos"])

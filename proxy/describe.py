@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from audit.records import Candidate
+from audit.records import Candidate, storable
 from proxy.authenticate import Subject
 from proxy.dialects.dialect import JSON, Call, Dialect
 from proxy.errors import InvalidRequest, MissingTags
@@ -62,7 +62,7 @@ def _end_user(request: Request, call: Call) -> str:
         if raw is None and call.dialect.name.startswith("anthropic") and "metadata" in fields:
             raw = _field_of(fields["metadata"], "user_id")
         value = msgspec.json.decode(raw) if raw is not None else None
-        named = value if isinstance(value, str) else ""
+        named = storable(value) if isinstance(value, str) else ""
     # What is too long for a name is known by its digest.
     return named if len(named) <= END_USER_LENGTH_MAX else hashlib.sha256(named.encode()).hexdigest()
 
