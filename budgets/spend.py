@@ -309,10 +309,11 @@ def counters_of(attempt: Mapping[str, str], at_s: float) -> list[gate.BudgetCoun
 
 def dimensions_of(record: UsageRecord) -> dict[str, str]:
     """What a record says of the dimensions of subjects."""
-    deployments = Deployment.objects.filter(name=record.deployment).values_list("pk", flat=True)
+    ids = Deployment.objects.filter(name=record.deployment).values_list("pk", flat=True)
     values = {name: str(getattr(record, column)) for name, column in _RECORDED.items()}
     tags = {f"{TAG}{name}": value for name, value in record.tags.items()}
-    return values | tags | {"deployment": str(deployments[0]) if deployments else ""}
+    # What is passed through to a provider goes by its name alone.
+    return values | tags | {"deployment": str(next(iter(ids), record.deployment))}
 
 
 def _group_of(row: Row, start_s: int, end_s: int) -> tuple[_Group, tuple[str, ...]]:

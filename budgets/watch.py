@@ -125,7 +125,7 @@ def watch_touched(client: redis.Redis, now: datetime) -> int:
         spent_by = []
         for word in words:
             values = _decode_values(word)
-            spent_by.append(values | {"deployment": deployments.get(values["deployment"], "")})
+            spent_by.append(values | {"deployment": deployments.get(values["deployment"], values["deployment"])})
         keys = {values["key"] for values in spent_by}
         rows = Budget.objects.filter(~Q(scope=Scope.KEY) | Q(virtual_key__in=keys), is_active=True)
         index = Index(rows_of(rows))

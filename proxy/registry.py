@@ -89,11 +89,15 @@ class Upstream:
         return self._authorizers[self._turn]
 
     def passthrough(self, model: str) -> "Upstream":
-        """The same provider and credentials for any of its paths, at the price that is fixed for a call of unknown cost."""
+        """The same provider and credentials for any of its paths, at the price that is fixed for a call of unknown cost.
+
+        It is no deployment that anybody has set up: what is counted or learned of those is not of it.
+        """
+        name = f"passthrough/{self.provider.slug}"
         held_nanos = self.provider.passthrough_hold_nanos
         price = None if held_nanos is None else fixed_price(held_nanos)
         deployment = structs.replace(
-            self.deployment, name=f"passthrough/{self.provider.slug}", model=model, upstream_model=model, price=price
+            self.deployment, deployment_id=name, name=name, model=model, upstream_model=model, price=price
         )
         return Upstream(deployment, self.provider, structs.replace(self.kind, apis=(PASSTHROUGH,)), self._authorizers)
 

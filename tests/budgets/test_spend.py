@@ -9,6 +9,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
+from audit.models import UsageRecord
 from audit.records import Usage, UsageEvent, encode_event
 from budgets import gate, ledger, spend
 from budgets.models import Budget
@@ -163,6 +164,17 @@ def test_counters_have_the_names_that_the_gate_gives_them(dimension, value, key,
     used(3, tags={"customer": "acme"})
     (counter,) = spend.spent(AT_S)
     assert counter.key == gate.spend_key(str(budget.pk), 0, value(key, deployment))
+
+
+def test_what_is_passed_through_is_of_no_deployment_and_has_a_counter_of_its_own(key, deployment, used):
+    one = factories.BudgetFactory(scope="global", team=None, deployment=deployment)
+    each = factories.BudgetFactory(team=key.project.team, each=["deployment"], window="total")
+    used(3, deployment="passthrough/openai")
+    assert amounts(one) == {} and amounts(each) == {("passthrough/openai",): 3}
+    values = spend.dimensions_of(UsageRecord.objects.get())
+    assert [counter.key for counter in spend.counters_of(values, AT_S)] == [
+        gate.spend_key(str(each.pk), 0, "passthrough/openai")
+    ]
 
 
 def test_many_budgets_of_a_kind_are_one_question(key, used):

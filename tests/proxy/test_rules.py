@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from budgets import gate
@@ -113,6 +114,32 @@ def test_a_budget_of_any_scope_refuses_those_that_it_is_about(stack, subject, he
 def test_a_hard_budget_refuses_at_its_amount_though_it_blocks_above(stack):
     secret = publish(stack, budget(1, unit="requests", thresholds=(Threshold(percent=300, action="block"),)))
     assert [ask(stack, secret).status_code for _ in range(2)] == [200, 429]
+
+
+def test_what_is_passed_through_is_of_no_deployment_but_of_its_provider_and_pool(stack):
+    control = stack.control
+    control.providers["sim"] = msgspec.structs.replace(control.providers["sim"], passthrough_hold_nanos=5_000)
+    control.deployments["sim-fast"] = msgspec.structs.replace(control.deployments["sim-fast"], pool="its-pool")
+    subjects = {
+        "one": {"deployment": "sim-fast"},
+        "each": {"deployment": "*"},
+        "provider": {"provider": "sim"},
+        "pool": {"pool": "its-pool"},
+    }
+    budgets = [budget(10**12, budget_id=name, window="total", subject=subject) for name, subject in subjects.items()]
+    limit = Limit(limit_id="l", metric="requests", amount=1, window_s=3600, subject={"deployment": "sim-fast"})
+    stack.wait_for_version(control.publish(budgets=budgets, limits=(limit,)))
+    with stack.client(control.issue_key(passthrough=("*",))) as client:
+        answers = [client.post("/passthrough/sim/chat/completions", json=chat(), timeout=30) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    wait_until(lambda: len(control.events()) == 2 and not control.holds(), "the settles")
+    told = {event["deployment"] for event in control.events()}
+    assert told == {"passthrough/sim"}
+    assert {key.decode() for key in control.redis.scan_iter("tg:spend:*")} == {
+        gate.spend_key("each", 0, *told),
+        gate.spend_key("provider", 0),
+        gate.spend_key("pool", 0),
+    }
 
 
 def test_tokens_and_requests_are_counted_as_the_provider_says(stack):
