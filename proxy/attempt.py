@@ -101,6 +101,8 @@ class Outcome(msgspec.Struct, kw_only=True):
 
     usage: Usage | None = None
     usage_so_far: Usage | None = None
+    # As `StreamReader` has it.
+    tool_runs: int | None = None
     output_chunks: int = 0
     output_bytes: int = 0
     # As `estimate.Seen` has them.

@@ -5,10 +5,16 @@ A tokenizer would know the models of one maker only, and takes a second and 150 
 ends well, so a worker learns from them how many tokens the bytes of its own traffic make.
 """
 
+import re
+from collections.abc import Mapping
+from itertools import product
 from math import ceil, sqrt
 from typing import NamedTuple
 
+import msgspec
+
 from audit.records import Usage
+from budgets.pricing import Price, cost_nanos
 
 # What a byte is taken for until something is learned.
 BYTES_PER_TOKEN = 4
@@ -26,6 +32,14 @@ FASTEST_OF_ALL = 5_000.0
 PACE_FROM_S = 0.1
 # A provider that has shown nothing for longer has stopped making what would show.
 SILENCE_S_MAX = 1.0
+# What a provider caches up to, in the requests that are sent to it; and where that is for longer than five minutes.
+_CACHE_MARK = re.compile(rb'"(?:cache_control|cachePoint|prompt_cache_breakpoint)"\s*:\s*\{')
+_LONG_MARK = re.compile(rb'"ttl"\s*:\s*"(?!5m")')
+# What a prompt is made of, as its provider puts it together, by the names that requests have for it.
+_PROMPT_FIELDS = ("tools", "toolConfig", "instructions", "system", "messages", "input")
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_pieces = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class Line:
@@ -72,10 +86,62 @@ class Seen(NamedTuple):
     in_flight_s: float | None
 
 
-class Experience:
-    """What calls of one deployment have lately used."""
+class Cached(NamedTuple):
+    """Shares of a prompt that are to be written to a cache: in all, and of that for long."""
 
-    __slots__ = ("_by_bytes", "_by_chunks", "_fastest", "_prompts")
+    written: float = 0.0
+    for_long: float = 0.0
+
+
+def cached_of(request: bytes) -> Cached:
+    """Of a request's body, as its provider gets it: its marks have everything cached that stands before them, to the end of the
+    message, block or tool that they stand in."""
+    if _CACHE_MARK.search(request) is None:
+        return Cached()
+    try:
+        fields = _decode_fields(request)
+        pieces = [piece for name in _PROMPT_FIELDS if name in fields for piece in _pieces_of(bytes(fields[name]))]
+    except msgspec.DecodeError:
+        return Cached()
+    whole = max(sum(map(len, pieces)), 1)
+    # One that stands beside the prompt is for all of it.
+    beside = b",".join(
+        b'"%s":%s' % (name.encode(), value) for name, value in fields.items() if name not in _PROMPT_FIELDS
+    )
+    so_far, written, for_long = 0, _cached_in(beside) * whole, _cached_for_long_in(beside) * whole
+    for piece in pieces:
+        so_far += len(piece)
+        written = max(written, so_far * _cached_in(piece))
+        for_long = max(for_long, so_far * _cached_for_long_in(piece))
+    return Cached(written / whole, for_long / whole)
+
+
+def _pieces_of(value: bytes) -> list[bytes]:
+    return [bytes(piece) for piece in _decode_pieces(value)] if value[:1] == b"[" else [value]
+
+
+def _cached_in(piece: bytes) -> bool:
+    return _CACHE_MARK.search(piece) is not None
+
+
+def _cached_for_long_in(piece: bytes) -> bool:
+    return _cached_in(piece) and _LONG_MARK.search(piece) is not None
+
+
+def dearest(usage: Usage, price: Price, alternatives: Mapping[str, tuple[object, ...]]) -> Usage:
+    """Of all that a call may be billed as, what costs most. `alternatives` by the field of `Usage`."""
+    names = tuple(alternatives)
+    every = (
+        msgspec.structs.replace(usage, **dict(zip(names, one, strict=True))) for one in product(*alternatives.values())
+    )
+    return max(every, key=lambda one: cost_nanos(one, price))
+
+
+class Experience:
+    """What calls of one deployment have lately used. `geo` is where one was served last that named no geography; None while
+    nobody knows."""
+
+    __slots__ = ("_by_bytes", "_by_chunks", "_fastest", "_prompts", "geo")
 
     def __init__(self) -> None:
         self._prompts = Line()
@@ -83,6 +149,7 @@ class Experience:
         self._by_bytes = Line()
         # Tokens a second; 0 while nobody knows.
         self._fastest = 0.0
+        self.geo: str | None = None
 
     def note(self, usage: Usage, prompt_bytes: int, seen: Seen, *, is_stream: bool) -> None:
         """A call has ended, and its provider has said what it used."""

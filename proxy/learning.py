@@ -8,8 +8,9 @@ import msgspec
 
 from audit.records import Usage
 from proxy.attempt import Attempt, Outcome
-from proxy.estimate import FORGETTING, Experience, Seen, pace_of
+from proxy.estimate import FORGETTING, Experience, Seen, cached_of, dearest, pace_of
 from proxy.room import ASK_EVERY_S_MAX, EXTEND_WAIT_S
+from proxy.service_tiers import geo_asked
 
 TRANCHE_TOKENS = 1024
 # The provider is some way ahead of what we have read: ask for the next tranche while half of this one is left.
@@ -19,6 +20,8 @@ HIDDEN_OUTPUT_TOKENS = 64
 # What a stream is taken to need of a deployment that nobody has had an answer from. Too little, and streams that have begun would
 # keep each other from their ends; too much, and others wait for what is not used.
 FIRST_NEEDED_TOKENS = 4096
+# Of a workspace that may be set to one.
+UNKNOWN_GEO = "unknown"
 
 
 class Learning:
@@ -52,9 +55,12 @@ class Learning:
             seen = _seen(attempt, outcome, now_s)
             experience = self._experience[deployment_id]
             experience.note(outcome.usage, attempt.input_tokens_max, seen, is_stream=call.is_stream)
+            if attempt.prepared.may_be_in_geo and geo_asked(call.fields) is None:
+                experience.geo = outcome.usage.inference_geo
 
     def usage_of(self, attempt: Attempt, outcome: Outcome, now_s: float) -> Usage:
-        """Of a call whose usage never came."""
+        """Of a call whose usage never came: of all that it may be billed as, what costs most. What its provider has said by then
+        is believed."""
         call, upstream, known = attempt.described.call, attempt.upstream, outcome.usage_so_far
         if call.is_session:
             return known or Usage()  # Its meter has estimated what was not told.
@@ -70,14 +76,27 @@ class Learning:
                 most=attempt.output_tokens_max,
             )
         )
-        if known is not None:
-            return msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
-        tiers = attempt.prepared.service_tiers
+        alternatives: dict[str, tuple[object, ...]] = {}
+        if known is None:
+            known = self._asked_usage(attempt, experience)
+            alternatives["service_tier"] = attempt.prepared.service_tiers or ("",)
+            alternatives["inference_geo"] = _geos(attempt, experience)
+        runs = call.tool_calls_max if outcome.tool_runs is None else outcome.tool_runs
+        if runs > known.tool_calls:
+            known = msgspec.structs.replace(known, tool_calls=runs)
+            alternatives["searches"] = (runs, known.searches)
+        usage = msgspec.structs.replace(known, output_tokens=max(output, known.output_tokens))
+        return dearest(usage, attempt.price, alternatives) if alternatives else usage
+
+    def _asked_usage(self, attempt: Attempt, experience: Experience) -> Usage:
+        """What goes into the call, as far as its request tells."""
+        input_tokens = experience.input_tokens(attempt.input_tokens_max)
+        cached = cached_of(attempt.prepared.outgoing.body)
         return Usage(
-            input_tokens=experience.input_tokens(attempt.input_tokens_max),
-            output_tokens=output,
-            units=call.units_max,
-            service_tier=tiers[0] if tiers else "",
+            input_tokens=input_tokens,
+            cache_write_input_tokens=ceil(input_tokens * cached.written),
+            cache_write_1h_input_tokens=ceil(input_tokens * cached.for_long),
+            units=attempt.described.call.units_max,
         )
 
 
@@ -87,6 +106,16 @@ def needed_tokens(output_bytes: int, output_chunks: int, shown_s: float) -> int:
     stream waits for room."""
     meanwhile = ceil(pace_of(output_chunks, shown_s) * (EXTEND_WAIT_S + ASK_EVERY_S_MAX))
     return HIDDEN_OUTPUT_TOKENS + max(output_bytes + EXTEND_AHEAD_TOKENS, output_chunks + meanwhile)
+
+
+def _geos(attempt: Attempt, experience: Experience) -> tuple[str, ...]:
+    """Where it may have been served."""
+    if not attempt.prepared.may_be_in_geo:
+        return ("",)
+    geo = geo_asked(attempt.described.call.fields)
+    if geo is None:
+        geo = experience.geo
+    return ("", UNKNOWN_GEO) if geo is None else (geo,)
 
 
 def _seen(attempt: Attempt, outcome: Outcome, now_s: float) -> Seen:

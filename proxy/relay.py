@@ -206,6 +206,7 @@ class _Stream:
         outcome.in_flight_s = 0.0 if has_ended_itself or meter.has_ended else silent_s + trip_s
         outcome.usage = meter.usage
         outcome.usage_so_far = meter.usage_so_far
+        outcome.tool_runs = meter.tool_runs
         outcome.output_chunks = meter.output_chunks
         outcome.output_bytes = meter.output_bytes
         outcome.response_model = meter.response_model

@@ -88,10 +88,16 @@ def asked(fields: Mapping[str, msgspec.Raw], deployment: Deployment) -> Asked:
     return Asked(tuple(tiers), may_be_in_geo, tuple(unbounded))
 
 
+def geo_asked(fields: Mapping[str, msgspec.Raw]) -> str | None:
+    """The geography that a request names, "" for anywhere; None where it does not say: then it is where the workspace is set to."""
+    word = _word(fields[_GEO_FIELD]) if _GEO_FIELD in fields else "null"
+    return None if word == "null" else geo_of(word)
+
+
 def _may_be_in_geo(fields: Mapping[str, msgspec.Raw], price: Price) -> bool:
     """A request that does not say is served where the workspace is set to, which may be dearer."""
-    word = _word(fields[_GEO_FIELD]) if _GEO_FIELD in fields else "null"
-    return price.in_geo is not None if word == "null" else word not in _EVERYWHERE
+    geo = geo_asked(fields)
+    return price.in_geo is not None if geo is None else geo != ""
 
 
 def _word(value: msgspec.Raw) -> str:

@@ -277,6 +277,7 @@ class MessagesReader(StreamReader):
         self._usage = _Usage()
         self._tool_calls = OpenToolCalls()
         self._texts = 0
+        self.tool_runs: int = 0
 
     def read(self, frame: Frame) -> Sequence[Event]:
         if not frame.data:
@@ -356,6 +357,8 @@ class MessagesReader(StreamReader):
                 said = "" if arguments in ("{}", "null") else arguments
                 return self._tool_calls.begin(index, block.id or "", block.name or "", said)
             case kind:
+                if block is not None and kind == "server_tool_use" and block.name == "web_search":
+                    self.tool_runs += 1
                 return (_opaque(frame, kind),)
 
     def _read_delta(self, index: int, delta: _Delta) -> Sequence[Event] | None:

@@ -365,6 +365,9 @@ class ResponsesReader(StreamReader):
         self._text_at: Any = None
         self._thought_at: Any = None
         self._runs: list[str] = []
+        # Places of runs that have begun and not ended.
+        self._running: set[Any] = set()
+        self.tool_runs: int = 0
         self._has_failed = False
 
     def read(self, frame: Frame) -> Sequence[Event]:
@@ -408,6 +411,9 @@ class ResponsesReader(StreamReader):
         item = event.item
         if type(item) is dict and item.get("type") in ("function_call", "custom_tool_call"):
             return (self._began_call(event, item),)
+        if type(item) is dict and item.get("type") in _BILLED_ITEMS:
+            self._running.add(_place_of_item(event, item))
+            self.tool_runs = len(self._runs) + len(self._running)
         return ()
 
     def _began_call(self, event: _Event, item: dict[str, Any]) -> ToolCallBegan:
@@ -436,6 +442,8 @@ class ResponsesReader(StreamReader):
         if type(item) is not dict:
             return ()
         self._runs += _runs_of((item,))
+        self._running.discard(_place_of_item(event, item))
+        self.tool_runs = len(self._runs) + len(self._running)
         return self._rest_of(item, event)
 
     def _rest_of(self, item: dict[str, Any], event: _Event) -> list[Event]:

@@ -79,6 +79,9 @@ class Measured(NamedTuple):
 class StreamReader:
     """One stream of a provider, frame by frame, in neutral words."""
 
+    # How many runs of the provider's own tools, each billed, have begun; None where its streams do not show them as they are.
+    tool_runs: int | None = None
+
     def read(self, frame: Frame) -> Sequence[Event]:
         """What the frame says. Never raises: what cannot be read is an `OpaqueDone` with its size."""
         raise NotImplementedError
@@ -135,6 +138,11 @@ class StreamMeter:
         self.answer_id = ""
 
     @property
+    def tool_runs(self) -> int | None:
+        """As `StreamReader` has it."""
+        return None
+
+    @property
     def has_ended(self) -> bool:
         """Whether the provider has said so: a stream that just stops was cut."""
         return self.is_done or bool(self.finish_reason) or self.has_error
@@ -155,6 +163,10 @@ class EventMeter(StreamMeter):
     def __init__(self, reader: StreamReader) -> None:
         super().__init__()
         self.reader = reader
+
+    @property
+    def tool_runs(self) -> int | None:
+        return self.reader.tool_runs
 
     def observe(self, frame: Frame) -> bool:
         self.count(self.reader.read(frame))

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
+from audit.records import Usage
+from budgets.pricing import cost_nanos
 from proxy.estimate import CALLS_MIN
 from proxy.snapshot import Budget
 from tests.stack import PRICE, Stack, chat, wait_until
@@ -124,3 +126,20 @@ def test_nothing_is_tried_again_for_a_client_that_has_left(running_on):
     wait_until(lambda: running_on.control.holds() == 0, "the end of all holds")
     calls = [line for line in running_on.simulator.entries()[known:] if line["event"] == "received"]
     assert len(calls) == len(running_on.control.events()) == 1
+
+
+def test_what_is_cut_is_charged_for_its_geography_and_its_cache(stack):
+    """The simulator bills what is written to a cache, and has no geographies: of those the record tells."""
+    abroad = msgspec.structs.replace(PRICE, input_nanos=1_100_000_000, output_nanos=2_200_000_000)
+    stack.control.add_deployment("abroad", price=msgspec.structs.replace(PRICE, in_geo=abroad))
+    stack.control.add_alias("abroad", "abroad")
+    stack.wait_for_version(stack.control.publish())
+    text = {"type": "text", "text": "word " * 1_000, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    order = {"type": "text", "text": "[[simulate latency_ms=5000,output_tokens=5,cache_write_1h_tokens=900]]"}
+    messages = [{"role": "user", "content": [text]}, {"role": "user", "content": [order]}]
+    _leave(stack, {"model": "abroad", "messages": messages, "max_tokens": 5, "inference_geo": "us"})
+    event = _settled(stack)
+    usage = event["usage"]
+    assert (event["usage_source"], usage["inference_geo"]) == ("estimated", "us")
+    assert 900 <= usage["cache_write_1h_input_tokens"] == usage["cache_write_input_tokens"] <= usage["input_tokens"]
+    assert event["cost_nanos"] == cost_nanos(msgspec.convert(usage, Usage), abroad) <= event["held_nanos"]
