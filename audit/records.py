@@ -35,6 +35,9 @@ State = Literal["posted", "voided", "suspense"]
 UsageSource = Literal["provider", "estimated", "none", "invoice"]
 Kind = Literal["attempt", "cache_hit", "shadow"]
 
+# The `error_type` of an attempt whose credential the provider did not take.
+CREDENTIAL_REFUSED = "upstream_credential_refused"
+
 
 class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one attempt used, tokens as OpenTelemetry `gen_ai.usage.*` counts them.

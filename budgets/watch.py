@@ -20,7 +20,7 @@ from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import Coalesce
 
 from audit.models import UsageRecord
-from audit.records import UsageEvent
+from audit.records import CREDENTIAL_REFUSED, UsageEvent
 from budgets import alerts, caps, gate
 from budgets.alert_models import Alert, Severity
 from budgets.alert_services import Finding, identity, open_alerts, recover_alerts
@@ -49,7 +49,8 @@ GATEWAY = UUID(int=0)
 SUSPENSE_AGE = timedelta(hours=1)
 CREDENTIALS_SEEN_FOR = timedelta(minutes=5)
 REFUSALS_MIN = 3
-REFUSED = ("401", "403")
+# As the provider answered: 101 where it is a WebSocket.
+TAKEN = (100, 299)
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 _decode_values = msgspec.json.Decoder(dict[str, str]).decode
@@ -473,8 +474,8 @@ def _watch_credentials(now: datetime) -> None:
     """A provider that refuses all that a pool's credentials were presented for, a few times running."""
     recent = UsageRecord.objects.filter(admitted_at__gte=now - CREDENTIALS_SEEN_FOR).exclude(pool="").order_by()
     counted = recent.values("pool").annotate(
-        refused=Count("attempt_id", filter=Q(error_type__in=REFUSED)),
-        taken=Count("attempt_id", filter=Q(status_code=200)),
+        refused=Count("attempt_id", filter=Q(error_type=CREDENTIAL_REFUSED)),
+        taken=Count("attempt_id", filter=Q(status_code__range=TAKEN)),
     )
     by_pool = {UUID(row["pool"]): row for row in counted}
     names = dict(CredentialPool.objects.filter(pk__in=list(by_pool)).values_list("pk", "name"))

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from proxy.attempt import Attempt
 from proxy.authenticate import SUBPROTOCOLS
 from proxy.clock import Clock
-from proxy.errors import UpstreamBroken, UpstreamFailed, UpstreamRefused, UpstreamTimedOut, UpstreamUnreachable
+from proxy.errors import (
+    CredentialRefused,
+    UpstreamBroken,
+    UpstreamFailed,
+    UpstreamRefused,
+    UpstreamTimedOut,
+    UpstreamUnreachable,
+)
 from proxy.headroom import Headrooms
 from proxy.neutral import ProviderError
 from proxy.prepare import Prepared
@@ -22,6 +29,9 @@ ERROR_BODY_BYTES_MAX = 256 * 1024
 TOKEN_BODY_BYTES_MAX = 64 * 1024
 SUCCESS = 200
 FIRST_REDIRECT = 300
+UNAUTHORIZED = (401, 403)
+# OAuth says so with a 400, too (RFC 6749, 5.2).
+NO_TOKEN = (400, *UNAUTHORIZED)
 # What crosses from every client to the provider, besides what the dialect's own rules let through.
 REQUEST_HEADERS = (b"traceparent", b"tracestate")
 
@@ -192,7 +202,10 @@ async def _refresh(
         body = await response.read(TOKEN_BODY_BYTES_MAX)
         authorizer.token_answered(response.status, body, clock.now_s())
     except (http1.UpstreamFailure, ValueError) as error:
-        raise UpstreamBroken("no access token for the provider could be had", may_have_been_billed=False) from error
+        message = "no access token for the provider could be had"
+        if response.status in NO_TOKEN:
+            raise CredentialRefused(message) from error
+        raise UpstreamBroken(message, may_have_been_billed=False) from error
     finally:
         response.close()
 
@@ -230,8 +243,8 @@ def _refusal(
         body = body.replace(secret, b"[redacted]")
     error = prepared.api.read_error(status, body)
     # The provider does not like *our* credential, which one of them says with a 400; its words may quote it.
-    if not {status, error.status_code}.isdisjoint((401, 403)):
-        return UpstreamBroken("the provider refused the gateway's credential", may_have_been_billed=False)
+    if not {status, error.status_code}.isdisjoint(UNAUTHORIZED):
+        return CredentialRefused("the provider refused the gateway's credential")
     return UpstreamRefused(
         status,
         error.message,

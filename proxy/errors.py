@@ -23,6 +23,7 @@
     ├── UpstreamRefused           the provider's own 4xx and 5xx, told in its own words
     ├── UpstreamUnreachable       502  transient
     ├── UpstreamBroken            502
+    │   └── CredentialRefused     502  the gateway's own, which the ledger tells and the client is not told apart
     ├── UpstreamStreamFailed      502  an error inside a stream of 200
     ├── UpstreamTimedOut          504
     ├── Unavailable               503  a dependency of ours is down
@@ -33,6 +34,8 @@ deployment may do better. Only the message of a GatewayError ever reaches a clie
 """
 
 from collections.abc import Sequence
+
+from audit.records import CREDENTIAL_REFUSED
 
 
 class GatewayError(Exception):
@@ -245,6 +248,17 @@ class UpstreamUnreachable(UpstreamFailed):
 class UpstreamBroken(UpstreamFailed):
     error_type = "upstream_protocol_error"
     transient = True
+
+
+class CredentialRefused(UpstreamBroken):
+    """The provider does not take the gateway's credential. To the client it is a broken upstream like any other; the ledger
+    names it, for alerts to find."""
+
+    error_type = CREDENTIAL_REFUSED
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, may_have_been_billed=False)
+        self.code = UpstreamBroken.error_type
 
 
 class UpstreamTimedOut(UpstreamFailed):

@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from audit.records import UsageEvent
+from audit.records import CREDENTIAL_REFUSED, UsageEvent
 from budgets import alert_services, gate, watch
 from budgets.alert_models import Alert, Delivery
 from budgets.ledger_models import Drift
@@ -307,10 +307,11 @@ def test_a_kill_switch_is_told_to_whom_it_stops_until_it_is_lifted(client, scope
     assert Alert.objects.get().recovery == "It is lifted."
 
 
-def test_credentials_that_a_provider_refuses_are_told_until_it_takes_them(client):
+@pytest.mark.parametrize("taken", [101, 200, 201])
+def test_credentials_that_a_provider_refuses_are_told_until_it_takes_them(client, taken):
     now = timezone.now()
     pool = factories.CredentialPoolFactory(name="openai-eu")
-    refused = {"pool": str(pool.pk), "status_code": 401, "error_type": "401"}
+    refused = {"pool": str(pool.pk), "status_code": 502, "error_type": CREDENTIAL_REFUSED}
     factories.UsageRecordFactory.create_batch(2, **refused)
     watch.watch(client, now)
     assert not Alert.objects.exists()
@@ -319,6 +320,6 @@ def test_credentials_that_a_provider_refuses_are_told_until_it_takes_them(client
     assert Alert.objects.get().title == "Credentials refused: openai-eu"
     watch.watch(client, now + datetime.timedelta(hours=1))
     assert Alert.objects.open().exists()  # That nobody asks says nothing.
-    factories.UsageRecordFactory(pool=str(pool.pk))
+    factories.UsageRecordFactory(pool=str(pool.pk), status_code=taken)
     watch.watch(client, now)
     assert not Alert.objects.open().exists()

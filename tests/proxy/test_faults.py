@@ -9,10 +9,14 @@ from collections.abc import Callable, Iterator
 import httpx
 import psutil
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
+from audit.records import CREDENTIAL_REFUSED
 from controlplane.simulator.directives import Fault
-from proxy.snapshot import Budget
-from tests.stack import UPSTREAM_SECRET, Stack, chat, wait_until
+from keys.vault import parse_master_keys, seal
+from proxy.snapshot import Budget, Credential, Provider
+from tests.stack import UPSTREAM_SECRET, VAULT_KEY, Stack, chat, wait_until
 
 MIB = 1024 * 1024
 # More than a worker reads of one answer, and more than it keeps of a stream.
@@ -33,7 +37,7 @@ def _json(body: bytes, head: bytes = b"HTTP/1.1 200 OK\r\ncontent-type: applicat
     return b"%bcontent-length: %d\r\n\r\n%b" % (head, len(body), body)
 
 
-class Provider:
+class RawProvider:
     """Answers every request with the same bytes, and hangs up."""
 
     def __init__(self, answer: bytes) -> None:
@@ -73,10 +77,10 @@ class Provider:
 @pytest.fixture
 def answering(stack: Stack) -> Iterator[Callable[[bytes], Stack]]:
     """Call it with the bytes that the provider behind the alias `raw` is to answer."""
-    providers: list[Provider] = []
+    providers: list[RawProvider] = []
 
     def make(answer: bytes) -> Stack:
-        providers.append(Provider(answer))
+        providers.append(RawProvider(answer))
         known = stack.control.providers["sim"]
         stack.control.providers["raw"] = known.__class__(slug="raw", api="openai", base_url=providers[-1].url)
         stack.control.add_deployment("raw", provider="raw")
@@ -244,6 +248,38 @@ def test_a_refusal_that_quotes_the_gateways_credential_does_not_cross(stack, sta
     assert response.status_code == (status if status < 500 else 502)
     assert UPSTREAM_SECRET not in response.text
     assert response.json()["error"]["message"]
+
+
+def _assert_says_refused_in_the_ledger_alone(stack: Stack, response: httpx.Response) -> None:
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "upstream_protocol_error")
+    (event,) = _settled(stack)
+    assert (event["error_type"], event["status_code"]) == (CREDENTIAL_REFUSED, 502)
+    assert event.get("cost_nanos", 0) == 0
+
+
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("is_stream", [True, False])
+def test_a_credential_that_the_provider_refuses_is_named_in_the_ledger_alone(stack, status, is_stream):
+    response = _ask(stack, chat(content=f"[[simulate error={status}]]", stream=is_stream))
+    _assert_says_refused_in_the_ledger_alone(stack, response)
+
+
+def test_a_credential_that_no_token_is_given_for_is_named_so_too(answering):
+    refusal = b'{"error": "invalid_grant", "error_description": "Invalid JWT Signature."}'
+    stack = answering(_json(refusal, b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"))
+    token_url = f"{stack.control.providers['raw'].base_url}/token"
+    options = {"project": "p1", "location": "us-east5", "token_url": token_url}
+    base_url = f"{stack.control.upstream_url}/vertex/v1"
+    stack.control.providers["raw"] = Provider(slug="raw", api="vertex", base_url=base_url, options=options)
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    account = json.dumps({"client_email": "tollgate@p1.iam.gserviceaccount.com", "private_key": key.decode()})
+    sealed = seal(account, "account", parse_master_keys(VAULT_KEY))
+    credential = Credential(credential_id="account", sealed=sealed)
+    stack.control.add_deployment("raw", provider="raw", upstream_model="gemini-2.5-flash", credentials=(credential,))
+    stack.wait_for_version(stack.control.publish())
+    _assert_says_refused_in_the_ledger_alone(stack, _ask(stack, chat("raw")))
 
 
 def test_a_provider_that_answers_without_end_is_left_in_the_end(answering):
