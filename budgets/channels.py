@@ -6,7 +6,7 @@ through. Some of its options read files, fetch templates or switch off the check
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -48,11 +48,17 @@ REDACTED = "[redacted]"
 
 
 class Service(msgspec.Struct, frozen=True, kw_only=True):
-    """What sends there, and the options an address may have. `example` is shown to whoever enters one."""
+    """What sends there, and the options an address may have. `example` is shown to whoever enters one.
+
+    `settings` are ours, and no address has them. A service that keeps incidents calls `incident` what tells it which notices are
+    about the same one: the last ends what the first began.
+    """
 
     plugin: type[NotifyBase]
     schemas: frozenset[str]
     parameters: frozenset[str] = frozenset()
+    settings: Mapping[str, str] = {}
+    incident: str = ""
     example: str
 
 
@@ -73,6 +79,8 @@ SERVICES = {
         plugin=NotifyPagerDuty,
         schemas=frozenset({"pagerduty"}),
         parameters=frozenset({"region"}),
+        settings={"action": "map"},
+        incident="dedup",
         example="pagerduty://INTEGRATION_KEY@API_KEY",
     ),
     "mail": Service(
@@ -116,8 +124,8 @@ def check_address(kind: str, address: str, *, may_be_private: bool) -> None:
         check_base_url(f"https://{host}", may_be_private=may_be_private)
 
 
-def open_service(kind: str, address: str) -> NotifyBase:
-    """Apprise's object that sends there. Raises `InvalidAddress`."""
+def open_service(kind: str, address: str, incident: str = "") -> NotifyBase:
+    """Apprise's object that sends there, about one incident where the service keeps such. Raises `InvalidAddress`."""
     service = SERVICES[kind]
     # What is read in one way here and in another way there would not have been checked.
     if not address.isascii() or address.count("?") > 1 or re.search(r"[\s\\#<>\x00-\x20\x7f]", address):
@@ -131,7 +139,10 @@ def open_service(kind: str, address: str) -> NotifyBase:
         # Names only: a value may be a secret.
         raise InvalidAddress(f"Leave out of the address: {', '.join(name[:40] for name in refused)}.")
     try:
-        plugin = service.plugin(**_parse(service, address), asset=ASSET)
+        fields = {**_parse(service, address), **service.settings, "asset": ASSET}
+        if service.incident:
+            fields[service.incident] = incident
+        plugin = service.plugin(**fields)
     except (AppriseException, TypeError, ValueError):
         raise InvalidAddress(f"This is no address of {kind}: it looks like {service.example}") from None
     return plugin

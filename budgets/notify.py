@@ -18,6 +18,7 @@ import msgspec
 from apprise import NotifyType
 from django.conf import settings
 from django.db import connection, transaction
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from budgets import webhooks
@@ -47,12 +48,13 @@ NOTIFY_TYPES = {
 
 
 class Notice(NamedTuple):
-    """What is sent, told in words and in fields."""
+    """What is sent, told in words and in fields. Notices of the same `incident` tell of its beginning and of its end."""
 
     kind: NotifyType
     title: str
     text: str
     message_id: str
+    incident: str
     body: bytes
 
 
@@ -104,7 +106,16 @@ def deliver_due(*, fraction: Callable[[], float] = random.random, deadline_s: fl
 
 def _claim(now: datetime) -> list[Delivery]:
     with transaction.atomic():
-        due = Delivery.objects.filter(state=Delivery.State.WAITING, due_at__lte=now).order_by("due_at", "id")
+        waiting = Delivery.objects.filter(state=Delivery.State.WAITING)
+        # What begins an incident after its end would begin one that nothing ends.
+        begins = waiting.filter(
+            event=Delivery.Event.OPENED,
+            alert=OuterRef("alert"),
+            occurrence=OuterRef("occurrence"),
+            channel=OuterRef("channel"),
+        )
+        is_early = Q(event=Delivery.Event.RECOVERED) & Exists(begins)
+        due = waiting.filter(due_at__lte=now).exclude(is_early).order_by("due_at", "id")
         locked = due.select_for_update(skip_locked=True, of=("self",)).select_related("channel", "alert")
         claimed = list(locked[:BATCH])
         for delivery in claimed:
@@ -153,13 +164,15 @@ def _notice(delivery: Delivery, alert: Alert) -> Notice:
         f"Recovered: {alert.title}" if is_over else alert.title,
         f"{text}\n{link}" if link else text,
         str(delivery.pk),
+        f"{alert.pk}/{delivery.occurrence}",
         _body(delivery, data),
     )
 
 
 def _test_notice(delivery: Delivery) -> Notice:
     title, text = "Tollgate: a test", f"This is a test of the channel {delivery.channel_name}. Nothing is wrong."
-    return Notice(NotifyType.INFO, title, text, str(delivery.pk), _body(delivery, {"title": title, "text": text}))
+    message_id = str(delivery.pk)
+    return Notice(NotifyType.INFO, title, text, message_id, message_id, _body(delivery, {"title": title, "text": text}))
 
 
 def _body(delivery: Delivery, data: dict[str, Any]) -> bytes:
@@ -201,7 +214,7 @@ def _post(destination: Destination, notice: Notice) -> None:
 def _tell(kind: str, destination: Destination, notice: Notice) -> None:
     with complaints() as said:
         try:
-            is_sent = open_service(kind, destination.address).notify(
+            is_sent = open_service(kind, destination.address, notice.incident).notify(
                 body=notice.text, title=notice.title, notify_type=notice.kind
             )
         except InvalidAddress as error:

@@ -6,6 +6,7 @@ the end. Tests that hurt a server take one of their own: `redis_server`, `postgr
 
 import base64
 import contextlib
+import datetime
 import os
 import shutil
 import signal
@@ -20,6 +21,9 @@ import django
 import pytest
 import pytest_django
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.conf import settings
 from django.db import connection
 from hypothesis import HealthCheck
@@ -210,3 +214,32 @@ def free_ports() -> Callable[[int], list[int]]:
 def free_port(free_ports: Callable[[int], list[int]]) -> int:
     """One TCP port of 127.0.0.1 that nobody uses."""
     return free_ports(1)[0]
+
+
+@pytest.fixture(scope="session")
+def make_certificate(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Call with the names of hosts to get a key and a self-signed certificate for them, in one file."""
+
+    def make(*hosts: str) -> Path:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, hosts[0])])
+        now = datetime.datetime.now(datetime.UTC)
+        names = x509.SubjectAlternativeName([x509.DNSName(host) for host in hosts])
+        built = (
+            x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(names, critical=False)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        path = tmp_path_factory.mktemp("tls") / f"{hosts[0]}.pem"
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+            + built.public_bytes(serialization.Encoding.PEM)
+        )
+        return path
+
+    return make

@@ -10,6 +10,7 @@ import http.server
 import json
 import socket
 import socketserver
+import ssl
 import threading
 
 import pytest
@@ -59,6 +60,47 @@ def receiver():
         thread.join()
 
 
+class ServiceHandler(Receiver):
+    """A proxy that answers itself for whoever is asked for, on TLS."""
+
+    def do_CONNECT(self):
+        self.send_response(200)
+        self.end_headers()
+        self.connection = self.server.context.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+        self.host = self.path.partition(":")[0]
+        self.close_connection = False
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.host + self.path, json.loads(body)))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 202)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def finish(self):
+        super().finish()
+        self.connection.close()
+
+
+@pytest.fixture
+def services(make_certificate, monkeypatch):
+    """Stands for the services that apprise knows: `.received` as (host and path, body), and `.statuses` of the next answers."""
+    certificate = make_certificate("hooks.slack.com", "discord.com", "events.pagerduty.com", "prod-1.logic.azure.com")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    with ReceiverServer(("127.0.0.1", 0), ServiceHandler) as server:
+        server.received, server.statuses, server.context = [], [], context
+        monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("no_proxy", "")
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
 class MailHandler(socketserver.StreamRequestHandler):
     """As much of SMTP as a sender needs."""
 
@@ -93,6 +135,12 @@ def webhook(url, **fields):
     """A channel, and what its messages are signed with."""
     channel = Channel(name="hook", kind="webhook", may_be_private=True, **fields)
     return channel, alert_services.add_channel(channel, url, actor=ACTOR)
+
+
+def service_channel(kind, address):
+    channel = Channel(name=kind, kind=kind, may_be_private=True)
+    alert_services.add_channel(channel, address, actor=ACTOR)
+    return channel
 
 
 def mail_channel(server, **fields):
@@ -162,10 +210,10 @@ def test_the_end_of_an_alert_is_told_where_its_beginning_was(receiver):
     late = factories.ChannelFactory(name="came later")
     alert_services.recover_alerts({alert.pk: "It is lifted."}, now=timezone.now())
     alert_services.recover_alerts({alert.pk: "It is lifted."}, now=timezone.now())
-    notify.deliver_due()
+    notify.deliver()
     told = [json.loads(body) for _, body in receiver.received]
-    assert sorted(message["type"] for message in told) == ["alert.opened", "alert.recovered"]
-    over = next(message for message in told if message["type"] == "alert.recovered")
+    assert [message["type"] for message in told] == ["alert.opened", "alert.recovered"]
+    over = told[1]
     assert over["data"]["text"] == "It is lifted." and over["data"]["recovered_at"]
     assert not late.deliveries.exists()
 
@@ -188,6 +236,41 @@ def test_mail_that_is_refused_says_why_and_not_where_to(mail_server):
     delivery = Delivery.objects.get()
     assert delivery.state == "waiting" and delivery.last_error
     assert "finance@example.com" not in delivery.last_error and "127.0.0.1" not in delivery.last_error
+
+
+def test_the_end_of_an_alert_resolves_its_incident_at_pagerduty(services):
+    service_channel("pagerduty", "pagerduty://integrationkey@apikey")
+    window = {"kind": "threshold", "window_start": timezone.now()}
+    found = finding(**window, title="Search: 100 % of 100 USD")
+    for _ in range(2):
+        (alert,) = alert_services.open_alerts([found], now=timezone.now())
+        alert_services.recover_alerts({alert.pk: "It is raised."}, now=timezone.now())
+    alert_services.open_alerts([finding(title="Another")], now=timezone.now())
+    notify.deliver()
+    assert not Delivery.objects.exclude(state="sent").exists()
+    assert {address for address, _ in services.received} == {"events.pagerduty.com/v2/enqueue"}
+    told = [body for _, body in services.received]
+    assert {body["routing_key"] for body in told} == {"integrationkey"}
+    steps = {}
+    for body in told:
+        steps.setdefault(body["dedup_key"], []).append(body["event_action"])
+    assert sorted(steps.values()) == [["trigger"], ["trigger", "resolve"], ["trigger", "resolve"]]
+    opened = next(body for body in told if body["event_action"] == "trigger")
+    assert opened["payload"]["severity"] == "critical"
+    assert opened["payload"]["summary"].startswith("Search: 100 % of 100 USD")
+
+
+def test_the_end_is_not_told_before_the_beginning_has_arrived(services):
+    service_channel("pagerduty", "pagerduty://integrationkey@apikey")
+    (alert,) = alert_services.open_alerts([finding()], now=timezone.now())
+    services.statuses = [500]
+    notify.deliver()
+    alert_services.recover_alerts({alert.pk: "It is lifted."}, now=timezone.now())
+    notify.deliver()
+    assert [body["event_action"] for _, body in services.received] == ["trigger"]
+    make_due()
+    notify.deliver()
+    assert [body["event_action"] for _, body in services.received] == ["trigger", "trigger", "resolve"]
 
 
 def test_a_failure_is_tried_again_later_and_then_sent(receiver):
