@@ -45,6 +45,11 @@ def is_behind(used: int, amount: int, percent: int) -> bool:
     return used <= 0 or used * 100 < amount * (percent - RECOVERY_POINTS)
 
 
+def still_refuses(left: int, refused_left: int, amount: int) -> bool:
+    """Whether what was refused with `refused_left` most likely still is: no more is left, or not by a margin."""
+    return left * 100 < refused_left * 100 + amount * RECOVERY_POINTS
+
+
 def _reached(used: int, amount: int, percent: int, refuses_at: int | None) -> bool:
     of_it = NEARLY_WHOLE_PERCENT if percent == refuses_at else WHOLE_PERCENT
     return used > 0 and used * 100 * WHOLE_PERCENT >= amount * percent * of_it

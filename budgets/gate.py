@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -34,6 +34,9 @@ APPLIED = "tg:applied"
 USAGE = "tg:usage"
 INGESTED = "tg:ingested"
 OBSERVED_TOTAL = "tg:observed_total"
+REFUSED = "tg:refused"
+# Where nobody watches, no more counters that have refused are told.
+REFUSED_MAX = 100_000
 
 
 def lease_key(worker: str) -> str:
@@ -51,6 +54,12 @@ def kill_acks_key(kill_switch_id: str) -> str:
 def spend_key(budget_id: str, window_start_s: int, *values: str) -> str:
     """`values` are those of the dimensions in which the budget has a counter for each (`matching.counter_values`)."""
     return ":".join((f"tg:spend:{budget_id}:{window_start_s}", *map(_quote, values)))
+
+
+def read_spend_key(key: str) -> tuple[str, int, tuple[str, ...]]:
+    """What `spend_key` made it of."""
+    _, _, budget_id, window_start_s, *values = key.split(":")
+    return budget_id, int(window_start_s), tuple(map(unquote, values))
 
 
 def rate_key(limit_id: str, *values: str) -> str:

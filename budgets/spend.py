@@ -104,8 +104,9 @@ class Row(NamedTuple):
     blocking: Sequence[int]
 
     @property
-    def refuses(self) -> bool:
-        return caps.refuses(self.mode, self.blocking)
+    def refuses_at(self) -> int | None:
+        """The percentage that nothing passes, if any."""
+        return self.cap_percent if caps.refuses(self.mode, self.blocking) else None
 
     @property
     def cap_percent(self) -> int:

@@ -43,6 +43,8 @@ OPENED_AT_ONCE = 1_000
 # A counter that was not spent on for so long has no pace.
 PACE_KEPT_S = 90 * alerts.DAY_S
 
+NONE_REFUSED: Mapping[str, int] = {}
+
 # What alerts are about that are of the gateway as a whole.
 GATEWAY = UUID(int=0)
 # The provider of a request whose worker died has long answered.
@@ -72,6 +74,10 @@ class Counter(NamedTuple):
     @property
     def key(self) -> str:
         return gate.spend_key(str(self.row.pk), self.start_s, *self.each)
+
+    def kept_s(self, now_s: float) -> int:
+        """For how long what is known of it is kept."""
+        return min(self.end_s + COUNTER_GRACE_S - int(now_s), PACE_KEPT_S)
 
     @property
     def half_life_s(self) -> float:
@@ -117,10 +123,11 @@ def watch(client: redis.Redis, now: datetime) -> None:
 
 
 def watch_touched(client: redis.Redis, now: datetime) -> int:
-    """At what was spent on since; how many words of it were left. Raises as `watch`."""
+    """At what was spent on since, and at what has refused; how many words of it were left. Raises as `watch`."""
     with _alone("budgets.watch_touched"):
         words = cast("list[bytes]", client.srandmember(TOUCHED, TOUCHED_PER_LOOK))
-        if not words:
+        refused = _refused(client)
+        if not words and not refused:
             return 0
         deployments = {name: str(pk) for pk, name in Deployment.objects.values_list("pk", "name")}
         spent_by = []
@@ -136,10 +143,37 @@ def watch_touched(client: redis.Redis, now: datetime) -> int:
             for row in index.matching(values)
             for counter in _present(row, counter_values(row.subject, values), now)
         }
-        _look_at(client, list(counters.values()), now)
+        counters |= _counters_of(refused, now)
+        _look_at(client, list(counters.values()), now, refused)
         # Only now: who died on the way has forgotten nothing.
-        client.srem(TOUCHED, *words)
-        return len(words)
+        if words:
+            client.srem(TOUCHED, *words)
+        if refused:
+            client.hdel(gate.REFUSED, *refused)
+        return len(words) + len(refused)
+
+
+def _refused(client: redis.Redis) -> dict[str, int]:
+    """Counters that workers say have refused requests, and what was left of each."""
+    flat = cast("list[bytes]", client.hrandfield(gate.REFUSED, TOUCHED_PER_LOOK, withvalues=True) or [])
+    return {key.decode(): int(left) for key, left in zip(flat[::2], flat[1::2], strict=True)}
+
+
+def _counters_of(keys: Iterable[str], now: datetime) -> dict[str, Counter]:
+    """By key, those whose window is now, and whose budget still counts as it did."""
+    each: defaultdict[UUID, list[tuple[str, ...]]] = defaultdict(list)
+    for key in keys:
+        budget_id, _, values = gate.read_spend_key(key)
+        each[UUID(budget_id)].append(values)
+    rows = rows_of(Budget.objects.filter(pk__in=list(each), is_active=True))
+    found = (
+        counter
+        for row in rows
+        for values in each[row.pk]
+        if len(values) == len(_each(row))
+        for counter in _present(row, values, now)
+    )
+    return {counter.key: counter for counter in found}
 
 
 def _values_of(event: UsageEvent) -> dict[str, str]:
@@ -182,18 +216,21 @@ def _present(row: Row, each: tuple[str, ...], now: datetime) -> Iterator[Counter
         yield Counter(row, each, start_s, end_s)
 
 
-def _look_at(client: redis.Redis, counters: list[Counter], now: datetime) -> None:
+def _look_at(
+    client: redis.Redis, counters: list[Counter], now: datetime, refused: Mapping[str, int] = NONE_REFUSED
+) -> None:
     if not client.exists(gate.EPOCH):
         return  # It is being rebuilt: what the counters say is not so.
-    used = _read(client, [counter.key for counter in counters])
-    spent_on = [counter for counter in counters if used.get(counter.key, 0) > 0]
-    terms = _terms([counter.row.pk for counter in spent_on], now)
-    spent_on = [counter for counter in spent_on if counter.row.pk in terms]
-    paces = _move_paces(client, spent_on, used, now.timestamp())
+    used = defaultdict(int, _read(client, [counter.key for counter in counters]))
+    in_use = [counter for counter in counters if used[counter.key] > 0 or counter.key in refused]
+    terms = _terms([counter.row.pk for counter in in_use], now)
+    in_use = [counter for counter in in_use if counter.row.pk in terms]
+    paces = _move_paces(client, in_use, used, now.timestamp())
+    _keep_refusals(client, in_use, refused, now.timestamp())
     findings: list[Finding] = []
-    for counter in spent_on:
+    for counter in in_use:
         its = terms[counter.row.pk]
-        findings += _crossed(counter, its, used[counter.key])
+        findings += _crossed(counter, its, used[counter.key], refused.get(counter.key))
         findings += _running_out(counter, its, paces[counter.key], now)
     new = _not_open(findings)
     # Who is stopped on the way, because there are very many, has come further than the one before.
@@ -255,18 +292,33 @@ def _move_paces(
             before = _decode_pace(stored[key]) if key in stored else None
             pace = alerts.moved(before, used[counter.key], now_s, counter.half_life_s)
             paces[counter.key] = pace
-            kept_s = min(counter.end_s + COUNTER_GRACE_S - int(now_s), PACE_KEPT_S)
-            pipeline.set(key, _encode(pace), ex=kept_s)
+            pipeline.set(key, _encode(pace), ex=counter.kept_s(now_s))
         pipeline.execute()
     return paces
 
 
-def _crossed(counter: Counter, its: Terms, used: int) -> Iterator[Finding]:
-    refuses_at = counter.row.cap_percent if counter.row.refuses else None
-    for percent in alerts.crossed(used, its.amount, its.effects, refuses_at=refuses_at):
+def _refusal_key(counter_key: str) -> str:
+    return counter_key.replace("tg:spend:", "tg:refusal:", 1)
+
+
+def _keep_refusals(client: redis.Redis, counters: list[Counter], refused: Mapping[str, int], now_s: float) -> None:
+    """What was left of each when it refused: the alert is over when there is more."""
+    with client.pipeline(transaction=False) as pipeline:
+        for counter in counters:
+            if counter.key in refused:
+                pipeline.set(_refusal_key(counter.key), refused[counter.key], ex=counter.kept_s(now_s))
+        pipeline.execute()
+
+
+def _crossed(counter: Counter, its: Terms, used: int, refused_left: int | None) -> Iterator[Finding]:
+    """`refused_left` is what was left when a request was refused, None where none was."""
+    refuses_at = counter.row.refuses_at
+    reached = alerts.crossed(used, its.amount, its.effects, refuses_at=refuses_at)
+    spent = f"{its.text(used)} of {its.text(its.amount)} are spent or held{_window_text(counter)}."
+    for percent in reached:
         is_refused = refuses_at is not None and percent >= refuses_at
         is_whole = is_refused or percent >= caps.WHOLE_PERCENT
-        said = [f"{its.text(used)} of {its.text(its.amount)} are spent or held{_window_text(counter)}."]
+        said = [spent]
         if is_refused:
             said.append("What would pass it is refused.")
         elif is_whole and refuses_at is None:
@@ -280,6 +332,17 @@ def _crossed(counter: Counter, its: Terms, used: int) -> Iterator[Finding]:
             severity=Severity.CRITICAL if is_whole else Severity.WARNING,
             title=f"{_name(counter, its)}: {percent} % of {its.text(its.amount)}",
             text=" ".join(said),
+        )
+    if refused_left is not None and refuses_at is not None and refuses_at not in reached:
+        left = its.text(max(refused_left, 0))
+        yield _finding(
+            counter,
+            its,
+            Alert.Kind.THRESHOLD,
+            percent=refuses_at,
+            severity=Severity.CRITICAL,
+            title=f"{_name(counter, its)}: requests are refused",
+            text=f"A request was refused that could have cost more than was left: {left} were left. {spent}",
         )
 
 
@@ -365,6 +428,7 @@ def _recover_budgets(client: redis.Redis, now: datetime) -> None:
     if client.exists(gate.EPOCH):
         used = _read(client, [counter.key for counter in counters.values()])
         paces = _get(client, [_pace_key(counter.key) for counter in counters.values()])
+        refusals = _read(client, [_refusal_key(counter.key) for counter in counters.values()])
         for alert in still_open:
             counter = counters.get(alert.pk)
             if counter is None:
@@ -372,7 +436,13 @@ def _recover_budgets(client: redis.Redis, now: datetime) -> None:
             its, its_used = terms[alert.about_id], used.get(counter.key, 0)
             now_text = f"{its.text(its_used)} of {its.text(its.amount)} are spent or held now."
             if alert.kind == Alert.Kind.THRESHOLD:
-                is_over = alerts.is_behind(its_used, its.amount, alert.percent)
+                refused_left = refusals.get(_refusal_key(counter.key))
+                left = caps.share(its.amount, counter.row.cap_percent) - its_used
+                is_over = alerts.is_behind(its_used, its.amount, alert.percent) and not (
+                    alert.percent == counter.row.refuses_at
+                    and refused_left is not None
+                    and alerts.still_refuses(left, refused_left, its.amount)
+                )
             else:
                 pace = paces.get(_pace_key(counter.key))
                 is_over = pace is not None and _lasts(counter, its, _decode_pace(pace), now)

@@ -16,7 +16,7 @@ from budgets import gate
 from budgets.pricing import cost_nanos, currency_cost_nanos
 from keys.kills import decode_flag
 from proxy import holds
-from proxy.ask import ask, send
+from proxy.ask import ask, call, send
 from proxy.attempt import Attempt, Outcome
 from proxy.clock import Clock
 from proxy.errors import (
@@ -42,6 +42,8 @@ log = structlog.get_logger()
 # What a request is taken to answer with, for the token limit, where the client set no cap. Corrected at settle.
 ASSUMED_OUTPUT_TOKENS = 256
 OPENING = gate.NotReady("opening")
+# So many counters that have refused are told at a time.
+REFUSED_MAX = 1_000
 
 
 class Downgrade(Exception):
@@ -68,6 +70,8 @@ class Admission:
         # Where Redis was when a rebuild was asked for.
         self._too_far_back_seq: int | None = None
         self._outbox: list[Settled] = []
+        # What was left of counters that have refused requests, until it is told.
+        self._refused: dict[str, int] = {}
         self._room = Room(self._ask_turn, clock.now_s)
         self._learning = Learning()
 
@@ -323,6 +327,15 @@ class Admission:
         elif not isinstance(gate.decode_settle(future.result()), gate.Settled | gate.Duplicate):
             self._is_in_step = False
 
+    async def tell_refused(self) -> None:
+        """Which counters have refused requests since the last time. Raises `Unavailable`."""
+        refused, self._refused = self._refused, {}
+        if refused and await call(self._redis, b"HLEN", gate.REFUSED) < gate.REFUSED_MAX:
+            told: list[str | int] = []
+            for counter_key, left in refused.items():
+                told += (counter_key, left)
+            await call(self._redis, b"HSET", gate.REFUSED, *told)
+
     # Catching up after Redis came back
 
     async def catch_up(self, applied_seq: int) -> None:
@@ -393,6 +406,8 @@ class Admission:
             case gate.Throttled(index=index, retry_after_ms=retry_after_ms):
                 return throttled(attempt.rules.in_force(self.clock.now_s()).budgets[index], retry_after_ms)
             case gate.OverBudget(index=index, left=left):
+                if len(self._refused) < REFUSED_MAX:
+                    self._refused[attempt.counters[index].key] = left
                 now_s = self.clock.now_s()
                 return budget_exceeded(attempt.rules.in_force(now_s).budgets[index], left, now_s)
             case gate.NotReady(reason="opening"):

@@ -310,6 +310,7 @@ class Control:
         if not self._redis.is_ready:
             return
         await self.beat()
+        await self._admission.tell_refused()
         self._admission.journal.forget(self.ingested_seq)
         await asyncio.to_thread(self._admission.journal.sync)
 

@@ -32,6 +32,11 @@ def test_a_threshold_is_crossed_when_its_share_is_reached(used, amount, percents
     assert alerts.crossed(used, amount, percents, refuses_at=refuses_at) == expected
 
 
+@pytest.mark.parametrize(("left", "still"), [(20, True), (60, True), (69, True), (70, False), (100, False)])
+def test_what_was_refused_still_is_until_clearly_more_is_left(left, still):
+    assert alerts.still_refuses(left, 20, 1_000) is still
+
+
 @pytest.mark.parametrize(("used", "is_behind"), [(80, False), (76, False), (75, False), (74, True), (0, True)])
 def test_a_threshold_is_behind_only_by_a_margin(used, is_behind):
     assert alerts.is_behind(used, 100, 80) is is_behind

@@ -37,6 +37,12 @@ def spend(client, budget, amount, *each, at=NOON):
     client.set(gate.spend_key(str(budget.pk), row.bounds(at.timestamp())[0], *each), amount)
 
 
+def refuse(client, budget, left, *each):
+    """As a worker says it."""
+    (row,) = rows_of(Budget.objects.filter(pk=budget.pk))
+    client.hset(gate.REFUSED, gate.spend_key(str(budget.pk), row.bounds(NOON.timestamp())[0], *each), left)
+
+
 def event_of(key, **values):
     fields = {
         "attempt_id": str(uuid.uuid4()),
@@ -135,6 +141,55 @@ def test_raising_the_cap_ends_it_and_crossing_the_new_one_tells_again(client):
     alert.refresh_from_db()
     assert (alert.status, alert.occurrence) == ("open", 2)
     assert Alert.objects.count() == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "block_at", "used", "percent"), [("hard", None, 60, 100), ("hard", 80, 60, 80), ("soft", 80, 0, 80)]
+)
+def test_a_budget_that_refuses_is_told_however_much_is_left(client, mode, block_at, used, percent):
+    budget = factories.BudgetFactory(name="Search", amount=100, mode=mode)
+    if block_at:
+        factories.ThresholdFactory(budget=budget, percent=block_at, action=Threshold.Action.BLOCK)
+    spend(client, budget, used * USD)
+    watch.watch(client, NOON)
+    assert not percents()
+    refuse(client, budget, 20 * USD)
+    assert watch.watch_touched(client, NOON) == 1
+    alert = Alert.objects.get()
+    assert (alert.percent, alert.severity, alert.title) == (percent, "critical", "Search: requests are refused")
+    assert "20 USD were left" in alert.text
+    assert not client.exists(gate.REFUSED)
+
+
+def test_a_refusal_is_told_until_clearly_more_is_left_than_then(client):
+    budget = factories.BudgetFactory(amount=100)
+    spend(client, budget, 80 * USD)
+    for _ in range(2):
+        refuse(client, budget, 20 * USD)
+        watch.watch_touched(client, NOON)
+        watch.watch(client, NOON)
+    assert Alert.objects.get().occurrence == 1 and percents() == [100]
+    spend(client, budget, 75 * USD)
+    watch.watch(client, NOON)
+    assert not percents()
+
+
+def test_each_value_that_is_refused_is_told_of_apart(client):
+    budget = factories.BudgetFactory(name="Each user", amount=10, scope="global", each=["end_user"])
+    spend(client, budget, 9 * USD, "a:n n")
+    refuse(client, budget, 1 * USD, "a:n n")
+    watch.watch_touched(client, NOON)
+    alert = Alert.objects.get()
+    assert alert.counter == ["a:n n"] and alert.title == "Each user (a:n n): requests are refused"
+
+
+def test_a_refusal_of_a_window_or_a_budget_that_is_gone_is_not_told(client):
+    budget = factories.BudgetFactory(amount=100, window="day")
+    refuse(client, budget, 20 * USD)
+    client.hset(gate.REFUSED, gate.spend_key(str(uuid.uuid4()), 0), 1)
+    client.hset(gate.REFUSED, gate.spend_key(str(budget.pk), 0, "what it once counted apart"), 1)
+    watch.watch_touched(client, NOON + datetime.timedelta(days=1))
+    assert not Alert.objects.exists() and not client.exists(gate.REFUSED)
 
 
 def test_what_is_held_and_given_back_does_not_tell_twice(client):

@@ -192,6 +192,18 @@ def test_what_is_observed_passes_and_is_counted(stack):
     assert "tollgate_observed_refusals_total 5.0" in httpx.get(f"{stack.proxy.url}/metrics").text
 
 
+def test_a_budget_that_refuses_says_so_for_who_watches(stack):
+    publish(stack, budget(1, subject={"end_user": "*"}))
+    with stack.client(stack.control.issue_key()) as client:
+        for user in ("a:n n", "a:n n", "bob"):
+            assert client.post("/v1/chat/completions", json=chat(user=user)).status_code == 429
+    wait_until(lambda: stack.control.redis.hlen(gate.REFUSED) == 2, "the refusals")
+    told = stack.control.redis.hgetall(gate.REFUSED)
+    counters = [gate.read_spend_key(key.decode()) for key in told]
+    assert sorted((budget_id, values) for budget_id, _, values in counters) == [("b", ("a:n n",)), ("b", ("bob",))]
+    assert list(told.values()) == [b"1", b"1"]
+
+
 @pytest.mark.parametrize("metric", ["requests", "tokens", "input_tokens", "output_tokens", "spend"])
 def test_a_limit_of_any_metric_names_itself_in_its_refusal(stack, metric):
     limit = Limit(limit_id="l", name="slow", metric=metric, amount=1, window_s=3600, subject={"alias": "demo"})
