@@ -37,6 +37,14 @@ DELIVERIES_SHOWN = 20
 SEVERITY_COLOURS = {"critical": "danger", "warning": "warning", "info": "info"}
 STATUS_COLOURS = {"open": "danger", "acknowledged": "warning", "recovered": "success"}
 STATE_COLOURS = {"sent": "success", "waiting": "warning", "dead": "danger"}
+# The page of what an alert is about, by its kind; the others are about the gateway.
+SUBJECT_PAGES: dict[str, str] = {
+    Alert.Kind.THRESHOLD: "admin:budgets_budget_spend",
+    Alert.Kind.FORECAST: "admin:budgets_budget_spend",
+    Alert.Kind.KILL_SWITCH: "kill-switch-thrown",
+    Alert.Kind.INCREASE: "admin:budgets_increase_change",
+    Alert.Kind.CREDENTIAL: "admin:keys_credentialpool_change",
+}
 MUTED_FOR = {
     "an hour": timedelta(hours=1),
     "eight hours": timedelta(hours=8),
@@ -276,7 +284,7 @@ class AlertAdmin(ReadOnlyAdmin):
         hidden = set()
         if alert.acknowledged_at is not None or alert.recovered_at is not None:
             hidden.add("budgets_alert_acknowledge")
-        if alert.kind not in (Alert.Kind.THRESHOLD, Alert.Kind.FORECAST, Alert.Kind.KILL_SWITCH):
+        if alert.kind not in SUBJECT_PAGES:
             hidden.add("budgets_alert_open_subject")
         return [a for a in super().get_actions_detail(request, object_id) if a.action_name not in hidden]
 
@@ -352,9 +360,7 @@ class AlertAdmin(ReadOnlyAdmin):
         alert = self.get_queryset(request).filter(pk=object_id).first()
         if alert is None:
             raise PermissionDenied
-        if alert.kind == Alert.Kind.KILL_SWITCH:
-            return HttpResponseRedirect(reverse("kill-switch-thrown", args=[alert.about_id]))
-        return HttpResponseRedirect(reverse("admin:budgets_budget_spend", args=[alert.about_id]))
+        return HttpResponseRedirect(reverse(SUBJECT_PAGES[alert.kind], args=[alert.about_id]))
 
 
 ACKNOWLEDGE: dict[str, Any] = {

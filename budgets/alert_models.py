@@ -114,6 +114,7 @@ class Alert(models.Model):
         DRIFT = "drift", "drift"
         KILL_SWITCH = "kill_switch", "kill switch"
         CREDENTIAL = "credential", "credential refused"
+        INCREASE = "increase", "increase asked for"
 
     class Status(models.TextChoices):
         OPEN = "open", "open"

@@ -504,6 +504,10 @@ class IncreaseQuerySet(TeamQuerySet["Increase"]):
         """Approved, and not over at `now`."""
         return self.filter(state=Increase.State.APPROVED, ends_at__gt=now)
 
+    def undecided(self, now: Any) -> Self:
+        """Asked for, and not over at `now`."""
+        return self.filter(state=Increase.State.REQUESTED, ends_at__gt=now)
+
 
 class Increase(models.Model):
     """Added to a budget's amount for a while: granted by who may change the budget, or asked for, and approved by somebody else."""

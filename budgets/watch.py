@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import msgspec
@@ -26,7 +26,16 @@ from budgets.alert_models import Alert, Severity
 from budgets.alert_services import Finding, identity, open_alerts, recover_alerts
 from budgets.ledger_models import Drift
 from budgets.matching import EACH, Index, counter_values
-from budgets.models import TAG, Budget, BudgetQuerySet, Increase, Scope, Threshold, amount_text
+from budgets.models import (
+    TAG,
+    Budget,
+    BudgetQuerySet,
+    Increase,
+    IncreaseQuerySet,
+    Scope,
+    Threshold,
+    amount_text,
+)
 from budgets.spend import COUNTER_GRACE_S, NANO_DIGITS, Row, rows_of
 from budgets.windows import FOREVER_S
 from keys.models import CredentialPool, KillSwitch, VirtualKey
@@ -119,6 +128,7 @@ def watch(client: redis.Redis, now: datetime) -> None:
         _watch_one(Alert.Kind.SUSPENSE, _old_suspense(client, now), "No suspense is old any more.", now)
         _watch_one(Alert.Kind.DRIFT, _drift(), "All copies of the same money agree again.", now)
         _watch_one(Alert.Kind.KILL_SWITCH, _kill_switches(), "It is lifted.", now)
+        _watch_one(Alert.Kind.INCREASE, _increases_asked_for(now), "It is decided, or its time is over.", now)
         _watch_credentials(now)
 
 
@@ -533,6 +543,22 @@ def _kill_switches() -> list[Finding]:
             text=f"{switch.thrown_by} halted this traffic at {switch.thrown_at:%Y-%m-%d %H:%M:%S} UTC: {switch.reason}",
         )
         for switch in thrown
+    ]
+
+
+def _increases_asked_for(now: datetime) -> list[Finding]:
+    owners = Coalesce(*IncreaseQuerySet.team_paths)
+    asked: Iterable[Any] = Increase.objects.undecided(now).select_related("budget").annotate(owner_id=owners)
+    return [
+        _lasting(
+            Alert.Kind.INCREASE,
+            increase.pk,
+            team_id=increase.owner_id,
+            severity=Severity.INFO,
+            title=f"{increase.requested_by_name} asks for {amount_text(increase.amount, increase.budget.unit)} more: {increase.budget.name}",
+            text=f"From {increase.starts_at:%Y-%m-%d %H:%M} until {increase.ends_at:%Y-%m-%d %H:%M} UTC: {increase.reason}",
+        )
+        for increase in asked
     ]
 
 

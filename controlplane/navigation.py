@@ -1,7 +1,15 @@
 """The admin's sidebar: the red button first, then in the order in which finance and security ask."""
 
+from collections.abc import Callable
+
 from django.http import HttpRequest
 from django.urls import reverse_lazy
+from django.utils import timezone
+
+from audit.actors import Actor
+from audit.querysets import WRITERS
+from budgets.models import Increase
+from budgets.services import identity
 
 SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
     ("", [("Kill switch", "emergency_home", "kill-switch", "keys.view_killswitch")]),
@@ -73,15 +81,32 @@ SECTIONS: list[tuple[str, list[tuple[str, str, str, str]]]] = [
 ]
 
 
+def increases_to_decide(request: HttpRequest) -> int:
+    """How many increases wait for this user: nobody decides on their own."""
+    if not request.user.has_perm("budgets.decide_increase"):
+        return 0
+    undecided = Increase.objects.for_user(request.user, WRITERS).undecided(timezone.now())
+    return undecided.exclude(requested_by=identity(Actor.from_request(request))).count()
+
+
+# How much of it waits for the user, by the view.
+TO_DO: dict[str, Callable[[HttpRequest], int]] = {"admin:budgets_increase_changelist": increases_to_decide}
+
+
 def sidebar(request: HttpRequest) -> list[dict[str, object]]:
     """Only what this user may open."""
     navigation: list[dict[str, object]] = []
     for title, links in SECTIONS:
         items = [
-            {"title": name, "icon": icon, "link": reverse_lazy(view)}
+            {"title": name, "icon": icon, "link": reverse_lazy(view), **_badge(request, view)}
             for name, icon, view, permission in links
             if not permission or request.user.has_perm(permission)
         ]
         if items:
             navigation.append({"title": title, "separator": True, "items": items})
     return navigation
+
+
+def _badge(request: HttpRequest, view: str) -> dict[str, object]:
+    count = TO_DO[view](request) if view in TO_DO else 0
+    return {"badge": count, "badge_variant": "warning"} if count else {}

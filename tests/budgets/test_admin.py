@@ -192,6 +192,13 @@ def increase_form(**fields):
     return {"amount": "5", "reason": "launch", **moments, **fields}
 
 
+def increases_to_decide(client):
+    """What the sidebar says."""
+    sidebar = client.get(url("budgets_increase_changelist")).context["sidebar_navigation"]
+    (link,) = [item for section in sidebar for item in section["items"] if item["title"] == "Increases"]
+    return link.get("badge")
+
+
 def test_alice_asks_bob_approves_and_charlie_sees_nothing():
     permissions = Permission.objects.filter(content_type__app_label="budgets")
     people = {name: factories.UserFactory(username=name) for name in ("alice", "bob", "charlie")}
@@ -213,11 +220,17 @@ def test_alice_asks_bob_approves_and_charlie_sees_nothing():
     assert post("alice", url("budgets_budget_ask", budget.pk), increase_form()).status_code == 302
     increase = Increase.objects.get()
     approve = url("budgets_increase_approve", increase.pk)
+    assert {name: increases_to_decide(client) for name, client in clients.items()} == {
+        "alice": None,
+        "bob": 1,
+        "charlie": None,
+    }
     for name in ("alice", "charlie"):
         assert post(name, approve, {"confirmed": "yes", "reason": "mine"}).status_code == 403
     assert post("bob", approve, {"confirmed": "yes", "reason": "go"}).status_code == 302
     increase.refresh_from_db()
     assert (increase.state, increase.note, increase.decided_by_name) == ("approved", "go", "bob")
+    assert increases_to_decide(clients["bob"]) is None
     for path in (url("budgets_increase_changelist"), url("budgets_budget_changelist")):
         assert "Cap of all" not in clients["charlie"].get(path).content.decode()
     assert clients["charlie"].get(url("budgets_budget_spend", budget.pk)).status_code == 403

@@ -137,6 +137,23 @@ def test_an_alert_is_muted_for_a_while(client, alice):
     assert AuditEntry.objects.filter(action="mute").count() == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [
+        ("threshold", factories.BudgetFactory),
+        ("kill_switch", factories.KillSwitchFactory),
+        ("increase", factories.IncreaseFactory),
+        ("credential", factories.CredentialPoolFactory),
+    ],
+)
+def test_an_alert_leads_to_the_page_of_what_it_is_about(client, boss, kind, make):
+    subject = make()
+    alert = factories.AlertFactory(kind=kind, about_id=subject.pk)
+    assert "What it is about" in client.get(url("alert_change", alert.pk)).content.decode()
+    page = client.get(url("alert_open_subject", alert.pk), follow=True)
+    assert page.status_code == 200 and str(subject.pk) in page.redirect_chain[-1][0]
+
+
 def test_the_alerts_of_others_are_neither_seen_nor_answered(client, alice):
     alert = factories.AlertFactory(title="their secret launch", team_id=factories.TeamFactory().pk)
     factories.AlertFactory(title="the gateway's own")

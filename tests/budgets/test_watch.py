@@ -10,7 +10,7 @@ from django.db import connection
 from django.utils import timezone
 
 from audit.records import CREDENTIAL_REFUSED, UsageEvent
-from budgets import alert_services, gate, watch
+from budgets import alert_services, gate, services, watch
 from budgets.alert_models import Alert, Delivery
 from budgets.ledger_models import Drift
 from budgets.models import Budget, Increase, Threshold
@@ -360,6 +360,25 @@ def test_a_kill_switch_is_told_to_whom_it_stops_until_it_is_lifted(client, scope
     type(switch).objects.update(lifted_at=NOON)
     watch.watch(client, NOON)
     assert Alert.objects.get().recovery == "It is lifted."
+
+
+def test_an_increase_that_is_asked_for_is_told_to_the_team_until_it_is_decided(client):
+    now = timezone.now()
+    project = factories.ProjectFactory()
+    budget = factories.BudgetFactory(name="Search", scope="project", team=None, project=project)
+    mine, other = factories.ChannelFactory(team=project.team), factories.ChannelFactory()
+    first = factories.IncreaseFactory(budget=budget, amount=50, requested_by_name="alice", reason="the launch")
+    second = factories.IncreaseFactory(budget=budget)
+    for _ in range(2):
+        watch.watch(client, now)
+    assert {alert.about_id for alert in Alert.objects.open()} == {first.pk, second.pk}
+    alert = Alert.objects.get(about_id=first.pk)
+    assert (alert.kind, alert.severity, alert.team_id) == ("increase", "info", project.team_id)
+    assert alert.title == "alice asks for 50 USD more: Search" and "the launch" in alert.text
+    assert (mine.deliveries.count(), other.deliveries.count()) == (2, 0)
+    services.reject_increase(first, actor=factories.ACTOR, reason="next month")
+    watch.watch(client, second.ends_at)
+    assert not Alert.objects.open().exists()
 
 
 @pytest.mark.parametrize("taken", [101, 200, 201])
