@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 import redis
+from django.conf import settings
 from django.db import connection
 from django.db.models import Count, Min, Q, Sum
 from django.db.models.functions import Coalesce
@@ -56,8 +57,6 @@ NONE_REFUSED: Mapping[str, int] = {}
 
 # What alerts are about that are of the gateway as a whole.
 GATEWAY = UUID(int=0)
-# The provider of a request whose worker died has long answered.
-SUSPENSE_AGE = timedelta(hours=1)
 CREDENTIALS_SEEN_FOR = timedelta(minutes=5)
 REFUSALS_MIN = 3
 # As the provider answered: 101 where it is a WebSocket.
@@ -501,7 +500,8 @@ def _number(count: int, thing: str) -> str:
 
 def _old_suspense(client: redis.Redis, now: datetime) -> list[Finding]:
     """Attempts long in suspense that nobody follows: a batch is, until it is over."""
-    old = UsageRecord.objects.filter(state=UsageRecord.State.SUSPENSE, admitted_at__lt=now - SUSPENSE_AGE)
+    before = now - timedelta(seconds=settings.TOLLGATE_SUSPENSE_ALERT_S)
+    old = UsageRecord.objects.filter(state=UsageRecord.State.SUSPENSE, admitted_at__lt=before)
     jobs = [UUID(attempt_id.decode()) for attempt_id in cast("list[bytes]", client.zrange(gate.JOBS, 0, -1))]
     sums = old.exclude(attempt_id__in=jobs).aggregate(
         count=Count("attempt_id"), oldest=Min("admitted_at"), cost=Sum("cost_usd")
@@ -510,7 +510,7 @@ def _old_suspense(client: redis.Redis, now: datetime) -> list[Finding]:
         return []
     attempts = _number(sums["count"], "attempt")
     text = (
-        f"{attempts} in suspense for more than an hour, the oldest since"
+        f"{attempts} in suspense, the oldest since"
         f" {sums['oldest']:%Y-%m-%d %H:%M} UTC; they count as {amount_text(sums['cost'], 'usd')}. Look up what the provider"
         " has billed for them, and resolve them in the admin."
     )

@@ -25,6 +25,8 @@ ALLOWED_HOSTS = env.list("TOLLGATE_ALLOWED_HOSTS", default=LOOPBACK_HOSTS if DEM
 TRUSTED_PROXIES = env.int("TOLLGATE_TRUSTED_PROXIES", default=0)
 # Where people open the admin, for the links in alerts: https://tollgate.example.com/admin. Without it there are none.
 TOLLGATE_ADMIN_URL = env.str("TOLLGATE_ADMIN_URL", default="").rstrip("/")
+# After so long the provider of a request whose worker died has answered, mostly.
+TOLLGATE_SUSPENSE_ALERT_S = env.int("TOLLGATE_SUSPENSE_ALERT_S", default=3600)
 DATA_DIR = Path(env.str("TOLLGATE_DATA_DIR", default=str(BASE_DIR / "var")))
 
 # Secrets. Without a secret key each process makes up its own, so nothing is signed with a known one; the checks refuse it.

@@ -339,6 +339,16 @@ def test_old_suspense_is_told_until_it_has_drained(client):
     assert alert.status == "recovered"
 
 
+def test_how_old_suspense_may_get_is_a_setting(client, settings):
+    now = timezone.now()
+    factories.UsageRecordFactory(state="suspense", admitted_at=now - datetime.timedelta(minutes=10))
+    watch.watch(client, now)
+    assert not Alert.objects.exists()
+    settings.TOLLGATE_SUSPENSE_ALERT_S = 300
+    watch.watch(client, now)
+    assert Alert.objects.get().title == "1 attempt in suspense"
+
+
 def test_drift_is_told_until_it_is_gone(client):
     drift = Drift.objects.create(kind="counters", what="tg:spend:x:0", unit="usd", expected=1, found=2)
     watch.watch(client, NOON)
