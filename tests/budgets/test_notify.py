@@ -60,6 +60,15 @@ def receiver():
         thread.join()
 
 
+# What each says when it has taken a message.
+TAKEN = {
+    "hooks.slack.com": (200, b"ok"),
+    "discord.com": (204, b""),
+    "events.pagerduty.com": (202, b"{}"),
+    "prod-1.logic.azure.com": (202, b""),
+}
+
+
 class ServiceHandler(Receiver):
     """A proxy that answers itself for whoever is asked for, on TLS."""
 
@@ -74,9 +83,11 @@ class ServiceHandler(Receiver):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.host + self.path, json.loads(body)))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 202)
-        self.send_header("Content-Length", "0")
+        status, answer = (self.server.statuses.pop(0), b"") if self.server.statuses else TAKEN[self.host]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
+        self.wfile.write(answer)
 
     def finish(self):
         super().finish()
@@ -86,7 +97,7 @@ class ServiceHandler(Receiver):
 @pytest.fixture
 def services(make_certificate, monkeypatch):
     """Stands for the services that apprise knows: `.received` as (host and path, body), and `.statuses` of the next answers."""
-    certificate = make_certificate("hooks.slack.com", "discord.com", "events.pagerduty.com", "prod-1.logic.azure.com")
+    certificate = make_certificate(*TAKEN)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     with ReceiverServer(("127.0.0.1", 0), ServiceHandler) as server:
@@ -236,6 +247,49 @@ def test_mail_that_is_refused_says_why_and_not_where_to(mail_server):
     delivery = Delivery.objects.get()
     assert delivery.state == "waiting" and delivery.last_error
     assert "finance@example.com" not in delivery.last_error and "127.0.0.1" not in delivery.last_error
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "asked"),
+    [
+        (
+            "slack",
+            "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ",
+            "hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ",
+        ),
+        (
+            "discord",
+            "https://discord.com/api/webhooks/4174216298/JHMHI8qBe7bk2ZwO5U711o3dV_js",
+            "discord.com/api/webhooks/4174216298/JHMHI8qBe7bk2ZwO5U711o3dV_js",
+        ),
+        (
+            "teams",
+            "https://prod-1.logic.azure.com:443/workflows/643e69f8/triggers/manual/paths/invoke?sig=KODuebWb",
+            "prod-1.logic.azure.com/workflows/643e69f8/triggers/manual/paths/invoke",
+        ),
+        ("pagerduty", "pagerduty://integrationkey@apikey", "events.pagerduty.com/v2/enqueue"),
+    ],
+)
+def test_a_notice_goes_to_the_service_and_says_what_it_is_about(services, kind, address, asked):
+    service_channel(kind, address)
+    alert_services.open_alerts([finding(text="80 % of Müller's budget.")], now=timezone.now())
+    notify.deliver()
+    assert Delivery.objects.get().last_error == ""
+    ((address, body),) = services.received
+    assert address.partition("?")[0] == asked
+    told = json.dumps(body, ensure_ascii=False)
+    assert "Kill switch thrown: global" in told and "80 % of Müller's budget." in told
+
+
+@pytest.mark.parametrize("status", [403, 404, 500])
+def test_what_a_service_refuses_is_tried_again_and_told_without_its_address(services, status):
+    service_channel("slack", "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
+    alert_services.open_alerts([finding()], now=timezone.now())
+    services.statuses = [status]
+    notify.deliver()
+    delivery = Delivery.objects.get()
+    assert delivery.state == "waiting" and str(status) in delivery.last_error
+    assert "TIiajkdnlazkcOXrIdevi7FQ" not in delivery.last_error
 
 
 def test_the_end_of_an_alert_resolves_its_incident_at_pagerduty(services):
