@@ -24,6 +24,7 @@ from budgets.channels import (
     check_address,
     decode_destination,
     encode_destination,
+    keeps_incidents,
 )
 from budgets.webhooks import SECRET_BYTES, encode_secret
 from keys.services import master_keys
@@ -245,7 +246,7 @@ IDENTITY = ("kind", "about_id", "counter", "percent", "window_start")
 
 
 def _notify(alerts: Collection[Alert], event: str, now: datetime) -> None:
-    """Put a notice for each channel of each alert into the outbox."""
+    """Put a notice for each channel of each alert into the outbox. Of what is muted, only incidents that are open are ended."""
     if not alerts:
         return
     muted = set(
@@ -257,10 +258,9 @@ def _notify(alerts: Collection[Alert], event: str, now: datetime) -> None:
     channels: dict[UUID | None, list[Channel]] = {}
     notices = []
     for alert in alerts:
-        if alert.about_id in muted:
-            continue
         if alert.team_id not in channels:
             channels[alert.team_id] = list(Channel.objects.of(alert.team_id))
+        is_muted = alert.about_id in muted
         notices += [
             Delivery(
                 channel=channel,
@@ -271,7 +271,9 @@ def _notify(alerts: Collection[Alert], event: str, now: datetime) -> None:
                 due_at=now,
             )
             for channel in channels[alert.team_id]
-            if channel.takes(alert.severity) and (told is None or (alert.pk, alert.occurrence, channel.pk) in told)
+            if channel.takes(alert.severity)
+            and (told is None or (alert.pk, alert.occurrence, channel.pk) in told)
+            and not (is_muted and (told is None or not keeps_incidents(channel.kind)))
         ]
     Delivery.objects.bulk_create(notices, ignore_conflicts=True, batch_size=ROWS_PER_STATEMENT)
 

@@ -124,6 +124,10 @@ def check_address(kind: str, address: str, *, may_be_private: bool) -> None:
         check_base_url(f"https://{host}", may_be_private=may_be_private)
 
 
+def keeps_incidents(kind: str) -> bool:
+    return kind in SERVICES and bool(SERVICES[kind].incident)
+
+
 def open_service(kind: str, address: str, incident: str = "") -> NotifyBase:
     """Apprise's object that sends there, about one incident where the service keeps such. Raises `InvalidAddress`."""
     service = SERVICES[kind]

@@ -314,6 +314,18 @@ def test_the_end_of_an_alert_resolves_its_incident_at_pagerduty(services):
     assert opened["payload"]["summary"].startswith("Search: 100 % of 100 USD")
 
 
+def test_muting_leaves_no_incident_open(services):
+    service_channel("pagerduty", "pagerduty://integrationkey@apikey")
+    service_channel("slack", "https://hooks.slack.com/services/T1JJ3T3L2/A1BRTD4JD/TIiajkdnlazkcOXrIdevi7FQ")
+    (alert,) = alert_services.open_alerts([finding()], now=timezone.now())
+    notify.deliver()
+    alert_services.mute(alert, timezone.now() + datetime.timedelta(hours=1), actor=ACTOR)
+    alert_services.recover_alerts({alert.pk: "It is lifted."}, now=timezone.now())
+    services.received.clear()
+    notify.deliver()
+    assert [body.get("event_action") for _, body in services.received] == ["resolve"]
+
+
 def test_the_end_is_not_told_before_the_beginning_has_arrived(services):
     service_channel("pagerduty", "pagerduty://integrationkey@apikey")
     (alert,) = alert_services.open_alerts([finding()], now=timezone.now())
