@@ -3,8 +3,7 @@
 The database itself refuses to change either (see the migrations), whoever asks.
 """
 
-from collections.abc import Collection
-from typing import Any, Self
+from typing import Self
 
 from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import GinIndex
@@ -13,7 +12,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from audit.ids import uuid7
-from audit.querysets import READERS, TeamQuerySet
+from audit.querysets import EveryTeamQuerySet, TeamQuerySet
 
 
 class Versioned(models.Model):
@@ -25,11 +24,7 @@ class Versioned(models.Model):
         abstract = True
 
 
-class AuditEntryQuerySet(models.QuerySet["AuditEntry"]):
-    def for_user(self, viewer: Any, roles: Collection[str] = READERS) -> Self:
-        """Every entry for who sees all teams, none for anybody else: one entry may speak of any team."""
-        return self.all() if viewer.is_active and viewer.sees_all_teams else self.none()
-
+class AuditEntryQuerySet(EveryTeamQuerySet["AuditEntry"]):
     def about(self, obj: models.Model) -> Self:
         return self.filter(object_type=obj._meta.label_lower, object_id=str(obj.pk))
 

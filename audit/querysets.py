@@ -30,6 +30,13 @@ class SharedQuerySet(models.QuerySet[Row]):
         return self.all() if viewer.is_active else self.none()
 
 
+class EveryTeamQuerySet(models.QuerySet[Row]):
+    """Rows each of which may tell of any team: seen by who sees all teams, and by nobody else."""
+
+    def for_user(self, viewer: Any, roles: Collection[str] = READERS) -> Self:
+        return self.all() if viewer.is_active and viewer.sees_all_teams else self.none()
+
+
 class TeamQuerySet(models.QuerySet[Row]):
     """Rows that belong to a team, which `team_paths` lead to; seen by that team and by who sees all teams."""
 

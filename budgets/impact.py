@@ -56,7 +56,7 @@ class Impact:
         return Change("all", before, sum((change.after_usd for change in self.teams), Decimal(0)))
 
 
-def impact_of_proposal(proposal: price_models.PriceProposal, now: datetime) -> Impact:
+def impact_of_proposal(viewer: Any, proposal: price_models.PriceProposal, now: datetime) -> Impact:
     row = price_models.Price(model=proposal.model, provider=proposal.provider, **catalogue.amounts(proposal.rates))
     tiers = [
         price_models.PriceTier(
@@ -67,21 +67,26 @@ def impact_of_proposal(proposal: price_models.PriceProposal, now: datetime) -> I
         )
         for tier in catalogue.tiers(proposal.rates)
     ]
-    return impact_of(row, tiers, now)
+    return impact_of(viewer, row, tiers, now)
 
 
 def impact_of(
-    row: price_models.Price, tiers: Sequence[price_models.PriceTier], now: datetime, *, days: int = DAYS
+    viewer: Any, row: price_models.Price, tiers: Sequence[price_models.PriceTier], now: datetime, *, days: int = DAYS
 ) -> Impact:
-    """Of a price, in the book or not yet, on its model at its provider (or on its deployment)."""
-    records = UsageRecord.objects.filter(
-        model=row.model.name,
-        provider=row.provider.slug,
-        state=UsageRecord.State.POSTED,
-        adjusts=None,
-        admitted_at__gte=now - timedelta(days=days),
-        admitted_at__lt=now,
-    ).exclude(usage_source="none")
+    """Of a price, in the book or not yet, on its model at its provider (or on its deployment): what the teams that the viewer
+    sees have used."""
+    records = (
+        UsageRecord.objects.for_user(viewer)
+        .filter(
+            model=row.model.name,
+            provider=row.provider.slug,
+            state=UsageRecord.State.POSTED,
+            adjusts=None,
+            admitted_at__gte=now - timedelta(days=days),
+            admitted_at__lt=now,
+        )
+        .exclude(usage_source="none")
+    )
     if row.deployment is not None:
         records = records.filter(deployment=row.deployment.name)
     lengths = {tier.above_input_tokens for tier in tiers if tier.above_input_tokens}

@@ -54,12 +54,6 @@ class PriceTierInline(TollgateInline):
     tab = False
 
 
-def _may_preview(request: HttpRequest) -> bool:
-    """It tells what each team has spent."""
-    user: Any = request.user
-    return bool(user.sees_all_teams)
-
-
 class PriceForm(ReasonForm):
     """With the button *Preview* it is looked at and never saved: the page comes back as it was filled in."""
 
@@ -127,15 +121,15 @@ class PriceAdmin(AppendOnlyAdmin):
     def changeform_view(
         self, request: HttpRequest, object_id: str | None = None, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
-        if object_id is None and _may_preview(request):
+        if object_id is None:
             preview = {"action_name": PREVIEW, "description": "Preview the last 30 days", "icon": "difference"}
             extra_context = {"actions_submit_line": [preview]} | (extra_context or {})
         return super().changeform_view(request, object_id, form_url, extra_context)
 
     def render_change_form(self, request: HttpRequest, context: Any, *args: Any, **kwargs: Any) -> HttpResponse:
-        if PREVIEW in request.POST and not context["errors"] and _may_preview(request):
+        if PREVIEW in request.POST and not context["errors"]:
             tiers = [row for one in context["inline_admin_formsets"] for row in one.formset.save(commit=False)]
-            context["impact"] = impact_of(context["adminform"].form.instance, tiers, timezone.now())
+            context["impact"] = impact_of(request.user, context["adminform"].form.instance, tiers, timezone.now())
         response: HttpResponse = super().render_change_form(request, context, *args, **kwargs)
         return response
 
@@ -189,6 +183,13 @@ class PriceProposalAdmin(ReadOnlyAdmin):
     )
     readonly_fields = ("shown_state", "shown_differences", "shown_impact", "shown_remarks")
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """With who looks at it: what it would have cost is told of their teams."""
+        proposal: Any = super().get_object(request, object_id, from_field)
+        if proposal is not None:
+            proposal.viewer = request.user
+        return proposal
+
     def has_decide_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(request.user.has_perm("routing.change_priceproposal"))
 
@@ -214,8 +215,9 @@ class PriceProposalAdmin(ReadOnlyAdmin):
         return render_to_string("admin/price_differences.html", {"differences": proposal.differences})
 
     @admin.display(description="the last 30 days at this price")
-    def shown_impact(self, proposal: PriceProposal) -> SafeString:
-        return render_to_string("admin/price_impact.html", {"impact": impact_of_proposal(proposal, timezone.now())})
+    def shown_impact(self, proposal: Any) -> SafeString:
+        impact = impact_of_proposal(proposal.viewer, proposal, timezone.now())
+        return render_to_string("admin/price_impact.html", {"impact": impact})
 
     @admin.display(description="left out")
     def shown_remarks(self, proposal: PriceProposal) -> str:
@@ -295,6 +297,11 @@ class RerateAdmin(AppendOnlyAdmin):
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return () if obj is None else (*self.asked, *self.decided)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """It concerns every team: who does not see them all would not see it either."""
+        user: Any = request.user
+        return bool(super().has_add_permission(request) and user.sees_all_teams)
 
     def has_decide_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return bool(request.user.has_perm("routing.change_rerate"))

@@ -9,6 +9,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.decorators import action
+from rest_framework.exceptions import PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -49,7 +50,7 @@ class TeamChangeSerializer(serializers.Serializer[Any]):
 
 
 class ImpactSerializer(serializers.Serializer[Any]):
-    """The last days' use at the proposed price."""
+    """The last days' use at the proposed price, by the teams that the caller sees."""
 
     days = serializers.IntegerField()
     requests = serializers.IntegerField()
@@ -69,8 +70,8 @@ class PriceProposalView(ReadOnlyView):
     @extend_schema(responses=ImpactSerializer)
     @action(detail=True)
     def impact(self, request: Request, pk: str) -> Response:
-        """What the last 30 days would have cost, by team."""
-        return Response(ImpactSerializer(impact_of_proposal(self.get_object(), timezone.now())).data)
+        """What the last 30 days would have cost, by team; of those that the caller sees."""
+        return Response(ImpactSerializer(impact_of_proposal(self.caller, self.get_object(), timezone.now())).data)
 
     @extend_schema(request=ReasonSerializer, responses=PriceProposalSerializer)
     @action(detail=True, methods=["post"])
@@ -126,12 +127,17 @@ class RerateSummarySerializer(serializers.Serializer[Any]):
 
 
 class RerateView(CreatingView):
-    """A past period reckoned again: asked for, approved by somebody else, then written as entries that correct others."""
+    """A past period reckoned again: asked for, approved by somebody else, then written as entries that correct others. It tells of
+    every team, and so only to who sees them all."""
 
     scope: ClassVar[str] = "routing"
     queryset = Rerate.objects.all()
     serializer_class = RerateSerializer
     filterset_fields = ("provider", "model", "state")
+
+    def check(self, values: dict[str, Any], present: Any = None) -> None:
+        if not self.caller.sees_all_teams:
+            raise PermissionDenied("A re-rate concerns every team: only who sees them all asks for one.")
 
     def insert(self, values: dict[str, Any], actor: Actor, reason: str) -> Rerate:
         provider, starts_at, ends_at = (values.pop(name) for name in ("provider", "starts_at", "ends_at"))

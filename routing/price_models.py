@@ -10,7 +10,7 @@ from django.db import models
 from django.utils import timezone
 
 from audit.ids import uuid7
-from audit.querysets import SharedQuerySet
+from audit.querysets import EveryTeamQuerySet, SharedQuerySet
 from routing.addresses import InvalidAddress, check_base_url
 
 currency_validator = RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as USD (ISO 4217).")
@@ -486,7 +486,7 @@ class Rerate(models.Model):
     sums = models.JSONField(default=dict, blank=True, editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = SharedQuerySet["Rerate"].as_manager()
+    objects = EveryTeamQuerySet["Rerate"].as_manager()
 
     class Meta:
         ordering = ["-created_at"]

@@ -23,12 +23,16 @@ from budgets.pricing import cost_nanos
 from budgets.rollups import Rollups
 from routing import services
 from routing.price_models import Price, PriceProposal, Rerate
+from teams.models import Team, User
 from tests import factories
+from tests.api import assert_problem, client_with, post, url
 from tests.budgets.test_ingest import make_event
 
 pytestmark = pytest.mark.django_db
 
 ALICE, BOB = Actor("user", "1", "Alice"), Actor("user", "2", "Bob")
+# Sees every team.
+BOSS = User(is_superuser=True)
 START = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
 END = START + datetime.timedelta(days=30)
 NOON_US = int((START + datetime.timedelta(days=5, hours=12)).timestamp() * 1_000_000)
@@ -208,7 +212,7 @@ def test_the_impact_of_a_price_is_what_its_records_would_have_cost(price):
         batch_percent=50,
         tiers=[services.Tier(above_input_tokens=1_500_000, percent=300), services.Tier("flex", percent=50)],
     )
-    impact = impact_of(new, list(new.tiers.all()), END)
+    impact = impact_of(BOSS, new, list(new.tiers.all()), END)
     expected = sum(
         difference.after_nanos for difference in rerate.differences(asked(price, model=price.model, price=new))
     )
@@ -295,7 +299,7 @@ def test_a_price_is_previewed_before_it_is_saved(client, boss, price, entered):
     assert tiers.formset.forms[0]["percent"].value() == "200"
     assert client.post(add, entered).status_code == 302
     saved = Price.objects.latest("created_at")
-    saved_impact = impact_of(saved, list(saved.tiers.all()), timezone.now())
+    saved_impact = impact_of(boss, saved, list(saved.tiers.all()), timezone.now())
     assert saved_impact.total.difference_usd == shown.context["impact"].total.difference_usd != 0
 
 
@@ -312,14 +316,59 @@ def test_what_is_entered_wrongly_has_no_preview(client, boss, entered):
     assert Price.objects.count() == 1
 
 
-def test_the_preview_is_for_those_who_see_every_team(client, entered):
+@pytest.fixture
+def clerk(client):
+    """Works on prices, and is of one team."""
     user = factories.UserFactory(username="clerk", is_staff=True)
-    user.user_permissions.set(Permission.objects.filter(codename__in=("add_price", "view_price")))
+    names = [f"{verb}_{name}" for verb in ("view", "add", "change") for name in ("price", "priceproposal", "rerate")]
+    user.user_permissions.set(Permission.objects.filter(codename__in=names))
+    factories.MembershipFactory(user=user, team__name="The clerk's")
     client.force_login(user)
+    return user
+
+
+def of_two_teams(price, clerk):
+    """Ten dollars of the clerk's, thousands of a stranger's."""
+    stranger = factories.TeamFactory(name="Strangers")
+    now_us = int(timezone.now().timestamp() * 1_000_000) - 1_000_000
+    own = str(clerk.team_ids().get())
+    used(price, 1, admitted_at_us=now_us, team_id=own, cost_nanos=10_000_000_000)
+    used(price, 1, admitted_at_us=now_us, team_id=str(stranger.pk), cost_nanos=7_777_000_000_000)
+
+
+def test_a_preview_tells_of_the_viewers_teams_and_of_no_other(client, clerk, price, entered):
+    of_two_teams(price, clerk)
     shown = client.post(page("price_add"), entered | {"_preview": ""})
-    assert shown.status_code == 200 and "impact" not in shown.context
-    assert "_preview" not in client.get(page("price_add")).content.decode()
-    assert Price.objects.count() == 1
+    assert [change.team for change in shown.context["impact"].teams] == ["The clerk's"]
+    assert shown.context["impact"].total.before_usd == 10 and shown.context["impact"].requests == 1
+    assert "7,777" not in shown.content.decode() and Price.objects.count() == 1
+
+
+def test_the_impact_of_a_proposal_tells_of_the_viewers_teams_and_of_no_other(client, clerk, price):
+    of_two_teams(price, clerk)
+    proposal = factories.PriceProposalFactory(model=price.model, provider=price.provider)
+    shown = client.get(page("priceproposal_change", proposal.pk)).content.decode()
+    assert "The clerk&#x27;s" in shown and "Strangers" not in shown and "7,777" not in shown
+    path = url("price-proposals", proposal.pk, "impact")
+    answer = client_with("routing:read", team=Team.objects.for_user(clerk).get()).get(path).json()
+    assert [change["team"] for change in answer["teams"]] == ["The clerk's"]
+    assert (answer["total"]["before_usd"], answer["requests"]) == ("10.000000000", 1)
+    assert len(client_with("routing:read").get(path).json()["teams"]) == 2
+
+
+def test_a_rerate_tells_of_every_team_and_so_only_to_who_sees_them(client, clerk, price):
+    of_two_teams(price, clerk)
+    row = asked(price)
+    assert str(row.pk) not in client.get(page("rerate_changelist")).content.decode()
+    for name in ("rerate_change", "rerate_report", "rerate_history"):
+        assert client.get(page(name, row.pk)).status_code in (302, 403)
+    assert client.post(page("rerate_approve", row.pk), {"confirmed": "yes", "reason": "x"}).status_code == 403
+    assert client.get(page("rerate_add")).status_code == 403
+    body = {"provider": str(price.provider_id), "starts_at": START, "ends_at": END, "note": "mine"}
+    assert_problem(post(client, url("rerates"), body), 403, "every team")
+    for act in ("", "summary", "report"):
+        assert_problem(client.get(url("rerates", row.pk, act)), 404)
+    assert_problem(post(client, url("rerates", row.pk, "approve")), 404)
 
 
 def test_a_proposal_shows_its_impact_and_is_approved_in_bulk(client, boss, price):

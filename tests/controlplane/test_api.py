@@ -62,10 +62,11 @@ SHARED = {
     "exchange-rate-feeds": factories.ExchangeRateFeedFactory,
     "contracts": factories.ContractFactory,
     "price-proposals": factories.PriceProposalFactory,
-    "rerates": factories.RerateFactory,
     "deployments": factories.DeploymentFactory,
     "model-aliases": factories.ModelAliasFactory,
 }
+# What tells of every team, to who sees them all; its scope may be a team's.
+OF_EVERY_TEAM = {"rerates": factories.RerateFactory}
 BEYOND_TEAMS = {"credential-pools", "upstream-credentials", "audit-entries", "workers"}
 SUMS = {"usage"}
 # Read one by one, and not listed: `test_receipt_api.py`.
@@ -106,7 +107,7 @@ def send(client, method, prefix, pk=None, act="", body=None):
 
 def test_every_endpoint_is_sorted_by_whose_it_is():
     """A new endpoint is put into one of these, and so gets its tests."""
-    assert set(RESOURCES) == set(OF_A_TEAM) | set(SHARED) | BEYOND_TEAMS | SUMS | BY_REQUEST
+    assert set(RESOURCES) == set(OF_A_TEAM) | set(SHARED) | set(OF_EVERY_TEAM) | BEYOND_TEAMS | SUMS | BY_REQUEST
 
 
 # Nobody
@@ -168,6 +169,17 @@ def test_charlie_looks_at_what_is_shared_and_changes_none_of_it(charlie, prefix,
     row = SHARED[prefix]()
     assert charlie.get(url(prefix, row.pk)).status_code == 200
     assert_problem(send(charlie, method, prefix, row.pk if is_detail else None, act), 403)
+
+
+@pytest.mark.parametrize("prefix", OF_EVERY_TEAM)
+def test_what_tells_of_every_team_is_not_told_to_an_account_of_one(charlie, prefix):
+    row = OF_EVERY_TEAM[prefix]()
+    assert results(charlie.get(url(prefix))) == []
+    for method, is_detail, act in operations(RESOURCES[prefix]):
+        if is_detail or method != "get":
+            answer = send(charlie, method, prefix, row.pk if is_detail else None, act)
+            assert_problem(answer, 404 if method == "get" else 403)
+    assert str(row.pk) in client_with().get(url(prefix)).content.decode()
 
 
 def test_charlie_adds_nothing_to_another_team(charlie):
