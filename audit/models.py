@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from audit.ids import uuid7
 from audit.querysets import EveryTeamQuerySet, TeamQuerySet
+from audit.records import METERED
 
 
 class Versioned(models.Model):
@@ -66,6 +67,13 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.actor_name} {self.action} {self.object_type} {self.object_name}"
+
+
+class UsageRecordQuerySet(TeamQuerySet["UsageRecord"]):
+    def metered(self) -> Self:
+        """Posted attempts whose usage is known, and so what they cost at any price; not those that used nothing, or whose cost
+        an invoice has said."""
+        return self.filter(state=UsageRecord.State.POSTED, adjusts=None, usage_source__in=METERED)
 
 
 class UsageRecord(models.Model):
@@ -148,7 +156,7 @@ class UsageRecord(models.Model):
     ingested_at = models.DateTimeField(db_default=Now(), editable=False)
     resolved_at = models.DateTimeField(null=True, blank=True)
 
-    objects = TeamQuerySet["UsageRecord"].as_manager()
+    objects = UsageRecordQuerySet.as_manager()
 
     class Meta:
         ordering = ["-admitted_at", "-attempt_id"]

@@ -33,6 +33,8 @@ IdOrNone = Annotated[str, Meta(pattern=f"^({_UUID})?$")]  # None is "".
 State = Literal["posted", "voided", "suspense"]
 # "invoice": what it has cost was entered by hand, from the provider's bill.
 UsageSource = Literal["provider", "estimated", "none", "invoice"]
+# Of these the cost follows from the meters and a price, and can be reckoned again.
+METERED: tuple[UsageSource, ...] = ("provider", "estimated")
 Kind = Literal["attempt", "cache_hit", "shadow"]
 
 # The `error_type` of an attempt whose credential the provider did not take.

@@ -75,17 +75,12 @@ def impact_of(
 ) -> Impact:
     """Of a price, in the book or not yet, on its model at its provider (or on its deployment): what the teams that the viewer
     sees have used."""
-    records = (
-        UsageRecord.objects.for_user(viewer)
-        .filter(
-            model=row.model.name,
-            provider=row.provider.slug,
-            state=UsageRecord.State.POSTED,
-            adjusts=None,
-            admitted_at__gte=now - timedelta(days=days),
-            admitted_at__lt=now,
-        )
-        .exclude(usage_source="none")
+    metered = UsageRecord.objects.for_user(viewer).metered()
+    records = metered.filter(
+        model=row.model.name,
+        provider=row.provider.slug,
+        admitted_at__gte=now - timedelta(days=days),
+        admitted_at__lt=now,
     )
     if row.deployment is not None:
         records = records.filter(deployment=row.deployment.name)

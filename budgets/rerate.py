@@ -20,7 +20,7 @@ from django.utils import timezone
 
 from audit import services as audit
 from audit.actors import Actor
-from audit.models import UsageRecord
+from audit.models import UsageRecord, UsageRecordQuerySet
 from audit.records import PriceTerms, Usage, UsageEvent
 from budgets import ledger, ledger_rows
 from budgets.impact import groups, usage_of
@@ -248,7 +248,7 @@ def _at(rows: Sequence[price_models.Price], moment: datetime) -> price_models.Pr
     return rows[index - 1] if index else None
 
 
-def _within(rerate: Rerate) -> QuerySet[UsageRecord]:
+def _within(rerate: Rerate) -> UsageRecordQuerySet:
     records = UsageRecord.objects.filter(
         provider=rerate.provider.slug,
         admitted_at__gte=rerate.starts_at,
@@ -259,8 +259,8 @@ def _within(rerate: Rerate) -> QuerySet[UsageRecord]:
 
 
 def _records(rerate: Rerate) -> QuerySet[UsageRecord]:
-    """The period's posted records, but for those that used nothing."""
-    return _within(rerate).filter(adjusts=None).exclude(usage_source="none")
+    """What can be reckoned again in the period."""
+    return _within(rerate).metered()
 
 
 def _entries(rerate: Rerate) -> QuerySet[UsageRecord]:

@@ -176,6 +176,21 @@ def test_what_was_charged_a_fixed_amount_or_is_in_suspense_stays(price):
     assert (summary.records, summary.unpriced, summary.after_usd) == (1, 1, summary.before_usd)
 
 
+def test_what_an_invoice_has_said_the_cost_of_stays(price):
+    """It was in suspense and its usage never came: at any price nothing of it would be left."""
+    (event,) = used(price, 1, usage=Usage(), usage_source="invoice", cost_nanos=5_000_000_000)
+    used(price, 1)
+    mended(price)
+    row = approved(price)
+    summary = rerate.summarize(row)
+    assert (summary.records, summary.before_usd, summary.after_usd) == (1, Decimal("2.008"), Decimal("1.008"))
+    assert rerate.apply(row, actor=ALICE).after_usd == Decimal("1.008")
+    assert not UsageRecord.objects.filter(adjusts=event.attempt_id).exists()
+    assert total(UsageRecord) == total(UsageHour) == Decimal("6.008")
+    impact = impact_of(BOSS, price, [], END)
+    assert (impact.requests, impact.total.before_usd) == (1, Decimal("2.008"))
+
+
 def test_who_asks_for_it_does_not_approve_it(price):
     row = asked(price)
     with pytest.raises(ValidationError, match="cannot approve"):
