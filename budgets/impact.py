@@ -57,7 +57,12 @@ class Impact:
 
 
 def impact_of_proposal(viewer: Any, proposal: price_models.PriceProposal, now: datetime) -> Impact:
-    row = price_models.Price(model=proposal.model, provider=proposal.provider, **catalogue.amounts(proposal.rates))
+    row = price_models.Price(
+        model=proposal.model,
+        provider=proposal.provider,
+        effective_from=proposal.effective_from,
+        **catalogue.amounts(proposal.rates),
+    )
     tiers = [
         price_models.PriceTier(
             service_tier=tier["service_tier"],
@@ -73,8 +78,8 @@ def impact_of_proposal(viewer: Any, proposal: price_models.PriceProposal, now: d
 def impact_of(
     viewer: Any, row: price_models.Price, tiers: Sequence[price_models.PriceTier], now: datetime, *, days: int = DAYS
 ) -> Impact:
-    """Of a price, in the book or not yet, on its model at its provider (or on its deployment): what the teams that the viewer
-    sees have used."""
+    """Of a price, in the book or not yet, on its model at its provider, but for the deployments that have a price of their own
+    when it begins (or on its deployment): what the teams that the viewer sees have used."""
     metered = UsageRecord.objects.for_user(viewer).metered()
     records = metered.filter(
         model=row.model.name,
@@ -84,6 +89,12 @@ def impact_of(
     )
     if row.deployment is not None:
         records = records.filter(deployment=row.deployment.name)
+    else:
+        # Their own price comes first there, whatever the model's is.
+        priced_apart = price_models.Price.objects.filter(
+            model=row.model, provider=row.provider, effective_from__lte=max(row.effective_from, now)
+        ).exclude(deployment=None)
+        records = records.exclude(deployment__in=priced_apart.values("deployment__name"))
     lengths = {tier.above_input_tokens for tier in tiers if tier.above_input_tokens}
     prices: dict[bytes, Price] = {}
     before: defaultdict[UUID, Decimal] = defaultdict(Decimal)

@@ -16,7 +16,7 @@ from audit.actors import Actor
 from audit.models import AuditEntry, UsageRecord
 from audit.records import Usage
 from budgets import ledger_rows, rerate
-from budgets.impact import impact_of
+from budgets.impact import impact_of, impact_of_proposal
 from budgets.ledger_models import UsageDay, UsageHour
 from budgets.price_book import compiled
 from budgets.pricing import cost_nanos
@@ -234,6 +234,23 @@ def test_the_impact_of_a_price_is_what_its_records_would_have_cost(price):
     assert impact.requests == 5
     assert abs(impact.total.after_usd - Decimal(expected).scaleb(-9)) <= Decimal("0.000000005")
     assert next(change for change in impact.teams if change.team == "Search").before_usd == Decimal("12.024")
+
+
+def test_the_impact_leaves_out_deployments_that_have_a_price_of_their_own(price):
+    at = {"model": price.model, "provider": price.provider}
+    apart, later, listed = (factories.DeploymentFactory(name=name, **at) for name in ("apart", "later", "listed"))
+    for deployment in (apart, later, listed):
+        used(price, 1, deployment=deployment.name)
+    factories.PriceFactory(deployment=apart, effective_from=START, **at)
+    factories.PriceFactory(deployment=later, effective_from=END + datetime.timedelta(days=2), **at)
+    new = mended(price)
+    assert impact_of(BOSS, new, [], END).requests == 2
+    new.effective_from = END + datetime.timedelta(days=2)
+    assert impact_of(BOSS, new, [], END).requests == 1
+    proposal = factories.PriceProposalFactory(effective_from=END, **at)
+    assert impact_of_proposal(BOSS, proposal, END).requests == 2
+    new.deployment = apart
+    assert impact_of(BOSS, new, [], END).requests == 1
 
 
 # Pages
