@@ -1,12 +1,14 @@
-"""Fetching exchange rates: one request with bounds, to the feed's own address and nowhere else."""
+"""Fetching exchange rates: one request with bounds to each, to the feed's own address and nowhere else."""
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import httpx
 from django.utils import timezone
 
 from audit.actors import Actor
+from budgets.deadline import done_within
 from budgets.egress import only_public
 from routing import exchange_rates, services
 from routing.addresses import InvalidAddress, check_base_url
@@ -15,38 +17,42 @@ from routing.price_models import ExchangeRateFeed
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
+# Of all feeds together.
+DEADLINE_S = 30.0
 
 
 class FeedFailed(Exception):
     """The message is for the page: what went wrong, without the URL."""
 
 
-def fetch_all(*, actor: Actor) -> int:
-    """Every active feed; how many rates were added. What one feed lacks does not stop the next."""
+def fetch_all(*, actor: Actor, deadline_s: float = DEADLINE_S) -> int:
+    """Every active feed; how many rates were added. What one feed lacks does not stop the others."""
+    feeds = list(ExchangeRateFeed.objects.filter(is_active=True))
+    answers = done_within(deadline_s, {feed: partial(_get, feed) for feed in feeds})
     added = 0
-    for feed in ExchangeRateFeed.objects.filter(is_active=True):
+    for feed in feeds:
         try:
-            added += fetch(feed, actor=actor)
+            if feed not in answers:
+                raise FeedFailed("the answer took too long")
+            added += _take(feed, answers[feed].result(), actor)
         except FeedFailed as error:
             log.warning("the feed %s was not taken: %s", feed, error)
             services.fail_feed(feed, str(error))
     return added
 
 
-def fetch(feed: ExchangeRateFeed, *, actor: Actor) -> int:
-    """Raises `FeedFailed`."""
+def _take(feed: ExchangeRateFeed, body: bytes, actor: Actor) -> int:
     try:
-        body = _get(feed)
         return len(services.take_feed(feed, body, timezone.now(), actor=actor))
-    except (exchange_rates.InvalidRates, InvalidAddress) as error:
+    except exchange_rates.InvalidRates as error:
         raise FeedFailed(str(error)) from error
 
 
 def _get(feed: ExchangeRateFeed) -> bytes:
-    """httpx follows no redirect, which would lead past the check of the address."""
-    check_base_url(feed.url, may_be_private=feed.may_be_private)
+    """httpx follows no redirect, which would lead past the check of the address. Runs in a thread of its own."""
     body = b""
     try:
+        check_base_url(feed.url, may_be_private=feed.may_be_private)
         with _bounded(feed), httpx.stream("GET", feed.url, timeout=TIMEOUT_S, trust_env=False) as answer:
             if answer.status_code != httpx.codes.OK:
                 raise FeedFailed(f"it answered {answer.status_code}")
@@ -54,7 +60,9 @@ def _get(feed: ExchangeRateFeed) -> bytes:
                 body += chunk
                 if len(body) > exchange_rates.BYTES_MAX:
                     raise FeedFailed(f"it answers with more than {exchange_rates.BYTES_MAX:,} bytes")
-    except (httpx.HTTPError, OSError) as error:
+    except InvalidAddress as error:
+        raise FeedFailed(str(error)) from error
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
         raise FeedFailed(type(error).__name__) from error
     return body
 

@@ -8,9 +8,9 @@ import logging
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import httpx
@@ -26,6 +26,7 @@ from budgets.alert_models import Alert, Delivery, Severity
 from budgets.alert_services import reveal_destination
 from budgets.alerts import TRIES_MAX, wait_s
 from budgets.channels import WEBHOOK, Destination, complaints, open_service, scrub
+from budgets.deadline import done_within
 from budgets.egress import only_public
 from keys.vault import VaultError
 from routing.addresses import InvalidAddress
@@ -37,7 +38,7 @@ BATCH = 16
 # Longer than any sending takes: nobody else takes up a notice meanwhile.
 CLAIM = timedelta(seconds=60)
 TIMEOUT_S = 10.0
-# A receiver that answers a byte at a time keeps within every timeout, and would keep the others waiting.
+# Of a batch.
 DEADLINE_S = 30.0
 RUN_S = 15.0
 NOTIFY_TYPES = {
@@ -87,20 +88,16 @@ def deliver(*, run_s: float = RUN_S) -> None:
 def deliver_due(*, fraction: Callable[[], float] = random.random, deadline_s: float = DEADLINE_S) -> int:
     """Send what is due, a batch of it; how many notices were tried."""
     claimed = _claim(timezone.now())
-    senders = ThreadPoolExecutor(BATCH)
-    sending: dict[Future[str], Delivery] = {}
+    sending: dict[Delivery, Callable[[], str]] = {}
     for delivery in claimed:
         try:
-            sending[senders.submit(_send, _prepare(delivery))] = delivery
+            sending[delivery] = partial(_send, _prepare(delivery))
         except NotSent as error:
             _write_outcome(delivery, str(error), fraction)
-    done, late = wait(sending, timeout=deadline_s)
-    # Whoever is not done is left to itself: its thread ends when the receiver does.
-    senders.shutdown(wait=False)
-    for future in done:
-        _write_outcome(sending[future], future.result(), fraction)
-    for future in late:
-        _write_outcome(sending[future], "the answer took too long", fraction)
+    done = done_within(deadline_s, sending)
+    for delivery in sending:
+        outcome = done[delivery].result() if delivery in done else "the answer took too long"
+        _write_outcome(delivery, outcome, fraction)
     return len(claimed)
 
 

@@ -7,7 +7,6 @@ from django.utils import timezone
 
 from audit.actors import Actor
 from budgets import feeds
-from budgets.feeds import FeedFailed
 from routing.price_models import ExchangeRate, ExchangeRateFeed
 from tests import factories
 
@@ -19,11 +18,19 @@ CSV = b"currency,usd_per_unit,effective_from\nEUR,1.0812,2026-11-01\nSEK,0.09,20
 
 @pytest.fixture
 def server():
-    """On loopback; answers what `answers` says for a path: (status, body)."""
+    """On loopback; answers what `answers` says for a path: (status, body). `/slow` answers a byte at a time until the test ends."""
     answers = {"/rates.csv": (200, CSV), "/broken": (503, b""), "/moved": (302, b""), "/large": (200, b"x" * 1_100_000)}
+
+    is_over = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
+            if self.path == "/slow":
+                self.send_response(200)
+                self.end_headers()
+                while not is_over.wait(0.02):
+                    self.wfile.write(b"x")
+                return
             status, body = answers[self.path]
             self.send_response(status)
             self.send_header("location", "/rates.csv")
@@ -37,6 +44,7 @@ def server():
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
+    is_over.set()
     running.shutdown()
     running.server_close()
 
@@ -45,10 +53,16 @@ def feed(url, **fields):
     return ExchangeRateFeed.objects.create(name=url, url=url, **{"may_be_private": True, **fields})
 
 
+def fetched(source, **options):
+    feeds.fetch_all(actor=ACTOR, **options)
+    source.refresh_from_db()
+    return source
+
+
 def test_a_feed_adds_the_rates_of_currencies_that_a_provider_has_once(server):
     factories.ProviderFactory(currency="EUR")
     source = feed(f"{server}/rates.csv", problem="it answered 503")
-    assert [feeds.fetch(source, actor=ACTOR) for _ in range(2)] == [1, 0]
+    assert [feeds.fetch_all(actor=ACTOR) for _ in range(2)] == [1, 0]
     rate = ExchangeRate.objects.get()
     assert (rate.currency, rate.usd_per_unit, rate.source) == ("EUR", Decimal("1.0812"), source.name)
     source.refresh_from_db()
@@ -57,15 +71,21 @@ def test_a_feed_adds_the_rates_of_currencies_that_a_provider_has_once(server):
 
 @pytest.mark.parametrize(("path", "problem"), [("broken", "503"), ("moved", "302"), ("large", "bytes")])
 def test_what_is_no_answer_is_not_taken(server, path, problem):
-    with pytest.raises(FeedFailed, match=problem):
-        feeds.fetch(feed(f"{server}/{path}"), actor=ACTOR)
+    assert problem in fetched(feed(f"{server}/{path}")).problem
 
 
 def test_a_feed_of_the_internet_does_not_lead_inside(server):
     port = server.rpartition(":")[2]
-    with pytest.raises(FeedFailed, match="private"):
-        feeds.fetch(feed(f"https://127.0.0.1:{port}/rates.csv", may_be_private=False), actor=ACTOR)
+    assert "private" in fetched(feed(f"https://127.0.0.1:{port}/rates.csv", may_be_private=False)).problem
     assert not ExchangeRate.objects.exists()
+
+
+def test_a_feed_that_never_ends_its_answer_keeps_no_other_back(server):
+    factories.ProviderFactory(currency="EUR")
+    slow, good = feed(f"{server}/slow"), feed(f"{server}/rates.csv")
+    assert fetched(slow, deadline_s=3.0).problem == "the answer took too long"
+    good.refresh_from_db()
+    assert good.problem == "" and ExchangeRate.objects.get().source == good.name
 
 
 def test_what_one_feed_lacks_does_not_stop_the_next(server):
