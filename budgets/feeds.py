@@ -25,9 +25,9 @@ class FeedFailed(Exception):
     """The message is for the page: what went wrong, without the URL."""
 
 
-def fetch_all(*, actor: Actor, deadline_s: float = DEADLINE_S) -> int:
-    """Every active feed; how many rates were added. What one feed lacks does not stop the others."""
-    feeds = list(ExchangeRateFeed.objects.filter(is_active=True))
+def fetch_due(*, actor: Actor, deadline_s: float = DEADLINE_S) -> int:
+    """Every active feed that is due; how many rates were added. What one feed lacks does not stop the others."""
+    feeds = services.claim_feeds(timezone.now())
     answers = done_within(deadline_s, {feed: partial(_get, feed) for feed in feeds})
     added = 0
     for feed in feeds:

@@ -101,7 +101,7 @@ def apply_rerates() -> None:
 @shared_task(name="budgets.fetch_exchange_rates")
 def fetch_exchange_rates() -> None:
     try:
-        feeds.fetch_all(actor=PRICE_BOOK)
+        feeds.fetch_due(actor=PRICE_BOOK)
     except (OperationalError, InterfaceError) as error:
         log.warning("exchange rates are fetched later: %s", error)
 

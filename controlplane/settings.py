@@ -196,11 +196,7 @@ CELERY_BEAT_SCHEDULE = {
     },
     "follow_contracts": {"task": "budgets.follow_contracts", "schedule": 60.0, "options": {"expires": 50}},
     "apply_rerates": {"task": "budgets.apply_rerates", "schedule": 10.0, "options": {"expires": 10}},
-    "fetch_exchange_rates": {
-        "task": "budgets.fetch_exchange_rates",
-        "schedule": 24 * 60 * 60.0,
-        "options": {"expires": 3600},
-    },
+    "fetch_exchange_rates": {"task": "budgets.fetch_exchange_rates", "schedule": 5.0, "options": {"expires": 5}},
     "propose_prices": {"task": "budgets.propose_prices", "schedule": 24 * 60 * 60.0, "options": {"expires": 3600}},
     "sweep_workers": {"task": "controlplane.sweep_workers", "schedule": 10.0, "options": {"expires": 10}},
     "ensure_partitions": {"task": "audit.ensure_partitions", "schedule": 24 * 60 * 60.0, "options": {"expires": 3600}},

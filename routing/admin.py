@@ -15,7 +15,7 @@ from unfold.decorators import action
 from unfold.widgets import UnfoldAdminFileFieldWidget
 
 from audit.actors import Actor
-from audit.admin_base import AppendOnlyAdmin, ReasonField, TollgateAdmin, TollgateInline, choices_field
+from audit.admin_base import AppendOnlyAdmin, ReasonField, TollgateAdmin, TollgateInline, button, choices_field
 from routing import exchange_rates, services
 from routing.apis import APIS
 from routing.models import AliasTarget, Deployment, Model, ModelAlias, Operation, Provider
@@ -129,15 +129,28 @@ class ExchangeRateAdmin(AppendOnlyAdmin):
 @admin.register(ExchangeRateFeed)
 class ExchangeRateFeedAdmin(TollgateAdmin):
     empty_text = (
-        "A feed is a URL that exchange rates are fetched from once a day. Add one where a provider bills in "
+        "A feed is a URL that exchange rates are fetched from, at once and then once a day. Add one where a provider bills in "
         "another currency than US dollars."
     )
-    list_display = ("name", "url", "is_active", "fetched_at", "problem")
+    list_display = ("name", "url", "is_active", "fetched_at", "due_at", "problem")
     list_filter = ("is_active",)
     search_fields = ("name",)
     ordering = ("name",)
-    fields = ("name", "url", "may_be_private", "is_active", "fetched_at", "problem")
-    readonly_fields = ("fetched_at", "problem")
+    fields = ("name", "url", "may_be_private", "is_active", "fetched_at", "due_at", "problem")
+    readonly_fields = ("fetched_at", "due_at", "problem")
+    actions_detail = ("fetch",)
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        feed = self.get_object(request, str(object_id))
+        return super().get_actions_detail(request, object_id) if feed is not None and feed.is_active else []
+
+    def perform_change(self, obj: Any, values: dict[str, Any], form: Any, actor: Actor, reason: str) -> None:
+        services.change_feed(obj, values=values, actor=actor, reason=reason)
+
+    @button("Fetch now", icon="download")
+    def fetch(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        warning = "Within seconds this page says when it was fetched, or what was the matter."
+        return self.confirm_one(request, object_id, verb="Fetch", warning=warning, perform=services.fetch_feed_now)
 
 
 class ContractTierInline(TollgateInline):

@@ -5,10 +5,22 @@ from typing import Any, ClassVar
 
 import django_filters
 from django.db import transaction
+from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
 
 from audit.actors import Actor
-from audit.api_base import ApiFilterSet, ApiSerializer, CreatingView, OwnRows, StrictSerializer, WritingView
+from audit.api_base import (
+    ApiFilterSet,
+    ApiSerializer,
+    CreatingView,
+    OwnRows,
+    ReasonSerializer,
+    StrictSerializer,
+    WritingView,
+)
 from routing import services
 from routing.models import Deployment, Model, ModelAlias, Operation, Provider
 from routing.price_models import PRICE_RATES, Contract, ExchangeRate, ExchangeRateFeed, Price
@@ -176,16 +188,26 @@ class ExchangeRateView(CreatingView):
 class ExchangeRateFeedSerializer(ApiSerializer):
     class Meta:
         model = ExchangeRateFeed
-        fields = ("id", "name", "url", "may_be_private", "is_active", "fetched_at", "problem", "created_at")
+        fields = ("id", "name", "url", "may_be_private", "is_active", "fetched_at", "due_at", "problem", "created_at")
 
 
 class ExchangeRateFeedView(WritingView):
-    """Where exchange rates are fetched from, once a day."""
+    """Where exchange rates are fetched from: once a day, an hour after it has failed, and when it is changed."""
 
     scope: ClassVar[str] = "routing"
     queryset = ExchangeRateFeed.objects.all()
     serializer_class = ExchangeRateFeedSerializer
     filterset_fields = ("name", "is_active")
+
+    def change(self, row: Any, values: dict[str, Any], actor: Actor, reason: str) -> None:
+        services.change_feed(row, values=values, actor=actor, reason=reason)
+
+    @extend_schema(request=ReasonSerializer, responses={202: ExchangeRateFeedSerializer})
+    @action(detail=True, methods=["post"])
+    def fetch(self, request: Request, pk: str) -> Response:
+        """Have it fetched within seconds; `fetched_at` or `problem` then says what became of it."""
+        row, _ = self.act(services.fetch_feed_now)
+        return Response(self.get_serializer(row).data, 202)
 
 
 class ContractDiscountSerializer(StrictSerializer):

@@ -7,6 +7,7 @@ from typing import Any, Self
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from audit.ids import uuid7
@@ -246,7 +247,8 @@ class ExchangeRate(AppendOnly):
 
 
 class ExchangeRateFeed(models.Model):
-    """Where exchange rates are fetched from, once a day: CSV as it is imported, or JSON with a base and rates."""
+    """Where exchange rates are fetched from, once a day and when somebody asks: CSV as it is imported, or JSON with a base and
+    rates."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     name = models.CharField(max_length=100, unique=True)
@@ -261,6 +263,7 @@ class ExchangeRateFeed(models.Model):
     may_be_private = models.BooleanField("is on a private network", default=False)
     is_active = models.BooleanField(default=True)
     fetched_at = models.DateTimeField(null=True, blank=True, editable=False)
+    due_at = models.DateTimeField("next fetch", default=timezone.now, db_default=Now(), editable=False)
     problem = models.CharField(max_length=300, blank=True, default="", editable=False)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 

@@ -4,7 +4,7 @@ Raise ValidationError when a field or constraint refuses. Plain edits go through
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -29,6 +29,10 @@ from routing.price_models import (
     PriceTier,
     Rerate,
 )
+
+FEED_EVERY = timedelta(days=1)
+# After one that failed.
+FEED_AGAIN = timedelta(hours=1)
 
 
 class Target(NamedTuple):
@@ -179,14 +183,40 @@ def import_exchange_rates(
         ]
 
 
+def change_feed(feed: ExchangeRateFeed, *, actor: Actor, values: Mapping[str, Any], reason: str = "") -> None:
+    """As it is now it is fetched at once."""
+    audit.change(feed, actor=actor, reason=reason, values={**values, "due_at": timezone.now()})
+
+
+def fetch_feed_now(feed: ExchangeRateFeed, *, actor: Actor, reason: str = "") -> None:
+    """Have it fetched within seconds, and not when its day is over. Raises ValidationError for one that is switched off."""
+    with transaction.atomic():
+        if not ExchangeRateFeed.objects.select_for_update().get(pk=feed.pk).is_active:
+            raise ValidationError("It is switched off.")
+        audit.change(feed, actor=actor, action="fetch", reason=reason, values={"due_at": timezone.now()})
+
+
+def claim_feeds(now: datetime) -> list[ExchangeRateFeed]:
+    """Those that are due, for who fetches them now; whatever becomes of that, nobody else does within the hour."""
+    with transaction.atomic():
+        due = ExchangeRateFeed.objects.filter(is_active=True, due_at__lte=now)
+        claimed = list(due.select_for_update(skip_locked=True))
+        for feed in claimed:
+            feed.due_at = now + FEED_AGAIN
+        ExchangeRateFeed.objects.bulk_update(claimed, ["due_at"])
+    return claimed
+
+
 def take_feed(feed: ExchangeRateFeed, body: bytes, now: datetime, *, actor: Actor) -> list[ExchangeRate]:
     """What a feed has answered, for the currencies that a provider here has. Raises `exchange_rates.InvalidRates`."""
     wanted = set(Provider.objects.values_list("currency", flat=True))
     rates = [rate for rate in exchange_rates.read(body, now) if rate.currency in wanted]
     with transaction.atomic():
-        added = import_exchange_rates(rates, source=feed.name, actor=actor, reason=f"from the feed {feed.name}")
-        ExchangeRateFeed.objects.filter(pk=feed.pk).update(fetched_at=now, problem="")
-    return added
+        row = ExchangeRateFeed.objects.filter(pk=feed.pk)
+        row.update(fetched_at=now, problem="")
+        # Unless somebody has asked for it meanwhile.
+        row.filter(due_at=feed.due_at).update(due_at=now + FEED_EVERY)
+        return import_exchange_rates(rates, source=feed.name, actor=actor, reason=f"from the feed {feed.name}")
 
 
 def fail_feed(feed: ExchangeRateFeed, problem: str) -> None:

@@ -3,10 +3,12 @@ import threading
 from decimal import Decimal
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from audit.actors import Actor
 from budgets import feeds
+from routing import services
 from routing.price_models import ExchangeRate, ExchangeRateFeed
 from tests import factories
 
@@ -54,7 +56,7 @@ def feed(url, **fields):
 
 
 def fetched(source, **options):
-    feeds.fetch_all(actor=ACTOR, **options)
+    feeds.fetch_due(actor=ACTOR, **options)
     source.refresh_from_db()
     return source
 
@@ -62,7 +64,9 @@ def fetched(source, **options):
 def test_a_feed_adds_the_rates_of_currencies_that_a_provider_has_once(server):
     factories.ProviderFactory(currency="EUR")
     source = feed(f"{server}/rates.csv", problem="it answered 503")
-    assert [feeds.fetch_all(actor=ACTOR) for _ in range(2)] == [1, 0]
+    assert feeds.fetch_due(actor=ACTOR) == 1
+    services.fetch_feed_now(source, actor=ACTOR)
+    assert feeds.fetch_due(actor=ACTOR) == 0
     rate = ExchangeRate.objects.get()
     assert (rate.currency, rate.usd_per_unit, rate.source) == ("EUR", Decimal("1.0812"), source.name)
     source.refresh_from_db()
@@ -92,7 +96,41 @@ def test_what_one_feed_lacks_does_not_stop_the_next(server):
     factories.ProviderFactory(currency="EUR")
     broken, good = feed(f"{server}/broken"), feed(f"{server}/rates.csv")
     feed(f"{server}/large", is_active=False)
-    assert feeds.fetch_all(actor=ACTOR) == 1
+    assert feeds.fetch_due(actor=ACTOR) == 1
     broken.refresh_from_db()
     good.refresh_from_db()
     assert (broken.problem, good.problem) == ("it answered 503", "")
+
+
+def test_a_feed_is_fetched_when_it_is_added_changed_or_asked_for_and_else_once_a_day(server):
+    source = feed(f"{server}/rates.csv")
+
+    def is_due():
+        return ExchangeRateFeed.objects.filter(pk=source.pk, due_at__lte=timezone.now()).exists()
+
+    assert is_due()
+    first = fetched(source).fetched_at
+    assert not is_due() and source.due_at == first + services.FEED_EVERY
+    assert fetched(source).fetched_at == first
+    services.change_feed(source, values={"url": f"{server}/broken"}, actor=ACTOR)
+    assert is_due()
+    claimed_at = timezone.now()
+    assert fetched(source).problem and source.fetched_at == first
+    assert claimed_at <= source.due_at - services.FEED_AGAIN <= timezone.now()
+    services.fetch_feed_now(source, actor=ACTOR)
+    assert is_due()
+
+
+def test_who_asks_for_a_feed_while_it_is_fetched_gets_what_it_says_after(server):
+    source = feed(f"{server}/rates.csv")
+    (claimed,) = services.claim_feeds(timezone.now())
+    assert services.claim_feeds(timezone.now()) == []
+    services.fetch_feed_now(source, actor=ACTOR)
+    services.take_feed(claimed, CSV, timezone.now(), actor=ACTOR)
+    assert services.claim_feeds(timezone.now()) == [source]
+
+
+def test_a_feed_that_is_switched_off_is_not_asked_for():
+    source = factories.ExchangeRateFeedFactory(is_active=False)
+    with pytest.raises(ValidationError, match="switched off"):
+        services.fetch_feed_now(source, actor=ACTOR)

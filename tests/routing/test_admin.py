@@ -1,14 +1,16 @@
 """Pages of models and prices: prices are added only, and the parts of an alias are recorded one by one."""
 
+from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
+from django.utils import timezone
 
 from audit.models import AuditEntry
 from routing.models import Model, ModelAlias, Provider
-from routing.price_models import Contract, ExchangeRate, Price
+from routing.price_models import Contract, ExchangeRate, ExchangeRateFeed, Price
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -197,3 +199,22 @@ def test_an_exchange_rate_feed_must_be_on_the_internet_unless_it_is_said(client)
     form = {"name": "ECB", "url": "https://10.0.0.1/rates.csv", "is_active": "on"}
     assert client.post(url("exchangeratefeed_add"), form).status_code == 200
     assert client.post(url("exchangeratefeed_add"), form | {"may_be_private": "on"}).status_code == 302
+
+
+def test_a_feed_is_fetched_anew_when_it_is_changed_and_by_its_button(client):
+    later = timezone.now() + timedelta(days=1)
+    feed = factories.ExchangeRateFeedFactory(due_at=later)
+    page = url("exchangeratefeed_change", feed.pk)
+    assert "Fetch now" in client.get(page).content.decode()
+
+    def is_due():
+        feed.refresh_from_db()
+        return feed.due_at <= timezone.now()
+
+    assert client.post(url("exchangeratefeed_fetch", feed.pk), {"confirmed": "yes", "reason": "x"}).status_code == 302
+    assert is_due()
+    ExchangeRateFeed.objects.update(due_at=later)
+    form = {"name": feed.name, "url": "https://rates.example/other.csv", "is_active": "on"}
+    assert client.post(page, form).status_code == 302 and is_due()
+    ExchangeRateFeed.objects.update(is_active=False)
+    assert "Fetch now" not in client.get(page).content.decode()

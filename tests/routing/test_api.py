@@ -1,10 +1,13 @@
 """Providers, models, prices, deployments and aliases through the API."""
 
+from datetime import timedelta
+
 import pytest
+from django.utils import timezone
 
 from audit.models import AuditEntry
 from routing.models import AliasTarget, ModelAlias
-from routing.price_models import Price
+from routing.price_models import ExchangeRateFeed, Price
 from tests import factories
 from tests.api import assert_problem, client_with, patch, post, results, url
 
@@ -152,3 +155,17 @@ def test_deployments_are_found_by_model_and_provider():
     client = client_with("routing:read")
     for filters in ({"model": deployment.model.pk}, {"provider": deployment.provider.pk}, {"is_active": "true"}):
         assert [row["id"] for row in results(client.get(url("deployments"), filters))] == [str(deployment.pk)]
+
+
+def test_a_feed_is_fetched_when_somebody_asks():
+    later = timezone.now() + timedelta(days=1)
+    feed = factories.ExchangeRateFeedFactory(due_at=later)
+    answer = post(client_with(), url("exchange-rate-feeds", feed.pk, "fetch"), {"reason": "a new provider"})
+    assert answer.status_code == 202 and answer.json()["id"] == str(feed.pk)
+    feed.refresh_from_db()
+    assert feed.due_at <= timezone.now() and AuditEntry.objects.get(action="fetch").reason == "a new provider"
+    ExchangeRateFeed.objects.update(due_at=later, is_active=False)
+    assert_problem(post(client_with(), url("exchange-rate-feeds", feed.pk, "fetch")), 400)
+    assert patch(client_with(), url("exchange-rate-feeds", feed.pk), {"is_active": True}).status_code == 200
+    feed.refresh_from_db()
+    assert feed.due_at <= timezone.now()
