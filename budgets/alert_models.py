@@ -115,6 +115,7 @@ class Alert(models.Model):
         KILL_SWITCH = "kill_switch", "kill switch"
         CREDENTIAL = "credential", "credential refused"
         INCREASE = "increase", "increase asked for"
+        FEED = "feed", "exchange rates not fetched"
 
     class Status(models.TextChoices):
         OPEN = "open", "open"

@@ -2,23 +2,29 @@
 
 import logging
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime, timedelta
 from functools import partial
 
 import httpx
+from django.db.models import OuterRef, Subquery
 from django.utils import timezone
 
 from audit.actors import Actor
+from budgets.alert_models import Alert, Severity
+from budgets.alert_services import Finding
 from budgets.deadline import done_within
 from budgets.egress import only_public
 from routing import exchange_rates, services
 from routing.addresses import InvalidAddress, check_base_url
-from routing.price_models import ExchangeRateFeed
+from routing.price_models import ExchangeRate, ExchangeRateFeed
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 10.0
 # Of all feeds together.
 DEADLINE_S = 30.0
+# Banks publish no rates on holidays.
+STALE = timedelta(days=7)
 
 
 class FeedFailed(Exception):
@@ -39,6 +45,32 @@ def fetch_due(*, actor: Actor, deadline_s: float = DEADLINE_S) -> int:
             log.warning("the feed %s was not taken: %s", feed, error)
             services.fail_feed(feed, str(error))
     return added
+
+
+def failing(now: datetime) -> list[Finding]:
+    """The active feeds that were not taken the last time, or answer nothing newer than `STALE` ago."""
+    newest = ExchangeRate.objects.filter(source=OuterRef("name")).order_by("-effective_from").values("effective_from")
+    active = ExchangeRateFeed.objects.filter(is_active=True).annotate(newest_from=Subquery(newest[:1]))
+    return [
+        Finding(
+            kind=Alert.Kind.FEED,
+            about_id=feed.pk,
+            counter=(),
+            percent=0,
+            window_start=None,
+            window_end=None,
+            team_id=None,
+            severity=Severity.WARNING,
+            title=f"Exchange rates not fetched: {feed.name}",
+            text=(
+                f"{feed.problem or 'It answers, and nothing new'}. Its newest rate is"
+                f" {f'from {feed.newest_from:%Y-%m-%d}' if feed.newest_from else 'still to come'}; costs are told in US dollars"
+                " at the rates in force."
+            ),
+        )
+        for feed in active
+        if feed.problem or (feed.newest_from is not None and feed.newest_from < now - STALE)
+    ]
 
 
 def _take(feed: ExchangeRateFeed, body: bytes, actor: Actor) -> int:

@@ -22,7 +22,7 @@ from django.db.models.functions import Coalesce
 
 from audit.models import UsageRecord
 from audit.records import CREDENTIAL_REFUSED, UsageEvent
-from budgets import alerts, caps, gate
+from budgets import alerts, caps, feeds, gate
 from budgets.alert_models import Alert, Severity
 from budgets.alert_services import Finding, identity, open_alerts, recover_alerts
 from budgets.ledger_models import Drift
@@ -128,6 +128,7 @@ def watch(client: redis.Redis, now: datetime) -> None:
         _watch_one(Alert.Kind.DRIFT, _drift(), "All copies of the same money agree again.", now)
         _watch_one(Alert.Kind.KILL_SWITCH, _kill_switches(), "It is lifted.", now)
         _watch_one(Alert.Kind.INCREASE, _increases_asked_for(now), "It is decided, or its time is over.", now)
+        _watch_one(Alert.Kind.FEED, feeds.failing(now), "It is fetched again, or switched off.", now)
         _watch_credentials(now)
 
 

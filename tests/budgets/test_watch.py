@@ -16,6 +16,7 @@ from budgets.ledger_models import Drift
 from budgets.models import Budget, Increase, Threshold
 from budgets.spend import rows_of
 from keys.redis import redis_client
+from routing.price_models import ExchangeRateFeed
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -406,4 +407,20 @@ def test_credentials_that_a_provider_refuses_are_told_until_it_takes_them(client
     assert Alert.objects.open().exists()  # That nobody asks says nothing.
     factories.UsageRecordFactory(pool=str(pool.pk), status_code=taken)
     watch.watch(client, now)
+    assert not Alert.objects.open().exists()
+
+
+def test_a_feed_that_fails_or_is_stale_is_told_until_it_is_fetched_again(client):
+    feed = factories.ExchangeRateFeedFactory(name="ECB", problem="it answered 503")
+    watch.watch(client, NOON)
+    alert = Alert.objects.get()
+    assert (alert.title, alert.team_id) == ("Exchange rates not fetched: ECB", None) and "503" in alert.text
+    ExchangeRateFeed.objects.update(problem="")
+    rate = factories.ExchangeRateFactory(source="ECB", effective_from=NOON - datetime.timedelta(days=6))
+    watch.watch(client, NOON)
+    assert not Alert.objects.open().exists()
+    watch.watch(client, NOON + datetime.timedelta(days=2))
+    assert rate.effective_from.strftime("%Y-%m-%d") in Alert.objects.open().get().text
+    ExchangeRateFeed.objects.filter(pk=feed.pk).update(is_active=False)
+    watch.watch(client, NOON + datetime.timedelta(days=2))
     assert not Alert.objects.open().exists()
