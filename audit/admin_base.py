@@ -21,7 +21,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.functional import cached_property
 from django.utils.text import capfirst
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import ModelAdmin, StackedInline, TabularInline
 from unfold.decorators import action, display
 from unfold.enums import ActionVariant
 from unfold.views import ChangeList
@@ -143,6 +143,13 @@ class ScopedFields:
 
 class TollgateInline(ScopedFields, TabularInline):  # type: ignore[misc]
     """Rows of a whole, edited with it; written by the whole's `TollgateAdmin`."""
+
+    extra = 0
+    tab = True
+
+
+class TollgateStackedInline(ScopedFields, StackedInline):  # type: ignore[misc]
+    """The same, one below the other: for rows with more fields than fit beside each other."""
 
     extra = 0
     tab = True

@@ -16,7 +16,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from unfold.decorators import action
 
 from audit.actors import Actor
-from audit.admin_base import AppendOnlyAdmin, ReadOnlyAdmin, ReasonForm, TollgateInline, button, coloured
+from audit.admin_base import AppendOnlyAdmin, ReadOnlyAdmin, ReasonForm, TollgateStackedInline, button, coloured
 from audit.csv_export import csv_response
 from audit.filters import PeriodFilter
 from budgets import rerate
@@ -38,18 +38,33 @@ STATE_COLOURS = {
 }
 
 
-class PriceTierInline(TollgateInline):
+class PriceTierInline(TollgateStackedInline):
     model = PriceTier
     verbose_name_plural = "other tiers, and long contexts"
-    fields = (
-        "service_tier",
-        "above_input_tokens",
-        "percent",
-        "input",
-        "cached_input",
-        "cache_write",
-        "cache_write_1h",
-        "output",
+    fieldsets = (
+        (
+            None,
+            {
+                "fields": (
+                    ("service_tier", "above_input_tokens", "percent"),
+                    ("input", "output"),
+                    ("cached_input", "reasoning"),
+                    ("cache_write", "cache_write_1h"),
+                )
+            },
+        ),
+        (
+            "Sound, pictures, and each",
+            {
+                "classes": ("collapse",),
+                "fields": (
+                    ("input_audio", "output_audio"),
+                    ("input_image", "output_image"),
+                    ("per_request", "per_unit"),
+                    ("per_tool_call", "per_search"),
+                ),
+            },
+        ),
     )
     tab = False
 

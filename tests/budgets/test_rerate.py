@@ -22,7 +22,7 @@ from budgets.price_book import compiled
 from budgets.pricing import cost_nanos
 from budgets.rollups import Rollups
 from routing import services
-from routing.price_models import Price, PriceProposal, Rerate
+from routing.price_models import PRICE_RATES, Price, PriceProposal, Rerate
 from teams.models import Team, User
 from tests import factories
 from tests.api import assert_problem, client_with, post, url
@@ -340,6 +340,20 @@ def test_the_preview_counts_the_tiers_that_were_entered(client, boss, entered):
         return client.post(page("price_add"), entered | changes | {"_preview": ""}).context["impact"].total.after_usd
 
     assert total(**{"tiers-0-above_input_tokens": "1"}) == 2 * total(**{"tiers-TOTAL_FORMS": "0"})
+
+
+def test_a_tier_has_every_rate_that_a_price_has(client, boss, price, entered):
+    shown = client.get(page("price_add"))
+    (tiers,) = shown.context["inline_admin_formsets"]
+    assert set(PRICE_RATES) <= set(tiers.formset.empty_form.fields)
+    assert all(f"tiers-__prefix__-{rate}" in shown.content.decode() for rate in PRICE_RATES)
+    assert (
+        client.post(page("price_add"), entered | {"tiers-0-reasoning": "7", "tiers-0-per_search": "0.02"}).status_code
+        == 302
+    )
+    saved = Price.objects.latest("created_at")
+    assert (saved.tiers.get().reasoning, saved.tiers.get().per_search) == (7, Decimal("0.02"))
+    assert "0.020000000" in client.get(page("price_change", saved.pk)).content.decode()
 
 
 def test_what_is_entered_wrongly_has_no_preview(client, boss, entered):
