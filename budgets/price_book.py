@@ -72,10 +72,7 @@ class Book:
             .distinct("currency")
             .values_list("currency", "usd_per_unit")
         )
-        # The last one entered of a provider and model comes first, and stays.
-        self._contracts: dict[tuple[UUID, UUID | None], price_models.Contract] = {}
-        for contract in contracts_in_force(now):
-            self._contracts.setdefault((contract.provider_id, contract.model_id), contract)
+        self._contracts = {(contract.provider_id, contract.model_id): contract for contract in contracts_in_force(now)}
         self._standings = {
             standing.contract_id: standing
             for standing in price_models.ContractStanding.objects.filter(month=self._month)
@@ -139,12 +136,8 @@ class Given(NamedTuple):
 
 
 def contracts_in_force(now: datetime) -> Iterable[price_models.Contract]:
-    contracts = price_models.Contract.objects.filter(effective_from__lte=now).exclude(effective_until__lte=now)
-    return (
-        contracts.select_related("provider", "model")
-        .order_by("-effective_from", "-created_at")
-        .prefetch_related("tiers")
-    )
+    contracts = price_models.Contract.objects.in_force(now)
+    return contracts.select_related("provider", "model").prefetch_related("tiers")
 
 
 def _given(contract: price_models.Contract, standing: price_models.ContractStanding | None) -> tuple[Given, Given]:

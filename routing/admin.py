@@ -189,6 +189,25 @@ class ContractAdmin(AppendOnlyAdmin):
         ("Asks", {"fields": ("commitment_usd",)}),
     )
 
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """How far a commitment has come tells what all teams have spent."""
+        columns = super().get_list_display(request)
+        return (*columns, "progress") if request.user.sees_all_teams else columns  # type: ignore[union-attr]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        fieldsets = super().get_fieldsets(request, obj)
+        if obj is None or not request.user.sees_all_teams:  # type: ignore[union-attr]
+            return fieldsets
+        return [*fieldsets, ("This month", {"fields": ("progress",)})]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return () if obj is None else ("progress",)
+
+    @admin.display(description="commitment, this month", empty_value="")
+    def progress(self, contract: Contract) -> str | None:
+        commitment = contract.commitment(timezone.now())
+        return None if commitment is None else str(commitment)
+
     def get_queryset(self, request: HttpRequest) -> Any:
         return super().get_queryset(request).prefetch_related("standings")
 

@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 
 import django_filters
 from django.db import transaction
+from django.utils import timezone
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
 from rest_framework.decorators import action
+from rest_framework.exceptions import NotFound, PermissionDenied
 from rest_framework.request import Request
 from rest_framework.response import Response
 
@@ -238,6 +240,17 @@ class ContractSerializer(ApiSerializer):
         )
 
 
+class CommitmentSerializer(serializers.Serializer[Any]):
+    """The month so far against what the contract commits to; the last two at the pace so far."""
+
+    starts_at = serializers.DateTimeField()
+    ends_at = serializers.DateTimeField(help_text="Exclusive.")
+    amount_usd = serializers.DecimalField(max_digits=18, decimal_places=2)
+    spent_usd = serializers.DecimalField(max_digits=24, decimal_places=9)
+    expected_usd = serializers.DecimalField(max_digits=None, decimal_places=9, help_text="Spent at its end.")
+    shortfall_usd = serializers.DecimalField(max_digits=None, decimal_places=9, help_text="Paid beyond use.")
+
+
 class ContractView(CreatingView):
     """What was negotiated with a provider: discounts, free quotas, a commitment. A new one supersedes the old."""
 
@@ -250,6 +263,17 @@ class ContractView(CreatingView):
         discounts = {tier["from_usd"]: tier["discount_percent"] for tier in values.pop("tiers", ())}
         provider, name = values.pop("provider"), values.pop("name")
         return services.add_contract(provider, name, discounts=discounts, actor=actor, reason=reason, **values)
+
+    @extend_schema(responses=CommitmentSerializer)
+    @action(detail=True)
+    def commitment(self, request: Request, pk: str) -> Response:
+        """How far this month has come with what the contract commits to; 404 where it commits to nothing now."""
+        if not self.caller.sees_all_teams:
+            raise PermissionDenied("It tells what all teams have spent: ask who sees every team.")
+        commitment = self.get_object().commitment(timezone.now())
+        if commitment is None:
+            raise NotFound("It commits to nothing now.")
+        return Response(CommitmentSerializer(commitment).data)
 
 
 class DeploymentSerializer(ApiSerializer):

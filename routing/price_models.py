@@ -1,6 +1,6 @@
 """The price book: prices, exchange rates, contracts, what the catalogue proposes, and past periods reckoned again."""
 
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from django.utils import timezone
 from audit.ids import uuid7
 from audit.querysets import EveryTeamQuerySet, SharedQuerySet
 from routing.addresses import InvalidAddress, check_base_url
+from routing.commitments import Commitment
 
 currency_validator = RegexValidator(r"\A[A-Z]{3}\Z", "Three capital letters, such as USD (ISO 4217).")
 not_negative = MinValueValidator(0)
@@ -292,6 +293,15 @@ def _percent(help_text: str = "") -> "models.DecimalField[Any, Any]":
     )
 
 
+class ContractQuerySet(SharedQuerySet["Contract"]):
+    def in_force(self, moment: datetime) -> Self:
+        """The one of each provider and model: of those that have begun and not ended, the last."""
+        begun = self.filter(effective_from__lte=moment).exclude(effective_until__lte=moment)
+        return begun.order_by("provider_id", "model_id", "-effective_from", "-created_at").distinct(
+            "provider_id", "model_id"
+        )
+
+
 class Contract(AppendOnly):
     """What was negotiated with a provider, for one of its models or for all: discounts, free quotas, a commitment.
 
@@ -327,7 +337,7 @@ class Contract(AppendOnly):
     free_requests = models.PositiveBigIntegerField("free requests a month", null=True, blank=True)
     created_at = models.DateTimeField(default=timezone.now, editable=False)
 
-    objects = SharedQuerySet["Contract"].as_manager()
+    objects = ContractQuerySet.as_manager()
 
     class Meta:
         ordering = ["-effective_from"]
@@ -345,6 +355,24 @@ class Contract(AppendOnly):
 
     def __str__(self) -> str:
         return self.name
+
+    def commitment(self, now: datetime) -> Commitment | None:
+        """Of the month (UTC), as far as the contract is in force in it; None where it is not, or commits to nothing."""
+        if self.commitment_usd is None:
+            return None
+        in_force = Contract.objects.in_force(now).filter(provider=self.provider_id, model=self.model_id).first()
+        if in_force != self:
+            return None
+        month = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        following = (month + timedelta(days=31)).replace(day=1)
+        spent = (standing.spent_usd for standing in self.standings.all() if standing.month == month.date())
+        return Commitment(
+            amount_usd=self.commitment_usd,
+            spent_usd=next(spent, Decimal(0)),
+            starts_at=max(month, self.effective_from),
+            ends_at=min(following, self.effective_until or following),
+            now=now,
+        )
 
 
 class ContractTier(AppendOnly):
@@ -374,7 +402,7 @@ class ContractTier(AppendOnly):
 
 
 class ContractStanding(models.Model):
-    """How far a month has come with a contract, and so what it gives at the moment. Rewritten only when that changes."""
+    """How far a month has come with a contract, followed each minute, and so what it gives at the moment."""
 
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     contract = models.ForeignKey(Contract, models.PROTECT, related_name="standings")
@@ -386,7 +414,7 @@ class ContractStanding(models.Model):
     tokens = models.BigIntegerField(default=0)
     requests = models.BigIntegerField(default=0)
 
-    objects = SharedQuerySet["ContractStanding"].as_manager()
+    objects = EveryTeamQuerySet["ContractStanding"].as_manager()
 
     class Meta:
         ordering = ["-month"]

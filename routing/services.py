@@ -265,6 +265,8 @@ def follow_contract(
             audit.create(standing, actor=actor, reason=reason)
             return standing
         if all(getattr(standing, name) == value for name, value in gives.items()):
+            # No entry in the audit: of what the contract says nothing has changed.
+            ContractStanding.objects.filter(pk=standing.pk).update(**used)
             return None
         audit.change(standing, actor=actor, reason=reason, values=gives | used)
     return standing

@@ -194,6 +194,41 @@ def test_the_contract_of_a_model_comes_before_that_of_all_and_ends(deployment):
     assert in_force(deployment).input_nanos == 1_800_000_000
 
 
+MID_MONTH = datetime.datetime(2026, 11, 16, tzinfo=datetime.UTC)
+
+
+def committed(deployment, **fields):
+    return services.add_contract(
+        deployment.provider,
+        "framework",
+        actor=ACTOR,
+        **{"effective_from": MID_MONTH - datetime.timedelta(days=100), "commitment_usd": Decimal(1_000), **fields},
+    )
+
+
+def test_a_commitment_is_followed_from_the_roll_ups_of_its_month(deployment):
+    row = committed(deployment)
+    used(deployment, "800", day=MID_MONTH.date().replace(month=10))
+    used(deployment, "100", day=MID_MONTH.date().replace(day=2))
+    price_book.follow_contracts(MID_MONTH, actor=ACTOR)
+    used(deployment, "200", day=MID_MONTH.date().replace(day=3))
+    assert price_book.follow_contracts(MID_MONTH, actor=ACTOR) == []
+    commitment = row.commitment(MID_MONTH)
+    assert (commitment.spent_usd, commitment.expected_usd, commitment.shortfall_usd) == (300, 600, 400)
+    assert (commitment.starts_at.day, commitment.ends_at.isoformat()) == (1, "2026-12-01T00:00:00+00:00")
+    assert row.commitment(MID_MONTH.replace(month=12)).spent_usd == 0
+
+
+def test_a_contract_that_is_superseded_or_over_commits_to_nothing(deployment):
+    old = committed(deployment)
+    new = committed(deployment, effective_from=MID_MONTH - datetime.timedelta(days=5))
+    of_model = committed(deployment, model=deployment.model, effective_until=MID_MONTH)
+    assert old.commitment(MID_MONTH) is None and of_model.commitment(MID_MONTH) is None
+    assert new.commitment(MID_MONTH).starts_at == new.effective_from
+    assert of_model.commitment(MID_MONTH - datetime.timedelta(days=1)).ends_at == MID_MONTH
+    assert committed(deployment, commitment_usd=None).commitment(MID_MONTH) is None
+
+
 # A record alone says what it cost
 
 

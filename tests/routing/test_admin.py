@@ -1,16 +1,17 @@
 """Pages of models and prices: prices are added only, and the parts of an alias are recorded one by one."""
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 from decimal import Decimal
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.urls import reverse
 from django.utils import timezone
 
 from audit.models import AuditEntry
 from routing.models import Model, ModelAlias, Provider
-from routing.price_models import Contract, ExchangeRate, ExchangeRateFeed, Price
+from routing.price_models import Contract, ContractStanding, ExchangeRate, ExchangeRateFeed, Price
 from tests import factories
 
 pytestmark = pytest.mark.django_db
@@ -218,3 +219,17 @@ def test_a_feed_is_fetched_anew_when_it_is_changed_and_by_its_button(client):
     assert client.post(page, form).status_code == 302 and is_due()
     ExchangeRateFeed.objects.update(is_active=False)
     assert "Fetch now" not in client.get(page).content.decode()
+
+
+def test_a_commitment_is_shown_to_who_sees_every_team(client):
+    contract = factories.ContractFactory(commitment_usd=1_000)
+    month = timezone.now().astimezone(UTC).date().replace(day=1)
+    ContractStanding.objects.create(contract=contract, month=month, spent_usd=Decimal(123))
+    pages = [url("contract_changelist"), url("contract_change", contract.pk)]
+    assert all("123.00 of 1,000.00 USD (12 %)" in client.get(page).content.decode() for page in pages)
+    clerk = factories.UserFactory()
+    clerk.user_permissions.set(Permission.objects.filter(codename="view_contract"))
+    client.force_login(clerk)
+    for page in pages:
+        shown = client.get(page)
+        assert shown.status_code == 200 and "123.00" not in shown.content.decode()

@@ -1,13 +1,13 @@
 """Providers, models, prices, deployments and aliases through the API."""
 
-from datetime import timedelta
+from datetime import UTC, timedelta
 
 import pytest
 from django.utils import timezone
 
 from audit.models import AuditEntry
 from routing.models import AliasTarget, ModelAlias
-from routing.price_models import ExchangeRateFeed, Price
+from routing.price_models import ContractStanding, ExchangeRateFeed, Price
 from tests import factories
 from tests.api import assert_problem, client_with, patch, post, results, url
 
@@ -169,3 +169,16 @@ def test_a_feed_is_fetched_when_somebody_asks():
     assert patch(client_with(), url("exchange-rate-feeds", feed.pk), {"is_active": True}).status_code == 200
     feed.refresh_from_db()
     assert feed.due_at <= timezone.now()
+
+
+def test_a_commitment_tells_what_every_team_has_spent_and_so_only_to_who_sees_them():
+    contract = factories.ContractFactory(commitment_usd=1_000)
+    month = timezone.now().astimezone(UTC).date().replace(day=1)
+    ContractStanding.objects.create(contract=contract, month=month, spent_usd=123)
+    answer = client_with().get(url("contracts", contract.pk, "commitment")).json()
+    assert (answer["amount_usd"], answer["spent_usd"]) == ("1000.00", "123.000000000")
+    assert answer.keys() == {"starts_at", "ends_at", "amount_usd", "spent_usd", "expected_usd", "shortfall_usd"}
+    of_a_team = client_with("routing:read", team=factories.TeamFactory())
+    assert_problem(of_a_team.get(url("contracts", contract.pk, "commitment")), 403, "all teams")
+    free = factories.ContractFactory()
+    assert_problem(client_with().get(url("contracts", free.pk, "commitment")), 404, "nothing")
