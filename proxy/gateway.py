@@ -32,6 +32,7 @@ from proxy.errors import (
     TrafficHalted,
     Unavailable,
     UpstreamFailed,
+    UpstreamRefused,
 )
 from proxy.follow import Follower
 from proxy.guard import guard
@@ -77,6 +78,8 @@ class Exchange(NamedTuple):
 Handler = Callable[[Exchange], Awaitable[None]]
 Relay = Callable[[UpstreamResponse, Attempt, Outcome, Responder, Admission], Awaitable[None]]
 Remember = Callable[[Attempt, Sequence[Kept]], None]
+# One of those that a call may still be tried on, and the call as it is to be told there.
+Turn = tuple[Described, Upstream]
 
 
 class Gateway:
@@ -201,32 +204,33 @@ class Gateway:
         if len(route) < len(chosen):
             others = [upstream for upstream in chosen if upstream not in route]
             described = passed_over(described, others, "does not have what the call refers to")
-        try:
-            await self._try_in_turn(exchange, described, route, may_downgrade=_may_downgrade(described.call))
-        except Downgrade as downgrade:
-            await self._try_in_turn(exchange, *self._downgraded(described, route, downgrade.alias))
+        await self._try_in_turn(exchange, described, route)
 
-    async def _try_in_turn(
-        self, exchange: Exchange, described: Described, route: Sequence[Upstream], *, may_downgrade: bool = False
-    ) -> None:
-        """Until one answers. Raises `Downgrade` before anybody has."""
+    async def _try_in_turn(self, exchange: Exchange, described: Described, route: Sequence[Upstream]) -> None:
+        """Until one answers. Where a budget asks for a cheaper alias, that one's go first."""
         failure: GatewayError | None = None
+        may_downgrade = _may_downgrade(described.call)
+        turns = [(described, upstream) for upstream in route]
         self._retries.begin()
-        for attempt_number, upstream in enumerate(route, start=1):
+        while turns:
+            described, upstream = turns.pop(0)
             deployment_id = upstream.deployment.deployment_id
-            if isinstance(failure, UpstreamFailed) and not await self._retries.may_try(deployment_id):
-                described = passed_over(described, [upstream], "keeps failing")
+            if failure is not None and failure.transient and not await self._retries.may_try(deployment_id):
+                turns = _told(turns, described, upstream, "keeps failing")
                 continue
             try:
-                prepared = prepare(described, upstream, attempt_number)
+                prepared = prepare(described, upstream, exchange.live.attempts + 1)
                 await self._attempt(exchange, prepared, remember=self._stored.remember, may_downgrade=may_downgrade)
+            except Downgrade as downgrade:
+                may_downgrade, failure = False, None  # It might be tried, so may what takes its place.
+                turns = [*self._cheaper(described, downgrade.alias), (described, upstream), *turns]
             except CannotCarry as error:
                 failure = failure or error  # What a provider that was asked has said tells the client more.
-                described = passed_over(described, [upstream], f"cannot carry {', '.join(error.lost)}")
-            except (UpstreamFailed, TrafficHalted) as error:
+                turns = _told(turns, described, upstream, f"cannot carry {', '.join(error.lost)}")
+            except (UpstreamFailed, TrafficHalted, InvalidRequest) as error:
                 if isinstance(error, UpstreamFailed) and error.transient:
                     self._retries.failed(deployment_id)
-                if exchange.responder.has_started or not _may_do_better(error):
+                if exchange.responder.has_started or not _may_do_better(error, described):
                     raise
                 failure = error
             else:
@@ -235,17 +239,16 @@ class Gateway:
         assert failure is not None, "a route has at least one upstream"
         raise failure
 
-    def _downgraded(
-        self, described: Described, route: Sequence[Upstream], alias: str
-    ) -> tuple[Described, Sequence[Upstream]]:
-        """The call under the cheaper alias that a budget asks for; as it was where that one cannot serve it."""
+    def _cheaper(self, described: Described, alias: str) -> list[Turn]:
+        """The call under the cheaper alias that a budget asks for; none where that one cannot serve it."""
         asked = described.call
         call = structs.replace(asked, alias=alias, prompt=None)
         cheaper = described._replace(call=call, candidates=(), downgraded_from=asked.alias)
         try:
-            return choose_route(cheaper, self._control.kills, random.random, self._headrooms)
+            cheaper, route = choose_route(cheaper, self._control.kills, random.random, self._headrooms)
         except GatewayError:
-            return described, route
+            return []
+        return [(cheaper, upstream) for upstream in route]
 
     async def _once(self, handler: Handler, exchange: Exchange) -> None:
         """A request with an `Idempotency-Key`: the first is served, and whoever repeats it gets its answer."""
@@ -295,6 +298,7 @@ class Gateway:
         live.kill_fields = described.subject.kill_fields + prepared.upstream.kill_fields
         live.runs_on = prepared.upstream.provider.runs_on and not described.call.is_session
         attempt = await self._admission.admit(prepared, may_downgrade=may_downgrade)
+        live.attempts = prepared.attempt_number
         attempt.remember = remember
         outcome = Outcome(may_have_been_billed=True)
         response: UpstreamResponse | WebSocket | None = None
@@ -365,12 +369,10 @@ class Gateway:
         described = await self._describe(exchange)
         place = place_anywhere(described, exchange.request.headers, self._control.kills)
         own = OwnList(self._stored, place.described.call)
-        attempt_number = 0
         while not own.is_complete:
-            attempt_number += 1
             asked = place.described._replace(call=own.next_page(place.described.call))
             page = Collecting()
-            prepared = prepare(asked, place.upstream, attempt_number)
+            prepared = prepare(asked, place.upstream, exchange.live.attempts + 1)
             await self._attempt(exchange, prepared, remember=self._stored.remember, relay=page)
             await own.take(page.body, described.subject)
         await exchange.responder.whole(200, own.render(), [JSON])
@@ -425,11 +427,18 @@ def _may_downgrade(call: Call) -> bool:
     return not (call.follows or call.file_ids or call.capability == "passthrough")
 
 
-def _may_do_better(error: GatewayError) -> bool:
-    """Whether the next deployment is worth trying: a passing failure, or a kill switch on this model or provider only."""
+def _told(turns: Sequence[Turn], described: Described, upstream: Upstream, reason: str) -> list[Turn]:
+    """Those that are left, with that one of the call's candidates out of the route."""
+    alias = described.call.alias
+    return [(passed_over(of, [upstream], reason) if of.call.alias == alias else of, other) for of, other in turns]
+
+
+def _may_do_better(error: GatewayError, described: Described) -> bool:
+    """Whether the next deployment is worth trying: a passing failure, a kill switch on this model or provider only, or a request
+    that is wrong where a cheaper alias goes, which the client has not asked for."""
     if isinstance(error, TrafficHalted):
         return error.details.get("scope") in ("model", "provider")
-    return error.transient
+    return error.transient or (described.downgraded_from != "" and isinstance(error, InvalidRequest | UpstreamRefused))
 
 
 def _note_cut(outcome: Outcome, error: GatewayError | None) -> None:

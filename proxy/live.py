@@ -9,10 +9,21 @@ from proxy.errors import ClientGone, GatewayError, TrafficHalted
 class LiveRequest:
     """One client request while it is served. Cutting it cancels its task, which then settles and tells the client why."""
 
-    __slots__ = ("_task", "cut_by", "is_client_gone", "is_stream", "kill_fields", "may_have_been_billed", "runs_on")
+    __slots__ = (
+        "_task",
+        "attempts",
+        "cut_by",
+        "is_client_gone",
+        "is_stream",
+        "kill_fields",
+        "may_have_been_billed",
+        "runs_on",
+    )
 
     def __init__(self, task: "asyncio.Task[None]") -> None:
         self._task = task
+        # How many were admitted.
+        self.attempts = 0
         self.cut_by: GatewayError | None = None
         self.kill_fields: tuple[str, ...] = ()
         self.is_stream = False

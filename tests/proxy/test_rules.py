@@ -10,7 +10,7 @@ import pytest
 from budgets import gate
 from proxy.dialects.table import ENDPOINTS, INFER, STORED
 from proxy.rules import Rules
-from proxy.snapshot import Budget, Increase, Limit, Threshold
+from proxy.snapshot import Budget, Increase, Limit, Provider, Threshold
 from tests.budgets import observed
 from tests.stack import Stack, chat, wait_until
 
@@ -174,6 +174,59 @@ def test_a_nearly_spent_budget_has_a_cheaper_alias_serve_and_says_so(stack):
     # A key that may not use it goes on with what it asked for.
     narrow = stack.control.issue_key(aliases=("demo",))
     assert "x-tollgate-downgraded" not in ask(stack, narrow).headers
+
+
+def to_cheap() -> Budget:
+    return budget(10**12, thresholds=(Threshold(percent=0, action="downgrade", alias="cheap"),))
+
+
+@pytest.mark.parametrize(
+    ("provider", "fields"),
+    [
+        ({"api": "anthropic"}, {"logit_bias": {"1": 2}}),  # What the provider cannot be told.
+        ({"api": "anthropic"}, {"stop": 1}),  # What we cannot read, and so not translate.
+        ({"api": "openai", "path": "/no-such-api"}, {}),  # What the provider refuses.
+    ],
+)
+def test_what_the_cheaper_alias_cannot_take_goes_on_as_it_was_asked_for(stack, provider, fields):
+    control = stack.control
+    url = f"{stack.simulator.url}{provider.get('path', '')}"
+    control.providers["cheap"] = Provider(slug="cheap", api=provider["api"], base_url=url)
+    control.add_deployment("cheap", provider="cheap")
+    control.add_alias("cheap", "cheap")
+    secret = publish(stack, to_cheap())
+    answer = ask(stack, secret, **fields)
+    assert (answer.status_code, answer.headers["x-tollgate-deployment"]) == (200, "sim-fast")
+    assert "x-tollgate-downgraded" not in answer.headers
+    wait_until(lambda: not control.holds() and control.events(), "the settle")
+    event = control.events()[-1]
+    assert (event["alias"], event.get("downgraded_from", "")) == ("demo", "")
+
+
+def test_what_nobody_can_take_is_refused_also_past_the_threshold(stack):
+    stack.control.add_deployment("sim-cheap")
+    stack.control.add_alias("cheap", "sim-cheap")
+    refusal = ask(stack, publish(stack, to_cheap()), content="[[simulate error=400]]")
+    assert refusal.status_code == 400
+    assert "x-tollgate-downgraded" not in refusal.headers
+
+
+def test_a_request_is_downgraded_on_its_way_and_its_attempts_are_numbered_through(stack):
+    """The first deployment fails, and the second's model is nearly spent."""
+    control = stack.control
+    control.providers["closed"] = Provider(slug="closed", api="openai", base_url="http://127.0.0.1:9/v1")
+    control.add_deployment("unreachable", provider="closed")
+    control.add_alias("chain", "unreachable", "sim-fast")
+    control.add_deployment("sim-cheap")
+    control.add_alias("cheap", "sim-cheap")
+    nearly = msgspec.structs.replace(to_cheap(), subject={"model": "model-sim-fast"})
+    answer = ask(stack, publish(stack, nearly), model="chain")
+    assert (answer.status_code, answer.headers["x-tollgate-downgraded"]) == (200, "from=chain")
+    wait_until(lambda: len(control.events()) == 2, "the events")
+    assert [(event.get("attempt_number", 1), event["deployment"], event["alias"]) for event in control.events()] == [
+        (1, "unreachable", "chain"),
+        (2, "sim-cheap", "cheap"),
+    ]
 
 
 def test_a_nearly_spent_budget_lets_requests_pass_at_a_rate(stack):
