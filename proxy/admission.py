@@ -17,9 +17,10 @@ from budgets.pricing import cost_nanos, currency_cost_nanos
 from keys.kills import decode_flag
 from proxy import holds
 from proxy.ask import ask, call, send
-from proxy.attempt import Attempt, Outcome
+from proxy.attempt import Attempt, Outcome, is_counted_in
 from proxy.clock import Clock
 from proxy.errors import (
+    Exceeded,
     GatewayError,
     LeaseLost,
     TrafficHalted,
@@ -34,7 +35,7 @@ from proxy.prepare import Prepared
 from proxy.refusals import budget_exceeded, limit_exceeded, throttled
 from proxy.replay import JournalTooShort, have_rebuilt, replay, restore
 from proxy.room import ASK_EVERY_S_MAX, EXTEND_WAIT_S, Place, Room
-from proxy.route import may_use
+from proxy.route import Turn, may_use
 from proxy.wire.redis import RedisError, RedisPipeline
 
 log = structlog.get_logger()
@@ -85,9 +86,9 @@ class Admission:
 
     # Admit and extend
 
-    async def admit(self, prepared: Prepared, *, may_downgrade: bool = False) -> Attempt:
+    async def admit(self, prepared: Prepared, *, may_downgrade: bool = False, others: Sequence[Turn] = ()) -> Attempt:
         """Hold the money for one attempt, journal it, and return it. Raises a GatewayError, or `Downgrade` where the caller can
-        take another alias; then nothing is held."""
+        take another alias; then nothing is held. Nobody waits for room who may have some with one of the `others`."""
         if not self.is_ready:
             raise Unavailable("the gateway cannot admit requests now")
         deployment = prepared.upstream.deployment
@@ -120,7 +121,7 @@ class Admission:
         needs = {gate.USD: tranche_nanos, gate.TOKENS: tranche_tokens, gate.REQUESTS: 1}
         refusal = self._room.refusal(counters, needs) if self._room.lines else None
         answer = refusal or gate.decode_admit(await self._ask_for_hold(attempt))
-        if isinstance(answer, gate.OverBudget):
+        if isinstance(answer, gate.OverBudget) and not (others and self.avoiding(counters[answer.index].key, others)):
             answer = await self._ask_in_line(attempt, needs, answer)
         if isinstance(answer, gate.Downgraded):
             raise Downgrade(answer.alias)
@@ -139,6 +140,11 @@ class Admission:
             self.settle(attempt, Outcome(may_have_been_billed=False, error_type=error.error_type))
             raise
         return attempt
+
+    def avoiding(self, counter_key: str, turns: Sequence[Turn]) -> list[Turn]:
+        """Those that would not count in that counter."""
+        now_s = self.clock.now_s()
+        return [turn for turn in turns if not is_counted_in(counter_key, *turn, now_s)]
 
     async def extend(self, attempt: Attempt, output_tokens: int) -> None:
         """Grow the hold so that it covers `output_tokens` more. Raises a GatewayError when the cap has no room."""
@@ -402,14 +408,16 @@ class Admission:
                 flag = decode_flag(body)
                 return TrafficHalted(flag.reason, kill_switch_id=flag.kill_switch_id, scope=flag.scope)
             case gate.Limited(index=index, free=free, retry_after_ms=retry_after_ms):
-                return limit_exceeded(attempt.rules, index, free, retry_after_ms)
+                return _of(attempt.rules.checks[index].key, limit_exceeded(attempt.rules, index, free, retry_after_ms))
             case gate.Throttled(index=index, retry_after_ms=retry_after_ms):
-                return throttled(attempt.rules.in_force(self.clock.now_s()).budgets[index], retry_after_ms)
+                budget = attempt.rules.in_force(self.clock.now_s()).budgets[index]
+                return _of(attempt.counters[index].key, throttled(budget, retry_after_ms))
             case gate.OverBudget(index=index, left=left):
                 if len(self._refused) < REFUSED_MAX:
                     self._refused[attempt.counters[index].key] = left
                 now_s = self.clock.now_s()
-                return budget_exceeded(attempt.rules.in_force(now_s).budgets[index], left, now_s)
+                budget = attempt.rules.in_force(now_s).budgets[index]
+                return _of(attempt.counters[index].key, budget_exceeded(budget, left, now_s))
             case gate.NotReady(reason="opening"):
                 return Unavailable("what other workers hold is being counted")
             case gate.NotReady(reason="no_lease"):
@@ -418,6 +426,11 @@ class Admission:
             case _:
                 self._is_in_step = False
                 return Unavailable("the gate is being rebuilt")
+
+
+def _of(counter_key: str, error: Exceeded) -> Exceeded:
+    error.counter_key = counter_key
+    return error
 
 
 def _goes_on(attempt: Attempt, outcome: Outcome) -> bool:

@@ -117,6 +117,13 @@ class Outcome(msgspec.Struct, kw_only=True):
     upstream_id: str = ""
 
 
+def is_counted_in(counter_key: str, described: Described, upstream: Upstream, now_s: float) -> bool:
+    """Whether the call at that upstream would count in that counter of a budget or a limit."""
+    rules = described.subject.rules(partial(_value_in, described, upstream))
+    counted = *rules.checks, *rules.in_force(now_s).counters
+    return any(counter.key == counter_key for counter in counted)
+
+
 def _event(prepared: Prepared, price: Price, budget_ids: tuple[str, ...], now_s: float) -> UsageEvent:
     described, deployment = prepared.described, prepared.upstream.deployment
     subject, call = described.subject, described.call

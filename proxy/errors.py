@@ -16,8 +16,9 @@
     │   ├── IdempotencyKeyReused  422  for another request
     │   ├── OutcomeUnknown        409  by a worker that died in the middle of the call
     │   └── AnswerNotKept         410  for an answer that is not there any more
-    ├── BudgetExceeded            429
-    ├── LimitExceeded             429
+    ├── Exceeded                  429  a rule of ours has no room
+    │   ├── BudgetExceeded        429
+    │   └── LimitExceeded         429
     ├── ProviderLimitReached      429  by the provider's own word, before it is asked
     ├── UnpricedModel             403  no price, so no bound, so no call
     ├── UpstreamRefused           the provider's own 4xx and 5xx, told in its own words
@@ -207,13 +208,18 @@ class AnswerNotKept(IdempotencyConflict):
     )
 
 
-class BudgetExceeded(GatewayError):
+class Exceeded(GatewayError):
+    """`counter_key` names the counter that has no room (`budgets.gate`); a deployment whose calls count in others may have some."""
+
     status_code = 429
+    counter_key = ""
+
+
+class BudgetExceeded(Exceeded):
     error_type = "budget_exceeded"
 
 
-class LimitExceeded(GatewayError):
-    status_code = 429
+class LimitExceeded(Exceeded):
     error_type = "rate_limit_exceeded"
 
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
+from math import inf
 from typing import NamedTuple
 
 import structlog
@@ -23,8 +24,10 @@ from proxy.dialects.stored import CANCEL, DELETE, StoredDialect
 from proxy.dialects.table import CONVERSE, INFER, MODELS, RECEIPT, STORED, STORED_LIST, TABLE, Match, dialect_of
 from proxy.errors import (
     AliasUnknown,
+    BudgetExceeded,
     CannotCarry,
     ClientGone,
+    Exceeded,
     GatewayError,
     InvalidRequest,
     MethodNotAllowed,
@@ -51,7 +54,7 @@ from proxy.registry import Registry, Upstream
 from proxy.relay import answers_in_stream, relay_stream, relay_whole
 from proxy.respond import JSON, Responder
 from proxy.retries import Retries
-from proxy.route import allowed_aliases, choose_route, halted, passed_over
+from proxy.route import Turn, allowed_aliases, choose_route, halted, passed_over
 from proxy.stored import Collecting, OwnList, Stored, place_anywhere
 from proxy.wire.http1 import UpstreamPool, UpstreamResponse
 from proxy.wire.websocket import WebSocket
@@ -78,8 +81,6 @@ class Exchange(NamedTuple):
 Handler = Callable[[Exchange], Awaitable[None]]
 Relay = Callable[[UpstreamResponse, Attempt, Outcome, Responder, Admission], Awaitable[None]]
 Remember = Callable[[Attempt, Sequence[Kept]], None]
-# One of those that a call may still be tried on, and the call as it is to be told there.
-Turn = tuple[Described, Upstream]
 
 
 class Gateway:
@@ -209,24 +210,38 @@ class Gateway:
     async def _try_in_turn(self, exchange: Exchange, described: Described, route: Sequence[Upstream]) -> None:
         """Until one answers. Where a budget asks for a cheaper alias, that one's go first."""
         failure: GatewayError | None = None
-        may_downgrade = _may_downgrade(described.call)
+        may_downgrade, has_put_off = _may_downgrade(described.call), False
         turns = [(described, upstream) for upstream in route]
         self._retries.begin()
         while turns:
             described, upstream = turns.pop(0)
             deployment_id = upstream.deployment.deployment_id
             if failure is not None and failure.transient and not await self._retries.may_try(deployment_id):
-                turns = _told(turns, described, upstream, "keeps failing")
+                turns = _told(turns, described, [upstream], "keeps failing")
                 continue
             try:
                 prepared = prepare(described, upstream, exchange.live.attempts + 1)
-                await self._attempt(exchange, prepared, remember=self._stored.remember, may_downgrade=may_downgrade)
+                await self._attempt(
+                    exchange, prepared, remember=self._stored.remember, may_downgrade=may_downgrade, others=turns
+                )
             except Downgrade as downgrade:
                 may_downgrade, failure = False, None  # It might be tried, so may what takes its place.
                 turns = [*self._cheaper(described, downgrade.alias), (described, upstream), *turns]
             except CannotCarry as error:
                 failure = failure or error  # What a provider that was asked has said tells the client more.
-                turns = _told(turns, described, upstream, f"cannot carry {', '.join(error.lost)}")
+                turns = _told(turns, described, [upstream], f"cannot carry {', '.join(error.lost)}")
+            except Exceeded as error:
+                if exchange.live.attempts == prepared.attempt_number:
+                    raise  # It was admitted, and ran.
+                failure = _sooner(failure, error)
+                left = self._admission.avoiding(error.counter_key, turns)
+                kept = [other for _, other in left]
+                out = [upstream, *(other for _, other in turns if other not in kept)]
+                turns = _told(left, described, out, error.message)
+                if left and isinstance(error, BudgetExceeded) and not has_put_off:
+                    # Where nobody else has room it waits for some, and the first of a route is the best.
+                    has_put_off = True
+                    turns.append((described, upstream))
             except (UpstreamFailed, TrafficHalted, InvalidRequest) as error:
                 if isinstance(error, UpstreamFailed) and error.transient:
                     self._retries.failed(deployment_id)
@@ -290,6 +305,7 @@ class Gateway:
         remember: Remember,
         relay: Relay | None = None,
         may_downgrade: bool = False,
+        others: Sequence[Turn] = (),
     ) -> None:
         """One upstream call under one hold. Leaving settles what was counted, however it ends."""
         live, described = exchange.live, prepared.described
@@ -297,7 +313,7 @@ class Gateway:
             raise ClientGone("the client left")  # It ran on; another attempt would be for nobody.
         live.kill_fields = described.subject.kill_fields + prepared.upstream.kill_fields
         live.runs_on = prepared.upstream.provider.runs_on and not described.call.is_session
-        attempt = await self._admission.admit(prepared, may_downgrade=may_downgrade)
+        attempt = await self._admission.admit(prepared, may_downgrade=may_downgrade, others=others)
         live.attempts = prepared.attempt_number
         attempt.remember = remember
         outcome = Outcome(may_have_been_billed=True)
@@ -427,10 +443,21 @@ def _may_downgrade(call: Call) -> bool:
     return not (call.follows or call.file_ids or call.capability == "passthrough")
 
 
-def _told(turns: Sequence[Turn], described: Described, upstream: Upstream, reason: str) -> list[Turn]:
-    """Those that are left, with that one of the call's candidates out of the route."""
+def _told(turns: Sequence[Turn], described: Described, upstreams: Sequence[Upstream], reason: str) -> list[Turn]:
+    """Those that are left, with these of the call's candidates out of the route."""
     alias = described.call.alias
-    return [(passed_over(of, [upstream], reason) if of.call.alias == alias else of, other) for of, other in turns]
+    return [(passed_over(of, upstreams, reason) if of.call.alias == alias else of, other) for of, other in turns]
+
+
+def _sooner(failure: GatewayError | None, error: Exceeded) -> GatewayError:
+    """What the client is told that is refused by all: the refusal that ends first. What a provider has said comes before."""
+    if isinstance(failure, Exceeded):
+        return min(failure, error, key=_ends_in_s)
+    return error if failure is None or isinstance(failure, CannotCarry) else failure
+
+
+def _ends_in_s(error: GatewayError) -> float:
+    return inf if error.retry_after_s is None else error.retry_after_s
 
 
 def _may_do_better(error: GatewayError, described: Described) -> bool:

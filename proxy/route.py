@@ -21,6 +21,9 @@ from proxy.registry import Registry, Upstream
 from proxy.snapshot import Alias, KeyRecord
 from routing.engine import choose
 
+# One of those that a call may be tried on, and the call as it is to be told there.
+Turn = tuple[Described, Upstream]
+
 EVERY_ALIAS = "*"
 NO_HEADROOM = "no headroom"
 

@@ -1,5 +1,9 @@
 """Budgets and limits of every scope, through the real gateway; and that nothing reaches a provider past them."""
 
+import contextlib
+import itertools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -266,6 +270,156 @@ def test_a_limit_of_any_metric_names_itself_in_its_refusal(stack, metric):
     error = refusal.json()["error"]
     assert (refusal.status_code, error["code"], error["limit_name"]) == (429, "rate_limit_exceeded", "slow")
     assert (error["limit_scope"], error["limit_window_s"]) == ("alias", 3600)
+
+
+# From one deployment to the next
+
+
+def two_ways(stack: Stack, *more: str) -> None:
+    """`demo` goes to `sim-fast`, then to `second` at another provider and under another pool, then to `more`, at that one too."""
+    control = stack.control
+    control.add_deployment("sim-fast", pool="one")
+    control.providers["other"] = Provider(slug="other", api="openai", base_url=f"{control.upstream_url}/v1")
+    for name in ("second", *more):
+        control.add_deployment(name, provider="other", pool="two")
+    control.add_alias("demo", "sim-fast", "second", *more)
+
+
+def limit_of(subject: dict[str, str], **fields: Any) -> Limit:
+    return Limit(**{"limit_id": "l", "metric": "requests", "amount": 1, "window_s": 3600, "subject": subject, **fields})
+
+
+def holds_asked_for(stack: Stack, ask_once: Callable[[], Any]) -> int:
+    """How often the gate is asked to admit something meanwhile."""
+    with stack.control.redis.monitor() as monitor:
+        ask_once()
+        stack.control.redis.echo("the end")
+        commands = itertools.takewhile(
+            lambda command: "the end" not in command, (command["command"] for command in monitor.listen())
+        )
+        return sum(gate.ADMIT.sha1 in command for command in commands)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"deployment": "sim-fast"},
+        {"model": "model-sim-fast"},
+        {"provider": "sim"},
+        {"pool": "one"},
+        {"deployment": "*"},
+        {"alias": "demo", "pool": "*"},
+    ],
+)
+@pytest.mark.parametrize("kind", ["budget", "requests", "concurrency", "throttle"])
+def test_what_one_deployment_has_no_room_for_goes_to_the_next(stack, subject, kind):
+    two_ways(stack)
+    once = Threshold(percent=0, action="throttle", per_minute=1)
+    rules: dict[str, tuple[tuple[Budget, ...], tuple[Limit, ...]]] = {
+        "budget": ((budget(1, unit="requests", window="total", subject=subject),), ()),
+        "throttle": ((budget(100, unit="requests", window="total", subject=subject, thresholds=(once,)),), ()),
+        "requests": ((), (limit_of(subject),)),
+        "concurrency": ((), (limit_of(subject, metric="concurrency"),)),
+    }
+    budgets, limits = rules[kind]
+    secret = publish(stack, *budgets, limits=limits)
+    is_at_once = kind == "concurrency"
+    with stack.asking(secret, chat(content="[[simulate stall=1]]")) if is_at_once else contextlib.nullcontext():
+        if is_at_once:
+            wait_until(lambda: stack.control.holds() == 1, "the one that runs")
+        else:
+            assert ask(stack, secret).headers["x-tollgate-deployment"] == "sim-fast"
+        answer = ask(stack, secret)
+    assert (answer.status_code, answer.headers["x-tollgate-deployment"]) == (200, "second")
+    wait_until(lambda: len(stack.control.events()) == 2, "the events")
+    (event,) = (event for event in stack.control.events() if event["deployment"] == "second")
+    assert event.get("attempt_number", 1) == 1
+    first, second = event["route"]
+    assert (first["deployment"], first["is_passed_over"]) == ("sim-fast", True)
+    assert first["reason"].startswith("budget 'b'" if budgets else "the ")
+    assert (second["deployment"], second["reason"]) == ("second", "position 1")
+
+
+@pytest.mark.parametrize("subject", [{}, {"alias": "demo"}, {"environment": "prod"}, {"end_user": "*"}])
+def test_what_refuses_everywhere_is_asked_once(stack, subject):
+    two_ways(stack)
+    secret = publish(stack, limits=(limit_of(subject),))
+    assert ask(stack, secret, user="ann").status_code == 200
+    refusals: list[httpx.Response] = []
+    assert holds_asked_for(stack, lambda: refusals.append(ask(stack, secret, user="ann"))) == 1
+    assert (refusals[0].status_code, refusals[0].json()["error"]["limit_id"]) == (429, "l")
+
+
+def test_those_that_share_what_is_full_are_not_asked(stack):
+    two_ways(stack, "third")
+    control = stack.control
+    control.add_deployment("fourth")
+    control.add_alias("demo", "second", "third", "fourth")
+    secret = publish(stack, limits=(limit_of({"provider": "other"}),))
+    assert ask(stack, secret).headers["x-tollgate-deployment"] == "second"
+    answers: list[httpx.Response] = []
+    assert holds_asked_for(stack, lambda: answers.append(ask(stack, secret))) == 2
+    assert answers[0].headers["x-tollgate-deployment"] == "fourth"
+    wait_until(lambda: len(control.events()) == 2, "the events")
+    assert [said["deployment"] for said in control.events()[-1]["route"] if said.get("is_passed_over")] == [
+        "second",
+        "third",
+    ]
+
+
+def test_where_all_refuse_the_client_hears_which_refusal_ends_first(stack):
+    two_ways(stack, "third")
+    spent = budget(0, subject={"deployment": "sim-fast"})
+    slow = limit_of({"deployment": "second"}, limit_id="slow", window_s=7200)
+    soon = limit_of({"deployment": "third"}, limit_id="soon", window_s=3600)
+    secret = publish(stack, spent, limits=(slow, soon))
+    assert [ask(stack, secret).headers["x-tollgate-deployment"] for _ in range(2)] == ["second", "third"]
+    refusal = ask(stack, secret)
+    assert (refusal.status_code, refusal.json()["error"]["limit_id"]) == (429, "soon")
+    assert 0 < int(refusal.headers["retry-after"]) <= 3600
+
+
+def test_what_a_provider_has_said_is_told_before_a_refusal_of_our_own(stack):
+    two_ways(stack)
+    secret = publish(stack, budget(0, subject={"deployment": "second"}))
+    assert ask(stack, secret, content="[[simulate error=503]]").json()["error"]["code"] != "budget_exceeded"
+
+
+def test_nobody_waits_for_room_where_the_next_deployment_has_some(stack):
+    """Each budget has room for one request at a time."""
+    two_ways(stack)
+    each = budget(1_000_000, subject={"deployment": "*"})
+    secret = publish(stack, each)
+    with stack.asking(secret, chat(content="[[simulate stall=1]]")):
+        wait_until(lambda: stack.control.holds() == 1, "the one that runs")
+        lines: list[str] = []
+        with stack.control.redis.monitor() as monitor:
+            answer = ask(stack, secret)
+            stack.control.redis.echo("the end")
+            for command in monitor.listen():
+                if "the end" in command["command"]:
+                    break
+                lines += [command["command"]] if gate.LINE.sha1 in command["command"] else []
+        assert answer.headers["x-tollgate-deployment"] == "second"
+        assert not lines
+
+
+def test_where_no_deployment_has_room_the_request_waits_for_the_first(stack):
+    two_ways(stack)
+    secret = publish(stack, budget(1_000_000, subject={"deployment": "*"}))
+    slow = "[[simulate latency_ms=2000]]"
+    with ThreadPoolExecutor() as threads:
+        running = []
+        for others in range(2):
+            running.append(threads.submit(ask, stack, secret, content=slow))
+            wait_until(lambda others=others: stack.control.holds() == others + 1, "the hold")
+        answer = ask(stack, secret)
+        served = [one.result().headers["x-tollgate-deployment"] for one in running]
+    assert served == ["sim-fast", "second"]
+    assert (answer.status_code, answer.headers["x-tollgate-deployment"]) == (200, "sim-fast")
+    wait_until(lambda: len(stack.control.events()) == 3, "the events")
+    (first, second) = stack.control.events()[-1]["route"]
+    assert (first["reason"], second["is_passed_over"]) == ("position 0", True)
 
 
 # No way around
