@@ -211,7 +211,8 @@ class Gateway:
         """Until one answers. Where a budget asks for a cheaper alias, that one's go first."""
         failure: GatewayError | None = None
         may_downgrade, has_put_off = _may_downgrade(described.call), False
-        turns = [(described, upstream) for upstream in route]
+        # Most routes are of one, and that is the hot path.
+        turns = [(described, route[0])] if len(route) == 1 else [(described, upstream) for upstream in route]
         self._retries.begin()
         while turns:
             described, upstream = turns.pop(0)
