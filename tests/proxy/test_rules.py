@@ -2,17 +2,21 @@
 
 import contextlib
 import itertools
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from budgets import gate
-from proxy.dialects.table import ENDPOINTS, INFER, STORED
+from proxy.dialects.table import CONVERSE, ENDPOINTS, MODELS, RECEIPT, STORED, Endpoint
 from proxy.rules import Rules
 from proxy.snapshot import Budget, Increase, Limit, Provider, Threshold
 from tests.budgets import observed
@@ -424,61 +428,117 @@ def test_where_no_deployment_has_room_the_request_waits_for_the_first(stack):
 
 # No way around
 
-
-_FILLED = {"{id}": "x", "{provider}": "sim", "{path*}": "models", "{model*}": "demo"}
-_MULTIPART = {
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/v1/images/edits",
-    "/v1/images/variations",
-    "/v1/files",
+# What is answered without any provider. Every other row of the table asks one, and is walked.
+OWN_ANSWERS = {MODELS, RECEIPT}
+# Whose clients send forms.
+FORMS = ("openai.audio.", "openai.images.edits", "openai.images.variations")
+PROVIDERS = {"openai": "/v1", "anthropic": "/anthropic/v1", "gemini": "/gemini/v1beta", "cohere": "/cohere"}
+PARTS = {"parts": [{"text": "Hello"}]}
+BODY = {
+    "messages": [{"role": "user", "content": "Hello"}], "input": "Hello", "prompt": "Hello", "max_tokens": 5,
+    "query": "Hello", "documents": ["a"], "texts": ["a"], "input_type": "search_document", "voice": "alloy",
+    "contents": [{"role": "user", **PARTS}],
+}  # fmt: skip
+LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": chat("openai")}
+# By the kind of what providers keep, where it is made.
+MADE_AT = {
+    "file": "/v1/files",
+    "batch": "/v1/batches",
+    "message_batch": "/v1/messages/batches",
+    "response": "/v1/responses",
 }
 
 
-def paths() -> list[tuple[str, str]]:
-    found = []
-    for endpoint in ENDPOINTS:
-        path = endpoint.path
-        for name, value in _FILLED.items():
-            path = path.replace(name, value)
-        if endpoint.action in (INFER, STORED):
-            found.append((endpoint.method, path))
-    return sorted(set(found))
+def making(client: httpx.Client, kind: str) -> dict[str, Any]:
+    match kind:
+        case "file":
+            return {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", json.dumps(LINE))}}
+        case "batch":
+            file_id = make(client, "file")
+            return {"json": {"input_file_id": file_id, "endpoint": LINE["url"], "completion_window": "24h"}}
+        case "message_batch":
+            return {"json": {"requests": [{"custom_id": "a", "params": chat("anthropic", max_tokens=5)}]}}
+        case _:
+            return {"json": {"model": "openai", "input": "Hello"}}
+
+
+def make(client: httpx.Client, kind: str) -> str:
+    """The id of a new thing of that kind."""
+    answer = client.post(MADE_AT[kind], **making(client, kind))
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["id"])
+
+
+def request_of(client: httpx.Client, endpoint: Endpoint) -> httpx.Request:
+    """One that a provider answers, about a thing that is there."""
+    name, kind = endpoint.dialect.name, getattr(endpoint.dialect, "kind", "")
+    alias = next((alias for alias in PROVIDERS if name.startswith(alias)), "openai")
+    path = endpoint.path
+    for placeholder, value in {"{provider}": "openai", "{path*}": "files/none", "{model*}": alias}.items():
+        path = path.replace(placeholder, value)
+    if "{id}" in path:
+        return client.build_request(endpoint.method, path.replace("{id}", make(client, kind)))
+    if kind and endpoint.action == STORED:
+        return client.build_request(endpoint.method, path, **making(client, kind))
+    if endpoint.method in ("GET", "DELETE"):
+        return client.build_request(endpoint.method, path)
+    if name.startswith(FORMS):
+        files = {"file": ("a.wav", b"RIFF"), "image": ("a.png", b"\x89PNG")}
+        return client.build_request(endpoint.method, path, data={"model": alias, "prompt": "a"}, files=files)
+    of_google = {"content": PARTS, "requests": [{"model": f"models/{alias}", "content": PARTS}]}
+    body = BODY | {"model": alias} | (of_google if name == "gemini.embed" else {})
+    return client.build_request(endpoint.method, path, json=body)
+
+
+def answered(client: httpx.Client, request: httpx.Request, secret: str) -> int:
+    headers = {**request.headers, "authorization": f"Bearer {secret}"}
+    return client.send(httpx.Request(request.method, request.url, headers=headers, content=request.read())).status_code
+
+
+def opened(stack: Stack, path: str, secret: str) -> int:
+    """The status that opening a session is answered with."""
+    url = f"{stack.proxy.url.replace('http', 'ws')}{path}?model=openai"
+    try:
+        with connect(url, additional_headers={"authorization": f"Bearer {secret}"}) as socket:
+            socket.recv(timeout=60)
+    except InvalidStatus as refusal:
+        return refusal.response.status_code
+    return 101
 
 
 def test_no_endpoint_reaches_a_provider_without_being_admitted(stack):
-    """The whole table: a key that may not make one request gets no byte to any provider, whatever it calls."""
-    operations = (
-        "chat", "embeddings", "responses", "completions", "images", "audio", "speech", "transcriptions", "moderations", "rerank",
-    )  # fmt: skip
-    stack.control.add_deployment("sim-fast", operations=operations, output_is_visible=True)
-    stack.control.providers["sim"] = stack.control.providers["sim"].__class__(
-        slug="sim", api="openai", base_url=f"{stack.control.upstream_url}/v1", passthrough_hold_nanos=1
-    )
-    nothing = Budget(budget_id="none", name="none", window="total", amount=0, unit="requests")
-    stack.wait_for_version(stack.control.publish(budgets=(nothing,)))
-    secret = stack.control.issue_key(passthrough=("*",))
-    before = len(stack.simulator.entries())
-    refused = 0
-    body = {
-        "model": "demo", "messages": [{"role": "user", "content": "Hello"}], "input": "Hello", "prompt": "Hello",
-        "query": "Hello", "documents": ["a"], "texts": ["a"], "max_tokens": 5, "voice": "alloy",
-        "contents": [{"role": "user", "parts": [{"text": "Hello"}]}],
-        "content": {"parts": [{"text": "Hello"}]},
-        "requests": [{"model": "models/demo", "content": {"parts": [{"text": "Hello"}]}}],
-    }  # fmt: skip
-    with stack.client(secret) as client:
-        for method, path in paths():
-            if path in _MULTIPART:
-                files = {"file": ("a.wav", b"RIFF"), "image": ("a.png", b"\x89PNG")}
-                answer = client.request(
-                    method, path, data={"model": "demo", "prompt": "a", "purpose": "batch"}, files=files
-                )
-            elif method in ("POST", "PUT", "PATCH"):
-                answer = client.request(method, path, json=body)
+    """The whole table, row by row: a key that may not make one request gets no byte to any provider, whatever it calls; another
+    key of its project does."""
+    control = stack.control
+    capabilities = tuple({endpoint.dialect.capability for endpoint in ENDPOINTS})
+    for name, path in PROVIDERS.items():
+        url = f"{stack.simulator.url}{path}"
+        control.providers[name] = Provider(slug=name, api=name, base_url=url, passthrough_hold_nanos=1)
+        control.add_deployment(name, provider=name, operations=capabilities, context_window=2_000)
+        control.add_alias(name, name)
+    stack.wait_for_version(control.publish())
+    nothing = budget(0, unit="requests", window="total", subject={"key": "k"})
+    shut = control.issue_key(passthrough=("*",), key_id="k", budgets=(nothing,))
+    free = control.issue_key(passthrough=("*",))
+
+    def received() -> int:
+        return sum(entry["event"] == "received" for entry in stack.simulator.entries())
+
+    def is_quiet() -> bool:
+        """Nobody asks after batches any more: what has ended is in the ledger, whose part is played here."""
+        if applied := control.redis.hgetall(gate.APPLIED):
+            control.redis.hset(gate.INGESTED, mapping=applied)
+        return not control.redis.exists(gate.JOBS)
+
+    with stack.client(free) as client:
+        for endpoint in ENDPOINTS:
+            if endpoint.action in OWN_ANSWERS:
+                continue
+            if endpoint.action == CONVERSE:
+                ask_with = partial(opened, stack, endpoint.path)
             else:
-                answer = client.request(method, path)
-            assert answer.status_code >= 400, (method, path, answer.text)
-            refused += answer.status_code == 429
-    assert len(stack.simulator.entries()) == before, "nothing has reached the provider"
-    assert refused >= 10, "most were refused by the budget, not for their form"
+                ask_with = partial(answered, client, request_of(client, endpoint))
+            wait_until(is_quiet, "the end of all batches")
+            before = received()
+            assert (ask_with(shut), received() - before) == (429, 0), endpoint
+            assert (ask_with(free) != 429, received() > before) == (True, True), endpoint
