@@ -29,7 +29,12 @@ def key():
 
 @pytest.fixture
 def deployment():
-    return factories.DeploymentFactory(name="east", model__name="small", provider__slug="openai")
+    return factories.DeploymentFactory(
+        name="east",
+        model__name="small",
+        provider__slug="openai",
+        pool=factories.CredentialPoolFactory(provider="openai"),
+    )
 
 
 @pytest.fixture
@@ -50,6 +55,7 @@ def used(redis_url, key, deployment):
             provider="openai",
             model="small",
             deployment="east",
+            pool=str(deployment.pool_id),
             request_model="small",
             cost_nanos=nanos,
             usage=Usage(input_tokens=7, output_tokens=3),
@@ -80,6 +86,7 @@ def subject(dimension, key, deployment):
         "model": {"scope": "global", "model": deployment.model},
         "provider": {"scope": "global", "provider": deployment.provider},
         "deployment": {"scope": "global", "deployment": deployment},
+        "pool": {"scope": "global", "pool": deployment.pool},
         "project and model": {"scope": "project", "project": key.project, "model": deployment.model},
         "team and tag": {"scope": "team", "team": key.project.team, "tags": {"customer": "acme"}},
         "key and tag": {"scope": "key", "virtual_key": key, "tags": {"customer": "acme"}},
@@ -88,7 +95,7 @@ def subject(dimension, key, deployment):
 
 SUBJECTS = (
     "everybody", "team", "project", "key", "environment", "end user", "tag", "two tags", "alias", "model", "provider",
-    "deployment", "project and model", "team and tag", "key and tag",
+    "deployment", "pool", "project and model", "team and tag", "key and tag",
 )  # fmt: skip
 OTHER = {
     "team": {"team_id": str(uuid.uuid4())},
@@ -102,6 +109,7 @@ OTHER = {
     "model": {"model": "large"},
     "provider": {"provider": "groq"},
     "deployment": {"deployment": "west"},
+    "pool": {"pool": str(uuid.uuid4())},
 }
 
 

@@ -30,6 +30,10 @@ def budget(amount: int, **fields: Any) -> Budget:
     return Budget(**{"budget_id": "b", "name": "b", "window": "day", "amount": amount, **fields})
 
 
+def limit_of(subject: dict[str, str], **fields: Any) -> Limit:
+    return Limit(**{"limit_id": "l", "metric": "requests", "amount": 1, "window_s": 3600, "subject": subject, **fields})
+
+
 def counter(rule: Budget, at_s: float = NOON_S, **values: str) -> gate.BudgetCounter:
     (found,) = Rules([rule], [], values, {}).in_force(at_s).counters
     return found
@@ -96,27 +100,58 @@ def publish(stack: Stack, *budgets: Budget, limits: tuple[Limit, ...] = ()) -> s
     return stack.control.issue_key()
 
 
-@pytest.mark.parametrize(
+def of_subject(stack: Stack, *, budgets: tuple[Budget, ...] = (), limits: tuple[Limit, ...] = ()) -> str:
+    """A key under these rules. Those that name a key travel with it, all others with the snapshot."""
+    stack.control.add_deployment("sim-fast", pool="one")
+    rules = {"budgets": budgets, "limits": limits}
+    of_key = {name: tuple(rule for rule in of if "key" in rule.subject) for name, of in rules.items()}
+    others = {name: tuple(rule for rule in of if "key" not in rule.subject) for name, of in rules.items()}
+    stack.wait_for_version(stack.control.publish(**others))
+    return stack.control.issue_key(key_id="k", **of_key)
+
+
+# A subject, and the headers and fields of a call that it is about.
+every_subject = pytest.mark.parametrize(
     ("subject", "headers", "fields"),
     [
+        ({}, {}, {}),
         ({"team": "00000000-0000-7000-8000-000000000001"}, {}, {}),
+        ({"project": "00000000-0000-7000-8000-000000000002"}, {}, {}),
+        ({"key": "k"}, {}, {}),
+        ({"key": "*"}, {}, {}),
         ({"environment": "prod"}, {}, {}),
         ({"alias": "demo"}, {}, {}),
         ({"model": "model-sim-fast"}, {}, {}),
         ({"provider": "sim"}, {}, {}),
         ({"deployment": "sim-fast"}, {}, {}),
+        ({"pool": "one"}, {}, {}),
+        ({"pool": "*"}, {}, {}),
         ({"end_user": "ann"}, {"x-tollgate-user": "ann"}, {"user": "bob"}),
         ({"end_user": "*"}, {}, {"user": "bob"}),
         ({"tag:customer": "acme"}, {"x-tollgate-tags": "customer=acme"}, {}),
         ({"project": "00000000-0000-7000-8000-000000000002", "model": "model-sim-fast"}, {}, {}),
+        ({"key": "k", "pool": "one"}, {}, {}),
     ],
 )
+
+
+@every_subject
 def test_a_budget_of_any_scope_refuses_those_that_it_is_about(stack, subject, headers, fields):
-    secret = publish(stack, budget(1, subject=subject))
+    secret = of_subject(stack, budgets=(budget(1, subject=subject),))
     refusal = ask(stack, secret, headers, **fields)
     assert (refusal.status_code, refusal.json()["error"]["code"]) == (429, "budget_exceeded")
-    secret = publish(stack, budget(1, subject={**subject, "tag:feature": "other"}))
+    secret = of_subject(stack, budgets=(budget(1, subject={**subject, "tag:feature": "other"}),))
     assert ask(stack, secret, headers, **fields).status_code == 200
+
+
+@every_subject
+def test_a_limit_of_any_scope_refuses_those_that_it_is_about(stack, subject, headers, fields):
+    secret = of_subject(stack, limits=(limit_of(subject),))
+    assert [ask(stack, secret, headers, **fields).status_code for _ in range(2)] == [200, 429]
+    error = ask(stack, secret, headers, **fields).json()["error"]
+    assert (error["code"], error["limit_id"]) == ("rate_limit_exceeded", "l")
+    secret = of_subject(stack, limits=(limit_of({**subject, "tag:feature": "other"}),))
+    assert [ask(stack, secret, headers, **fields).status_code for _ in range(2)] == [200, 200]
 
 
 def test_a_hard_budget_refuses_at_its_amount_though_it_blocks_above(stack):
@@ -287,10 +322,6 @@ def two_ways(stack: Stack, *more: str) -> None:
     for name in ("second", *more):
         control.add_deployment(name, provider="other", pool="two")
     control.add_alias("demo", "sim-fast", "second", *more)
-
-
-def limit_of(subject: dict[str, str], **fields: Any) -> Limit:
-    return Limit(**{"limit_id": "l", "metric": "requests", "amount": 1, "window_s": 3600, "subject": subject, **fields})
 
 
 def holds_asked_for(stack: Stack, ask_once: Callable[[], Any]) -> int:
