@@ -13,6 +13,7 @@ from rest_framework.response import Response
 from audit.api_base import ApiView
 from audit.models import UsageRecord
 from audit.querysets import READERS
+from audit.records import Usage
 from budgets.models import Budget
 from budgets.receipt import Receipt, RequestReceipt, may_be_pending, receipt_of_request
 from controlplane.api_access import REFUSED, BearerToken, HasScope
@@ -104,7 +105,7 @@ class CountedSerializer(serializers.Serializer[Any]):
 
 
 class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
-    """A usage record with its lines: meters times prices."""
+    """A usage record with its meters, and its lines: meters times prices."""
 
     currency = serializers.CharField()
     lines = LineSerializer(many=True)
@@ -131,6 +132,7 @@ class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
             "latency_ms",
             "first_token_ms",
             "usage_source",
+            *Usage.__struct_fields__,
             "price_id",
             "held_usd",
             "cost_usd",
@@ -144,6 +146,14 @@ class AttemptSerializer(serializers.ModelSerializer[UsageRecord]):
         )
 
 
+class CorrectionSerializer(serializers.ModelSerializer[UsageRecord]):
+    """An entry that changed the cost of an attempt (`adjusts`) later, by so much."""
+
+    class Meta:
+        model = UsageRecord
+        fields = ("adjusts", "ingested_at", "cost_usd")
+
+
 class ReceiptSerializer(serializers.Serializer[Any]):
     """Money is a decimal in a string. `is_settled` is false while an attempt is in suspense: then the cost is what is held."""
 
@@ -155,11 +165,15 @@ class ReceiptSerializer(serializers.Serializer[Any]):
     environment = serializers.CharField()
     end_user = serializers.CharField()
     alias = serializers.CharField()
+    downgraded_from = serializers.CharField(
+        help_text="The alias that was asked for, where a budget had a cheaper one take its place."
+    )
     operation = serializers.CharField()
     is_stream = serializers.BooleanField()
     tags = TagSerializer(many=True)
     route = StepSerializer(many=True)
     attempts = AttemptSerializer(many=True)
+    corrections = CorrectionSerializer(many=True)
     corrections_usd = serializers.CharField()
     cost_usd = serializers.CharField()
     cache_saving_usd = serializers.CharField(help_text="By the provider's cache.")
@@ -195,7 +209,10 @@ class ReceiptView(ApiView):
             return Response(_body(receipt))
         if not may_be_pending(request_id):
             raise exceptions.NotFound("There is no such request, it reached no provider, or it is not yours to see.")
-        detail = "Nothing is in the ledger of such a request yet: it may still run, or be on its way."
+        detail = (
+            "Nothing is in the ledger of such a request yet: it may still run, or be on its way; or it was refused before any "
+            "provider was called, and never will be."
+        )
         headers = {"Retry-After": str(RETRY_AFTER_S)}
         return Response({"request_id": request_id, "detail": detail}, 202, headers=headers)
 
@@ -217,11 +234,16 @@ def _body(receipt: RequestReceipt) -> dict[str, Any]:
         "environment": last.environment,
         "end_user": last.end_user,
         "alias": last.alias,
+        "downgraded_from": last.downgraded_from,
         "operation": last.operation,
         "is_stream": last.is_stream,
         "tags": [tag._asdict() for tag in receipt.tags],
         "route": [step._asdict() for step in receipt.route],
         "attempts": [_attempt(attempt) for attempt in receipt.attempts],
+        "corrections": [
+            {"adjusts": record.adjusts, "ingested_at": record.ingested_at, "cost_usd": f"{record.cost_usd:f}"}
+            for record in receipt.corrections
+        ],
         "corrections_usd": f"{sum(record.cost_usd for record in receipt.corrections):f}",
         "cost_usd": f"{receipt.cost_usd:f}",
         "cache_saving_usd": f"{receipt.cache_saving_usd:f}",

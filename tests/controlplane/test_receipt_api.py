@@ -1,5 +1,6 @@
 """Receipts by the API: for accounts and users by their rights, for a virtual key those of its project, and for nobody else."""
 
+import datetime
 import time
 import uuid
 from decimal import Decimal
@@ -9,6 +10,7 @@ from django.test import Client
 from django.urls import reverse
 
 from audit.models import UsageRecord
+from audit.records import Usage
 from proxy.ids import new_id
 from tests import factories
 from tests.api import client_with, url
@@ -97,15 +99,32 @@ def test_a_receipt_tells_the_whole_story_of_a_request(request_id, key):
         ("Input read from the provider's cache", 400, "0.5", "0.0002"),
         ("Output", 100, "8", "0.0008"),
     ]
+    meters = {name: answered[name] for name in Usage.__struct_fields__}
+    assert {name: value for name, value in meters.items() if value} == {
+        "input_tokens": 1_000,
+        "cache_read_input_tokens": 400,
+        "output_tokens": 100,
+    }
+    assert (body["alias"], body["downgraded_from"]) == ("alias", "")
+
+
+def test_a_receipt_says_which_alias_was_asked_for(key):
+    record = factories.UsageRecordFactory(project_id=key.project_id, alias="cheap", downgraded_from="dear")
+    body = bearer(SECRET).get(url("receipts", record.request_id)).json()
+    assert (body["alias"], body["downgraded_from"]) == ("cheap", "dear")
 
 
 def test_a_later_correction_is_in_the_sum_and_is_no_attempt(request_id):
     attempt = UsageRecord.objects.get(request_id=request_id, attempt_number=2)
-    factories.UsageRecordFactory(
+    correction = factories.UsageRecordFactory(
         request_id=request_id, project_id=attempt.project_id, adjusts=attempt.pk, cost_usd=Decimal("-0.0002")
     )
     body = bearer(SECRET).get(url("receipts", request_id)).json()
     assert (len(body["attempts"]), body["corrections_usd"], body["cost_usd"]) == (2, "-0.000200000", "0.002000000")
+    (told,) = body["corrections"]
+    assert (told["adjusts"], told["cost_usd"]) == (str(attempt.pk), "-0.000200000")
+    correction.refresh_from_db()
+    assert datetime.datetime.fromisoformat(told["ingested_at"]) == correction.ingested_at
 
 
 def test_a_shadow_call_is_paid_for_and_answers_nobody(request_id):
