@@ -12,6 +12,8 @@ from controlplane.simulator.store import ENTRIES_MAX, Kept, Store
 from tests.controlplane.test_simulator import KEY, Simulator
 
 WORK = {"x-simulate": "work_ms=150"}
+# Nothing here waits for what takes so long.
+LONG_WORK = {"x-simulate": "work_ms=3600000"}
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,8 @@ def test_a_response_that_is_not_to_be_stored_is_not(simulator):
 
 def test_a_response_in_the_background_is_queued_then_completed_and_billed_once(simulator):
     asked = {"model": "sim", "input": "hello", "background": True}
+    name = simulator.client.post("/v1/responses", json=asked, headers=LONG_WORK).json()["id"]
+    assert simulator.client.get(f"/v1/responses/{name}").json()["status"] == "queued"
     headers = WORK | {"x-client-request-id": "background"}
     queued = simulator.client.post("/v1/responses", json=asked, headers=headers).json()
     assert (queued["status"], queued["output"], queued["usage"]) == ("queued", [], None)
@@ -69,9 +73,8 @@ def test_a_response_in_the_background_is_queued_then_completed_and_billed_once(s
 
 def test_a_response_in_the_background_is_cancelled_unless_it_is_done(simulator):
     asked = {"model": "sim", "input": "hello", "background": True}
-    name = simulator.client.post("/v1/responses", json=asked, headers=WORK).json()["id"]
+    name = simulator.client.post("/v1/responses", json=asked, headers=LONG_WORK).json()["id"]
     assert simulator.client.post(f"/v1/responses/{name}/cancel").json()["status"] == "cancelled"
-    time.sleep(0.2)
     assert simulator.client.get(f"/v1/responses/{name}").json()["status"] == "cancelled"
     asked["background"] = False
     name = simulator.client.post("/v1/responses", json=asked).json()["id"]
@@ -103,11 +106,10 @@ def line(custom_id: str, content: str) -> str:
 def test_a_batch_answers_every_line_and_accounts_for_each(simulator, sdk):
     lines = [line("good", "hello [[simulate output_tokens=3]]"), line("bad", "[[simulate error=400]]")]
     file = sdk.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
-    batch = sdk.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", extra_headers=WORK
-    )
+    asked = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    assert sdk.batches.retrieve(sdk.batches.create(**asked, extra_headers=LONG_WORK).id).status == "in_progress"
+    batch = sdk.batches.create(**asked, extra_headers=WORK)
     assert batch.status == "validating"
-    assert sdk.batches.retrieve(batch.id).status == "in_progress"
     done = wait_for(lambda: sdk.batches.retrieve(batch.id).model_dump(), "completed")
     assert done["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
     good = json.loads(sdk.files.content(done["output_file_id"]).read())
@@ -122,7 +124,9 @@ def test_a_batch_answers_every_line_and_accounts_for_each(simulator, sdk):
 
 def test_a_batch_is_cancelled_once(sdk):
     file = sdk.files.create(file=("in.jsonl", line("a", "hello").encode()), purpose="batch")
-    batch = sdk.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = sdk.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", extra_headers=LONG_WORK
+    )
     assert sdk.batches.cancel(batch.id).status == "cancelled"
     with pytest.raises(openai.ConflictError):
         sdk.batches.cancel(batch.id)
@@ -159,9 +163,11 @@ def test_a_batch_of_messages_answers_every_line_and_accounts_for_each(simulator)
 
     requests = [{"custom_id": "good", "params": params("hello")}, {"custom_id": "bad", "params": {}}]
     path = "/anthropic/v1/messages/batches"
+    batch = simulator.client.post(path, json={"requests": requests}, headers=LONG_WORK).json()
+    assert simulator.client.get(f"{path}/{batch['id']}").json()["processing_status"] == "in_progress"
+    assert simulator.client.get(f"{path}/{batch['id']}/results").status_code == 404
     batch = simulator.client.post(path, json={"requests": requests}, headers=WORK).json()
     assert batch["processing_status"] == "in_progress"
-    assert simulator.client.get(f"{path}/{batch['id']}/results").status_code == 404
     done = wait_for(lambda: simulator.client.get(f"{path}/{batch['id']}").json(), "ended", "processing_status")
     assert done["request_counts"] == {"processing": 0, "succeeded": 1, "errored": 1, "canceled": 0, "expired": 0}
     results = [json.loads(text) for text in simulator.client.get(done["results_url"]).text.splitlines()]
@@ -176,7 +182,7 @@ def test_a_batch_of_messages_is_cancelled(simulator):
     message = {"role": "user", "content": "hello"}
     requests = [{"custom_id": "a", "params": {"model": "sim", "max_tokens": 3, "messages": [message]}}]
     path = "/anthropic/v1/messages/batches"
-    name = simulator.client.post(path, json={"requests": requests}).json()["id"]
+    name = simulator.client.post(path, json={"requests": requests}, headers=LONG_WORK).json()["id"]
     cancelled = simulator.client.post(f"{path}/{name}/cancel").json()
     assert (cancelled["processing_status"], cancelled["request_counts"]["canceled"]) == ("ended", 1)
     assert json.loads(simulator.client.get(cancelled["results_url"]).text)["result"] == {"type": "canceled"}
