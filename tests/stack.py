@@ -107,6 +107,8 @@ class ControlPlane:
         self.upstream_url = upstream_url
         self.version = 0
         self.keys_version = 0
+        # Then the versions that workers poll stay as they are, and what is pushed is all that they hear.
+        self.is_only_pushed = False
         self.team = Team(team_id="00000000-0000-7000-8000-000000000001", name="Research")
         self.project = Project(
             project_id="00000000-0000-7000-8000-000000000002",
@@ -171,7 +173,7 @@ class ControlPlane:
 
     def publish_raw(self, body: bytes) -> None:
         self.redis.set(gate.SNAPSHOT, body)
-        self.redis.hset(gate.VERSIONS, "snapshot", self.version)
+        self._count("snapshot", self.version)
         self._push(kind="snapshot", version=self.version)
 
     def issue_key(self, **changes: Any) -> str:
@@ -190,7 +192,7 @@ class ControlPlane:
             "aliases": ("*",),
         }
         self.redis.hset(gate.KEYS, digest, encode(KeyRecord(**{**fields, **changes})))
-        self.redis.hset(gate.VERSIONS, "keys", self.keys_version)
+        self._count("keys", self.keys_version)
         self._push(kind="key", digest=digest, keys_version=self.keys_version)
 
     def throw(self, scope: str, target: str = "", reason: str = "drill") -> KillFlag:
@@ -223,6 +225,10 @@ class ControlPlane:
 
     def holds(self) -> int:
         return sum(self.redis.hlen(key) for key in self.redis.scan_iter("tg:holds:*"))
+
+    def _count(self, field: str, version: int) -> None:
+        if not self.is_only_pushed:
+            self.redis.hset(gate.VERSIONS, field, version)
 
     def _push(self, **message: Any) -> None:
         self.redis.publish(gate.PUSH, json.dumps(message))

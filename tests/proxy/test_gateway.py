@@ -203,15 +203,13 @@ def test_a_limit_of_nothing_is_not_to_be_waited_out(stack):
 
 def test_concurrency_is_limited_and_slots_come_back(stack):
     secret = stack.control.issue_key(limits=(_limit("concurrency", 1),))
-    body = chat(content="[[simulate tokens_per_second=10,output_tokens=200]]", stream=True)
+    body = chat(content="[[simulate tokens_per_second=10,output_tokens=2000]]", stream=True)
     with stack.client(secret) as client, client.stream("POST", "/v1/chat/completions", json=body) as running:
         assert running.status_code == 200
         with stack.client(secret) as second:
             assert second.post("/v1/chat/completions", json=chat()).status_code == 429
     with stack.client(secret) as client:
-        wait_until(
-            lambda: client.post("/v1/chat/completions", json=chat()).status_code == 200, "a free slot", timeout_s=5
-        )
+        wait_until(lambda: client.post("/v1/chat/completions", json=chat()).status_code == 200, "a free slot")
 
 
 def test_required_tags_are_demanded_by_name_and_stored(stack):
@@ -355,7 +353,6 @@ def test_a_client_that_leaves_closes_the_upstream_and_pays_what_was_used(stack):
             for entry in stack.simulator.entries()
         ),
         "the simulator to notice",
-        timeout_s=3,
     )
     assert stack.control.holds() == 0
 
@@ -416,25 +413,23 @@ def test_a_kill_switch_cuts_live_streams_with_a_last_event_and_is_acknowledged(m
 # Configuration
 
 
-def test_a_change_is_in_force_without_a_restart(stack):
+def test_a_change_is_in_force_as_soon_as_it_is_pushed(stack):
     secret = stack.control.issue_key()
     with stack.client(secret) as client:
         assert client.post("/v1/chat/completions", json=chat("new")).status_code == 404
         stack.control.add_alias("new", "sim-fast")
+        stack.control.is_only_pushed = True
         stack.control.publish()
-        wait_until(
-            lambda: client.post("/v1/chat/completions", json=chat("new")).status_code == 200, "the alias", timeout_s=1
-        )
+        wait_until(lambda: client.post("/v1/chat/completions", json=chat("new")).status_code == 200, "the alias")
 
 
-def test_a_revoked_key_is_refused_soon(stack):
+def test_a_revoked_key_is_refused_as_soon_as_it_is_pushed(stack):
     secret = stack.control.issue_key()
     with stack.client(secret) as client:
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+        stack.control.is_only_pushed = True
         stack.control.set_key(digest(secret), is_revoked=True)
-        wait_until(
-            lambda: client.post("/v1/chat/completions", json=chat()).status_code == 401, "the refusal", timeout_s=1
-        )
+        wait_until(lambda: client.post("/v1/chat/completions", json=chat()).status_code == 401, "the refusal")
 
 
 @pytest.mark.parametrize("body", [b"nonsense", b'{"schema_version": 99, "version": 9, "published_at_s": 0}'])
