@@ -8,6 +8,7 @@ from decimal import Decimal
 import msgspec
 import pytest
 import redis
+import time_machine
 from django.db import connection, transaction
 from django.utils import timezone
 
@@ -193,15 +194,14 @@ def test_the_latest_price_in_force_counts_in_the_currency_of_the_provider(client
 
 def test_a_price_of_the_future_is_published_when_its_time_comes(client):
     deployment = factories.DeploymentFactory()
-    soon = timezone.now() + datetime.timedelta(milliseconds=400)
+    then = timezone.now() + datetime.timedelta(days=1)
     routing.set_price(
-        deployment.model, deployment.provider, actor=ACTOR, input=Decimal(1), output=Decimal(1), effective_from=soon
+        deployment.model, deployment.provider, actor=ACTOR, input=Decimal(1), output=Decimal(1), effective_from=then
     )
     assert snapshot(client).deployments[str(deployment.pk)].price is None
     assert publish.publish_pending() is False
-    while timezone.now() < soon:
-        pass
-    tasks.watch_epoch()
+    with time_machine.travel(then):
+        tasks.watch_epoch()
     assert snapshot(client).deployments[str(deployment.pk)].price is not None
     assert not Unpublished.objects.exists()
 
