@@ -200,7 +200,8 @@ def test_errors_are_events_and_the_session_goes_on(client, directives, message):
 def test_a_session_breaks_as_it_is_told(client, simulator, request, fault, end):
     client.say(f"hello [[simulate {fault},after_tokens=2]]")
     client.send(type="response.create")
-    assert read_all(client.socket)[1] == end
+    wait_until(lambda: sum(line["event"] == "received" for line in simulator.lines(request.node.name)) == 2)
+    assert read_all(client.socket, 0.5 if end == "silent" else TIMEOUT_S)[1] == end
     wait_until(lambda: sum(line["event"] == "ended" for line in simulator.lines(request.node.name)) == 2)
     (entry,) = [line for line in simulator.lines(request.node.name) if line.get("status") == 200]
     assert (entry["fault"], entry["end"]) == (fault, "client_gone" if fault == "stall" else "fault")
