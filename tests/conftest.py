@@ -10,7 +10,6 @@ import datetime
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -30,6 +29,7 @@ from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from controlplane import embedded, processes
+from tests import stack
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 60.0
@@ -197,23 +197,9 @@ def postgres_away() -> Callable[[], contextlib.AbstractContextManager[None]]:
 
 
 @pytest.fixture
-def free_ports() -> Callable[[int], list[int]]:
-    """Call with a number to get so many TCP ports of 127.0.0.1 that nobody uses, all different."""
-
-    def choose(count: int) -> list[int]:
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-        ports = [listener.getsockname()[1] for listener in sockets]
-        for listener in sockets:
-            listener.close()
-        return ports
-
-    return choose
-
-
-@pytest.fixture
-def free_port(free_ports: Callable[[int], list[int]]) -> int:
-    """One TCP port of 127.0.0.1 that nobody uses."""
-    return free_ports(1)[0]
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody uses."""
+    return stack.free_port()
 
 
 @pytest.fixture(scope="session")

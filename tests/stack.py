@@ -5,8 +5,10 @@ What the control plane would publish is written here by hand, so that the data p
 
 import base64
 import contextlib
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -55,6 +57,12 @@ PRICE = Price(
 )
 # On a busy machine Redis, too, is late: that is not what most tests are about.
 REDIS_TIMEOUT_S = "2"
+# Below those that the kernel gives to whoever asks for any, and apart for each process of pytest-xdist: between the choice of a
+# port and its use nobody else takes it. Other runs on this machine begin elsewhere.
+PORTS, PROCESSES_MAX = range(12_000, 32_000), 8
+_PROCESS = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % PROCESSES_MAX
+_OWN_PORTS = PORTS[_PROCESS::PROCESSES_MAX]
+_PORTS = itertools.cycle(random.SystemRandom().sample(_OWN_PORTS, len(_OWN_PORTS)))
 UPSTREAM_SECRET = "sk-upstream-secret-that-must-never-show"
 
 
@@ -319,9 +327,11 @@ def _answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+    """A TCP port of 127.0.0.1 that nobody uses, for whoever binds it later."""
+    for port in _PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("the ports never end")
 
 
 def _environment(**more: str) -> dict[str, str]:

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.stack import REDIS_TIMEOUT_S, ROOT
+from tests.stack import REDIS_TIMEOUT_S, ROOT, free_port
 
 START_TIMEOUT_S = 240.0
 STOP_TIMEOUT_S = 120.0
@@ -30,11 +29,10 @@ class Tollgate:
         self.data_dir = data_dir
         own = {name: value for name, value in os.environ.items() if name not in TEST_SETTINGS}
         self.environ = {name: value for name, value in own.items() if not name.startswith("TOLLGATE_")}
-        ports = _free_ports(2)
         self.environ |= {
             "TOLLGATE_DATA_DIR": str(data_dir),
-            "TOLLGATE_ADMIN_PORT": str(ports[0]),
-            "TOLLGATE_PROXY_PORT": str(ports[1]),
+            "TOLLGATE_ADMIN_PORT": str(free_port()),
+            "TOLLGATE_PROXY_PORT": str(free_port()),
             "TOLLGATE_REDIS_TIMEOUT_S": REDIS_TIMEOUT_S,
             **environ,
         }
@@ -116,14 +114,6 @@ class Tollgate:
     def logs(self) -> str:
         files = sorted((self.data_dir / "logs").glob("*.log"))
         return "\n".join(f"==> {file.name}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
 
 
 @pytest.fixture(scope="session")
