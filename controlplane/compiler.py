@@ -6,7 +6,7 @@ Secrets stay sealed. Whoever wants a snapshot that fits together calls within on
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from django.utils import timezone
 
 from budgets import models as budgets
 from budgets.price_book import Book, nanos
+from budgets.windows import window_bounds
 from keys.models import UpstreamCredential, VirtualKey
 from proxy import snapshot
 from routing import engine
@@ -26,13 +27,14 @@ from teams.models import Project, Team
 log = logging.getLogger(__name__)
 
 KEYS_PER_BATCH = 5_000
+LONGEST_TWO_WINDOWS = timedelta(days=2 * 366 + 1)
 
 Rules = tuple[list[snapshot.Budget], list[snapshot.Limit]]
 
 
 def compile_snapshot(version: int, now: datetime) -> snapshot.Snapshot:
-    """Everything but the virtual keys. `now` decides which prices are in force."""
-    budgets_of_snapshot, limits = _budgets(virtual_key=None), _limits(virtual_key=None)
+    """Everything but the virtual keys. `now` decides which prices are in force, and which increases still matter."""
+    budgets_of_snapshot, limits = _budgets(now, virtual_key=None), _limits(virtual_key=None)
     return snapshot.Snapshot(
         schema_version=snapshot.SCHEMA_VERSION,
         version=version,
@@ -117,7 +119,7 @@ def _project(project: Project) -> snapshot.Project:
 def _rules_of_keys(**virtual_keys: Any) -> dict[str, Rules]:
     """The rules of virtual keys by the id of their key."""
     by_key: defaultdict[str, Rules] = defaultdict(lambda: ([], []))
-    for budget in _budgets(**virtual_keys):
+    for budget in _budgets(timezone.now(), **virtual_keys):
         by_key[budget.subject["key"]][0].append(budget)
     for limit in _limits(**virtual_keys):
         by_key[limit.subject["key"]][1].append(limit)
@@ -141,12 +143,13 @@ _BUDGET_FIELDS = (
 )
 
 
-def _budgets(**subjects: Any) -> Iterator[snapshot.Budget]:
+def _budgets(now: datetime, **subjects: Any) -> Iterator[snapshot.Budget]:
     """Active budgets, in the order they were made in."""
     chosen = budgets.Budget.objects.filter(**subjects, is_active=True)
-    thresholds, increases = _thresholds(chosen), _increases(chosen)
+    thresholds, increases = _thresholds(chosen), _increases(chosen, now)
     rows = chosen.with_subject().with_zone().order_by("pk")
     for row in rows.values_list(*_BUDGET_FIELDS, named=True):
+        matters_from_s = _matters_from_s(row, now)
         # Of a window that begins anew, the moment from which its counters were kept for what they leave.
         starts_at = row.starts_at or row.rolls_over_since
         yield snapshot.Budget(
@@ -162,7 +165,7 @@ def _budgets(**subjects: Any) -> Iterator[snapshot.Budget]:
             starts_at_s=starts_at.timestamp() if starts_at else None,
             ends_at_s=row.ends_at.timestamp() if row.ends_at else None,
             rollover=_amount(row.rollover, row.unit),
-            increases=tuple(increases.get(row.pk, ())),
+            increases=tuple(one for one in increases.get(row.pk, ()) if one.until_s > matters_from_s),
             thresholds=tuple(thresholds.get(row.pk, ())),
         )
 
@@ -179,10 +182,20 @@ def _thresholds(chosen: QuerySet[budgets.Budget]) -> Mapping[UUID, list[snapshot
     return by_budget
 
 
-def _increases(chosen: QuerySet[budgets.Budget]) -> Mapping[UUID, list[snapshot.Increase]]:
-    """By their budget; those that were approved and are not over."""
+def _matters_from_s(row: Any, now: datetime) -> float:
+    """What is over by then is no part of any cap that is still asked for. Where there is a roll-over, a window asks for the cap of
+    the one before at its last second; and a worker whose clock is behind may be in the last window."""
+    if not row.rollover:
+        return now.timestamp()
+    start_s, _ = window_bounds(row.window, row.zone, now.timestamp(), fiscal_month=row.fiscal_month)
+    before_s, _ = window_bounds(row.window, row.zone, start_s - 1, fiscal_month=row.fiscal_month)
+    return before_s - 1
+
+
+def _increases(chosen: QuerySet[budgets.Budget], now: datetime) -> Mapping[UUID, list[snapshot.Increase]]:
+    """By their budget; those that were approved, and are not over for longer than the longest two windows."""
     by_budget: defaultdict[UUID, list[snapshot.Increase]] = defaultdict(list)
-    rows = budgets.Increase.objects.in_force(timezone.now()).filter(budget__in=chosen)
+    rows = budgets.Increase.objects.in_force(now - LONGEST_TWO_WINDOWS).filter(budget__in=chosen)
     fields = ("budget_id", "budget__unit", "amount", "starts_at", "ends_at")
     for budget_id, unit, amount, starts_at, ends_at in rows.order_by("starts_at", "pk").values_list(*fields):
         by_budget[budget_id].append(
