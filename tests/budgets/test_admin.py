@@ -151,6 +151,17 @@ def test_a_cap_below_what_is_spent_is_confirmed_first(client, boss):
     assert budget.amount == Decimal("60.5")
 
 
+def test_what_the_share_that_blocks_would_stop_is_confirmed_too(client, boss):
+    budget = factories.BudgetFactory(name="cap", amount=100, window="day")
+    factories.ThresholdFactory(budget=budget, percent=80, action="block")
+    used(budget.team, 60)
+    path = url("budgets_budget_change", budget.pk)
+    rows = {"thresholds-TOTAL_FORMS": "0"}
+    page = client.post(path, budget_form(amount="75", each_window="day", **rows))
+    assert page.status_code == 200 and "60 USD used in this window already" in page.content.decode()
+    assert client.post(path, budget_form(amount="76", each_window="day", **rows)).status_code == 302
+
+
 def test_thresholds_are_edited_with_their_budget(client, boss):
     key = factories.VirtualKeyFactory()
     budget = factories.BudgetFactory(scope="key", team=None, virtual_key=key)
