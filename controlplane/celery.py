@@ -20,8 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Consumer(consumer.Consumer):
-    """Celery's own, but for how soon it looks whether its broker is back: the broker is the gate too, which stays closed
-    until a task has rebuilt it. Two seconds between the first looks, as Celery has it, would be most of the outage."""
+    """Celery's own, but that it outlives a broker that dies in the middle of a task, and that it looks sooner whether it is back: the
+    broker is the gate too, which stays closed until a task has rebuilt it. Two seconds between the first looks, as Celery has
+    it, would be most of the outage."""
+
+    task_consumer: Any
 
     def ensure_connected(self, conn: Any) -> Any:
         def report(error: Exception, wait_s: float) -> None:
@@ -30,6 +33,12 @@ class Consumer(consumer.Consumer):
         conn.ensure_connection(report, interval_start=0.2, interval_step=0.1, interval_max=2.0, callback=maybe_shutdown)
         self.first_connection_attempt = False
         return conn
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        # A channel whose connection is lost cannot give back what it had fetched, and the whole worker would end of the attempt.
+        if self.task_consumer is not None:
+            self.task_consumer.channel.do_restore = False
+        super().on_connection_error_after_connected(exc)
 
 
 app = Celery("tollgate")

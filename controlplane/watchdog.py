@@ -47,7 +47,7 @@ class Watchdog:
             time.sleep(self._patience_s / LOOKS)
             self._looks_in_vain = self._looks_in_vain + 1 if self._is_waiting() else 0
         log.critical("tasks wait, and none was taken for %.0f s: ending, to be started again", self._patience_s)
-        # Whatever hangs would not hear of anything gentler. Tasks that run are run again.
+        # Whatever hangs would not hear of anything gentler. What was not finished is asked for again.
         os._exit(STUCK)
 
 
