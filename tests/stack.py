@@ -231,6 +231,9 @@ class ControlPlane:
     def spent_nanos(self, budget_id: str) -> int:
         return sum(int(self.redis.get(key) or 0) for key in self.redis.scan_iter(f"tg:spend:{budget_id}:*"))
 
+    def leases(self) -> int:
+        return len(list(self.redis.scan_iter(gate.lease_key("*"))))
+
     def holds(self) -> int:
         return sum(self.redis.hlen(key) for key in self.redis.scan_iter("tg:holds:*"))
 

@@ -44,7 +44,7 @@ class Books:
 
 @pytest.fixture(scope="module")
 def small_tollgate(make_tollgate):
-    running = make_tollgate(TOLLGATE_PROXY_WORKERS="1", TOLLGATE_LEASE_S="3")
+    running = make_tollgate(TOLLGATE_PROXY_WORKERS="1", TOLLGATE_LEASE_S="8")
     running.start()
     return running
 
@@ -73,7 +73,7 @@ def test_a_batch_outlives_its_worker_and_redis_and_is_billed_once(small_tollgate
         assert held["cost_usd"] == held["held_usd"] > 0
         small_tollgate.program("proxy").children()[0].kill()
         books.redis.flushall()
-        wait_until(lambda: books.state(batch_id) == "posted", "the end of the batch")
+        wait_until(lambda: books.state(batch_id) == "posted", "the end of the batch", timeout_s=120)
         assert client.get(f"/batches/{batch_id}").json()["status"] == "completed"
     (record,) = books.records(batch_id)
     bills = books.bills(batch_id)

@@ -23,8 +23,10 @@ from tests.stack import ROOT, VAULT_KEY, ControlPlane, Proxy, Stack, chat, free_
 
 BUDGET = Budget(budget_id="b1", name="all", window="month", amount=10**12)
 # Long enough that a slow machine does not lose it without being paused.
-LEASE_S = 2
+LEASE_S = 5
 SLOW = chat(content="[[simulate tokens_per_second=20,output_tokens=60]]", stream=True)
+# For streams that are to be cut: it is longer than anybody waits.
+ENDLESS = chat(content="[[simulate tokens_per_second=20,output_tokens=5000]]", max_tokens=5000, stream=True)
 
 
 def _post(stack: Stack, secret: str, body: dict | None = None) -> httpx.Response:
@@ -127,11 +129,28 @@ def test_a_worker_paused_past_its_lease_passes_nothing_on(make_stack, is_stream)
     stack = make_stack(TOLLGATE_LEASE_S=str(LEASE_S))
     secret = stack.control.issue_key()
     worker = psutil.Process(stack.proxy.workers()[0])
-    content = "[[simulate tokens_per_second=20,output_tokens=60]]"
-    if is_stream:
-        listener = Listener(stack, secret)
+    body = chat(content="[[simulate tokens_per_second=20,output_tokens=200]]", stream=is_stream)
+
+    def pause() -> None:
+        """Until the lease is gone, and all that the provider has to say has come."""
+        (attempt_id,) = (
+            name.decode()
+            for key in stack.control.redis.scan_iter("tg:holds:*")
+            for name in stack.control.redis.hkeys(key)
+        )
+
+        def events() -> list[str]:
+            return [line["event"] for line in stack.simulator.entries() if line.get("attempt_id") == attempt_id]
+
+        wait_until(lambda: "received" in events(), "the call")
         worker.suspend()
-        time.sleep(2 * LEASE_S)
+        assert "ended" not in events()
+        wait_until(lambda: stack.control.leases() == 0, "the end of the lease")
+        wait_until(lambda: "ended" in events(), "the end of the call")
+
+    if is_stream:
+        listener = Listener(stack, secret, body)
+        pause()
         before = len(listener.arrived)
         worker.resume()
         listener.wait()
@@ -139,12 +158,10 @@ def test_a_worker_paused_past_its_lease_passes_nothing_on(make_stack, is_stream)
         assert [json.loads(line.removeprefix("data: "))["error"]["code"] for line in late] == ["worker_lease_lost"]
     else:
         answers: list[httpx.Response] = []
-        asking = threading.Thread(target=lambda: answers.append(_post(stack, secret, chat(content=content))))
+        asking = threading.Thread(target=lambda: answers.append(_post(stack, secret, body)))
         asking.start()
         wait_until(lambda: stack.control.holds() == 1, "the hold")
-        time.sleep(0.2)
-        worker.suspend()
-        time.sleep(2 * LEASE_S)
+        pause()
         worker.resume()
         asking.join()
         assert answers[0].status_code == 503
@@ -170,7 +187,7 @@ def test_a_stopping_worker_lets_its_streams_end_and_settles_them(stack):
 
 def test_a_stopping_worker_cuts_what_outlasts_its_grace_and_says_so(make_stack):
     stack = make_stack(TOLLGATE_GRACE_S="0")
-    listener = Listener(stack, stack.control.issue_key())
+    listener = Listener(stack, stack.control.issue_key(), ENDLESS)
     stack.proxy.process.process.send_signal(signal.SIGTERM)
     listener.wait()
     assert json.loads(listener.last)["error"]["code"] == "service_unavailable"
@@ -184,10 +201,12 @@ def test_two_workers_finish_what_a_third_left_once(make_stack):
     stack.wait_for_version(stack.control.publish(budgets=(BUDGET,)))
     secret = stack.control.issue_key()
     assert all(_post(stack, secret).status_code == 200 for _ in range(6))
-    listeners = [Listener(stack, secret) for _ in range(3)]
+    body = chat(content="[[simulate tokens_per_second=20,output_tokens=200]]", stream=True)
+    listeners = [Listener(stack, secret, body) for _ in range(3)]
     dead = max(stack.control.redis.scan_iter("tg:holds:*"), key=stack.control.redis.hlen).decode().split(":", 2)[2]
-    running = [name.decode() for name in stack.control.redis.hkeys(gate.holds_key(dead))]
     (pid,) = re.findall(r"-(\d+)-[0-9a-f]+$", dead)
+    os.kill(int(pid), signal.SIGSTOP)  # None of its streams ends between the look and the death.
+    running = [name.decode() for name in stack.control.redis.hkeys(gate.holds_key(dead))]
     os.kill(int(pid), signal.SIGKILL)
     wait_until(lambda: len(_suspended(stack)) == len(running), "the take-over")
     journals = Path(stack.proxy.directory, "journal")
@@ -217,7 +236,7 @@ def test_what_was_taken_over_is_written_again_when_redis_forgets_it(make_stack):
     stack = make_stack(workers=2)
     stack.wait_for_version(stack.control.publish(budgets=(BUDGET,)))
     secret = stack.control.issue_key()
-    listener = Listener(stack, secret)
+    listener = Listener(stack, secret, ENDLESS)
     (holder,) = stack.control.redis.scan_iter("tg:holds:*")
     (pid,) = re.findall(rb"-(\d+)-[0-9a-f]+$", holder)
     os.kill(int(pid), signal.SIGKILL)
@@ -357,7 +376,7 @@ def test_a_kill_switch_thrown_again_cuts_what_began_in_between_although_no_push_
     assert _post(stack, secret).status_code == 403
     first = json.loads(stack.control.redis.hget(gate.KILLS, field))
     stack.control.redis.hdel(gate.KILLS, field)
-    listener = Listener(stack, secret)
+    listener = Listener(stack, secret, ENDLESS)
     stack.control.redis.hset(gate.KILLS, field, json.dumps({**first, "kill_switch_id": "the second"}))
     stack.control.redis.hincrby(gate.VERSIONS, "kills", 1)
     listener.wait()

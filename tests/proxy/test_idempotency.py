@@ -248,7 +248,7 @@ def test_what_nobody_reads_and_cannot_be_kept_is_cut(make_stack, calls):
 
 
 def test_after_its_worker_was_killed_the_outcome_is_unknown_and_no_second_call_is_made(make_stack, calls):
-    stack = make_stack(workers=2, TOLLGATE_LEASE_S="4")
+    stack = make_stack(workers=2, TOLLGATE_LEASE_S="8")
     secret, body = stack.control.issue_key(), chat(content="[[simulate latency_ms=30000]]")
     with _running(stack, secret, "order-1", body):
         assert _code(_post(stack, secret, "order-1", body)) == (409, "idempotency_key_in_use")

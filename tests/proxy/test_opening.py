@@ -128,7 +128,7 @@ def test_a_worker_that_is_away_is_waited_for_with_what_it_holds(two_hosts):
 
 
 def test_a_worker_that_is_away_for_longer_than_its_lease_is_not_waited_for_and_cuts_its_streams(two_hosts):
-    hosts = two_hosts(3)
+    hosts = two_hosts(8)
     stream = hosts.stream_there()
     hosts.signal_there(signal.SIGSTOP)
     hosts.redis_loses_everything()

@@ -298,13 +298,13 @@ def test_a_stopping_worker_says_so_and_settles(make_stack):
 
 
 def test_a_worker_paused_past_its_lease_stops_its_sessions(make_stack):
-    stack = make_stack(TOLLGATE_LEASE_S="2")
+    stack = make_stack(TOLLGATE_LEASE_S="5")
     publish_voice(stack)
     worker = psutil.Process(stack.proxy.workers()[0])
     with session(stack, stack.control.issue_key()) as talk:
         talk.ask("Hello")
         worker.suspend()
-        time.sleep(4)
+        wait_until(lambda: stack.control.leases() == 0, "the end of the lease")
         worker.resume()
         error, code = talk.last_words()
     assert (error["error"]["code"], code) == ("worker_lease_lost", 1011)

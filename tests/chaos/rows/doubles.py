@@ -85,7 +85,7 @@ def _pause_a_worker(books: Books, draw: random.Random) -> int:
 
 def retried(rig: Rig, options: Options) -> Measured:
     rounds = options.seeds or (3 if options.is_short else 50)
-    stack = rig.stack(2, TOLLGATE_REDIS_TIMEOUT_S="2")
+    stack = rig.stack(2, TOLLGATE_REDIS_TIMEOUT_S="2", TOLLGATE_LEASE_S="30")
     secret, port = stack.control.issue_key(), stack.proxy.port
     witness = Witness(stack.simulator.journal)
     calls = differing = wrong = 0
