@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -119,12 +120,17 @@ class Gunicorn(Edge):
             return set()
 
     def who_answers(self, connections: int) -> Counter[int]:
-        """The worker of each of so many connections, all open at once."""
+        """The worker of each of so many connections, all open in the end. Each is answered before the next one comes, so
+        that a worker that was off the processor for a while can catch up."""
+        workers = Counter[int]()
         with contextlib.ExitStack() as stack:
-            opened = [stack.enter_context(self.connect()) for _ in range(connections)]
-            for connection in opened:
-                connection.sendall(request(b"/pid", b"Connection: close"))
-            return Counter(int(split_answers(read_to_end(connection))[0].body) for connection in opened)
+            for _ in range(connections):
+                connection = stack.enter_context(self.connect())
+                connection.sendall(request(b"/pid"))
+                response = HTTPResponse(connection)
+                response.begin()
+                workers[int(response.read())] += 1
+        return workers
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
