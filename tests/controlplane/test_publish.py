@@ -380,7 +380,7 @@ def counter(client, budget, time_zone="Asia/Kolkata"):
 
 
 @pytest.fixture
-def spent_already(client, project):
+def spent_already(client, project, lasting_hour):
     """A virtual key whose project has spent 7 nano-USD in this hour."""
     virtual_key = keys.issue_virtual_key(project, "app", actor=ACTOR).virtual_key
     event = UsageEvent(

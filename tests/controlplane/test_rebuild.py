@@ -32,7 +32,7 @@ from tests.factories import ACTOR
 
 WINDOWS = [window for window in Budget.Window if window != Budget.Window.FIXED]
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("lasting_hour")]
 
 
 @pytest.fixture
