@@ -9,7 +9,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -29,6 +29,7 @@ from proxy.wire.websocket import (
     connect,
 )
 from proxy.worker import WEBSOCKET_PATHS
+from tests.proxy.conftest import ClockedLoop
 from tests.proxy.test_edge import TIMEOUT_S, Gunicorn, read_to_end, request, split_answers, wait_until
 
 KEY = b"dGhlIHNhbXBsZSBub25jZQ=="
@@ -336,13 +337,33 @@ async def test_a_line_break_cannot_be_smuggled_into_the_handshake():
             )
 
 
+@contextlib.asynccontextmanager
+async def time_passing_for(*alive: WebSocket) -> AsyncIterator[None]:
+    """The clock is put forward by ten seconds whenever each of them has been heard again, however long that takes."""
+    loop = cast(ClockedLoop, asyncio.get_running_loop())
+
+    async def pass_time() -> None:
+        while True:
+            heard_at_s = [side.heard_at_s for side in alive]
+            while any(side.heard_at_s == before for side, before in zip(alive, heard_at_s, strict=True)):
+                await asyncio.sleep(0.001)
+            loop.ahead_s += 10
+
+    passing = asyncio.create_task(pass_time())
+    try:
+        yield
+    finally:
+        passing.cancel()
+
+
 async def test_a_side_that_answers_pings_is_there_until_nobody_has_spoken_for_too_long(make_server):
     origin = await make_server()
     client, provider = await dial(origin), await dial(origin)
     loop = asyncio.get_running_loop()
     spoken_at_s = loop.time()
-    await watch(client, provider, lambda: spoken_at_s, Patience(ping_s=0.1, silence_s=1.5, idle_s=2))
-    assert loop.time() - spoken_at_s >= 2
+    async with time_passing_for(client, provider):
+        await watch(client, provider, lambda: spoken_at_s, Patience(ping_s=0.01, silence_s=60, idle_s=200))
+    assert loop.time() - spoken_at_s >= 200
     client.close()
     provider.close()
 
@@ -364,7 +385,8 @@ async def test_a_side_that_does_not_answer_a_ping_is_gone(make_server, is_client
         alive = await dial(await make_server())
         sides = (dead, alive) if is_client else (alive, dead)
         with pytest.raises(failure):
-            await watch(*sides, loop.time, Patience(ping_s=0.05, silence_s=0.3, idle_s=60))
+            async with time_passing_for(alive):
+                await watch(*sides, loop.time, Patience(ping_s=0.01, silence_s=60, idle_s=200))
         is_over.set()
         alive.close()
         for side in sides:
