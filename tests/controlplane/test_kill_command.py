@@ -91,7 +91,7 @@ def test_a_kill_is_in_force_on_record_and_acknowledged(client, four_workers, cap
 
 
 def test_who_does_not_answer_is_named(client, virtual_key, four_workers, capsys, monkeypatch):
-    monkeypatch.setattr("controlplane.management.commands.kill.WAIT_S", 3.0)
+    monkeypatch.setattr("controlplane.management.commands.kill.WAIT_S", 10.0)
     client.hset(gate.WORKERS, "deaf", "{}")
     client.set(gate.lease_key("deaf"), 1, ex=30)
     call_command("kill", "global", reason="a drill")

@@ -128,7 +128,7 @@ def test_programs_stop_in_the_opposite_order_of_their_start(tmp_path):
 
 def test_a_program_that_will_not_stop_is_killed_after_its_grace(tmp_path):
     with Supervisor(tmp_path / "logs", print) as supervisor:
-        supervisor.start(program("deaf", DEAF, grace_s=1))
+        supervisor.start(program("deaf", DEAF, grace_s=5))
         deaf = supervisor._children["deaf"].process
         wait_until(lambda: log_lines(tmp_path, "deaf"))
     assert deaf.returncode == -signal.SIGKILL

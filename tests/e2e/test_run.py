@@ -155,7 +155,7 @@ def test_a_restart_keeps_data_and_key_and_leaves_no_process(make_tollgate):
     started = tollgate.processes()
     assert len(started) > 8
     assert tollgate.stop(signal.SIGINT) == 0
-    assert [process for process in started if process.is_running()] == []
+    wait_until(lambda: not any(process.is_running() for process in started))
 
     tollgate.start()
     assert tollgate.facts == facts
