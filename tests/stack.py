@@ -86,6 +86,14 @@ class Process:
         self._file.close()
         return self.process.wait()
 
+    def wait_for(self, url: str, what: str) -> None:
+        """Until it answers. Where that is not waited for to its end, nobody else has it yet to stop it."""
+        try:
+            wait_until(lambda: _answers(url), what, self.log)
+        except BaseException:
+            self.stop()
+            raise
+
     def children(self) -> list[int]:
         listing = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False
@@ -99,7 +107,7 @@ class Simulator:
         self.journal = directory / "simulator.jsonl"
         argv = [sys.executable, "-m", "controlplane.simulator", "--port", str(port), "--journal", str(self.journal)]
         self.process = Process(argv, _environment(), directory / "simulator.log")
-        wait_until(lambda: _answers(f"{self.url}/v1/models"), "the simulator")
+        self.process.wait_for(f"{self.url}/v1/models", "the simulator")
 
     def entries(self) -> list[dict[str, Any]]:
         if not self.journal.exists():
@@ -265,7 +273,7 @@ class Proxy:
     def start(self) -> None:
         argv = [sys.executable, "-m", "gunicorn", "-c", "proxy/gunicorn.conf.py", "proxy.asgi:application"]
         self.process = Process(argv, self._environment, self.directory / "proxy.log")
-        wait_until(lambda: _answers(f"{self.url}/healthz"), "the proxy", self.process.log)
+        self.process.wait_for(f"{self.url}/healthz", "the proxy")
 
     def wait_ready(self) -> None:
         wait_until(lambda: _answers(f"{self.url}/readyz"), "the proxy", self.process.log)
