@@ -1,36 +1,21 @@
 """The watchdog of a real Celery worker over a real Redis."""
 
-import os
-import subprocess
-import sys
 import time
 
 import pytest
 
 from controlplane import watchdog
 from tests.controlplane.stuck_worker import app, hang
-from tests.stack import wait_until
 
 
 @pytest.fixture
-def worker(redis_server, monkeypatch, tmp_path):
-    monkeypatch.setitem(os.environ, "REDIS_URL", redis_server.url)
-    log = tmp_path / "log"
-    argv = ["celery", "-A", "tests.controlplane.stuck_worker", "worker", "--pool", "solo", "--loglevel", "INFO"]
-    with (
-        log.open("wb") as output,
-        subprocess.Popen([sys.executable, "-m", *argv], stdout=output, stderr=output) as worker,
-    ):
-        try:
-            wait_until(lambda: b" ready." in log.read_bytes(), "the worker", log)
-            yield worker
-        finally:
-            worker.kill()
+def worker(make_celery_worker):
+    return make_celery_worker("tests.controlplane.stuck_worker", "--pool", "solo")
 
 
 @pytest.fixture
-def broker(redis_server):
-    with app.connection_for_write(redis_server.url.replace("unix://", "redis+socket://", 1)) as connection:
+def broker(connect_to_broker):
+    with connect_to_broker() as connection:
         yield connection
 
 
