@@ -1,5 +1,6 @@
 """Redis comes back without what it held, and a worker does not: nobody spends what that worker still holds."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -10,11 +11,14 @@ from threading import Thread
 
 import httpx
 import pytest
+import redis
 
 from budgets import gate
 from budgets.windows import FOREVER_S
 from proxy.journal import Dispatched, Journal
+from proxy.room import ASK_EVERY_S_MAX
 from proxy.snapshot import Budget
+from tests.chaos.faults import FaultProxy
 from tests.stack import ControlPlane, Proxy, Simulator, Stack, chat, free_port, wait_until
 
 # 655,000 are held for the stream and 402,000 are spent in the end: with either there is room for a short answer, and none for a long.
@@ -141,26 +145,44 @@ def test_a_worker_that_is_away_for_longer_than_its_lease_is_not_waited_for_and_c
     wait_until(lambda: hosts.here.control.holds() == 0, "the end of all holds")
 
 
-def test_a_stream_that_needs_more_meanwhile_waits_a_little(make_stack):
-    stack = make_stack()
-    version = stack.control.publish(
-        budgets=(Budget(budget_id="cap", name="cap", window="total", amount=100 * CAP_NANOS),)
-    )
-    stack.wait_for_version(version)
-    redis, body = stack.control.redis, b""
-    long = chat(content="[[simulate output_tokens=1500,tokens_per_second=1000]]", max_tokens=8_000, stream=True)
-    with (
-        redis.monitor() as monitor,
-        stack.client(stack.control.issue_key()) as client,
-        client.stream("POST", "/v1/chat/completions", json=long) as response,
-    ):
-        redis.set(gate.OPENING, 1)
-        commands = (entry["command"] for entry in monitor.listen())
-        assert next(command for command in commands if gate.EXTEND.sha1 in command)
-        redis.delete(gate.OPENING)
-        for chunk in response.iter_bytes():
-            body += chunk
+class OpensMeanwhile(FaultProxy):
+    """Before every other time that a worker asks for more, the gate is opening, and opens by itself before the worker asks again:
+    how late anybody else is does not matter. `struck` counts the answers that this was so."""
+
+    OPENS_AFTER_MS = int(ASK_EVERY_S_MAX * 900)
+
+    def __init__(self, target: str, client: redis.Redis) -> None:
+        self._client = client
+        self._is_opening_next = True
+        super().__init__(target)
+
+    async def _write(self, writer: asyncio.StreamWriter, data: bytes, slice_bytes: int) -> None:
+        if gate.EXTEND.sha1.encode() in data:
+            if self._is_opening_next:
+                self._client.set(gate.OPENING, 1, px=self.OPENS_AFTER_MS)
+            self._is_opening_next = not self._is_opening_next
+        self.struck += b"$7\r\nopening\r\n" in data
+        await super()._write(writer, data, slice_bytes)
+
+
+def test_a_stream_that_needs_more_meanwhile_waits_a_little(simulator, redis_server, short_tmp_path):
+    control = ControlPlane(redis_server.url, simulator.url)
+    control.publish(budgets=(Budget(budget_id="cap", name="cap", window="total", amount=100 * CAP_NANOS),))
+    control.open()
+    relay = OpensMeanwhile(redis_server.url.removeprefix("unix://"), control.redis)
+    url = f"redis://127.0.0.1:{relay.port}"
+    proxy = Proxy(short_tmp_path, url, free_port(), 1, TOLLGATE_REDIS_TIMEOUT_S="2", TOLLGATE_LEASE_S=str(LONG_LEASE_S))
+    long = chat(content="[[simulate output_tokens=7000,tokens_per_second=2000]]", max_tokens=8_000, stream=True)
+    try:
+        proxy.wait_ready()
+        with Stack(simulator, control, proxy).client(control.issue_key()) as client:
+            body = client.post("/v1/chat/completions", json=long).content
+    finally:
+        proxy.process.stop()
+        relay.close()
+        control.redis.close()
     assert b"[DONE]" in body and b"error" not in body
+    assert relay.struck
 
 
 def test_a_worker_that_was_stopped_is_not_waited_for(two_hosts):
