@@ -453,7 +453,8 @@ def test_where_no_deployment_has_room_the_request_waits_for_the_first(stack):
     assert served == ["sim-fast", "second"]
     assert (answer.status_code, answer.headers["x-tollgate-deployment"]) == (200, "sim-fast")
     wait_until(lambda: len(stack.control.events()) == 3, "the events")
-    (first, second) = stack.control.events()[-1]["route"]
+    request_id = answer.headers["x-request-id"]
+    ((first, second),) = (event["route"] for event in stack.control.events() if event["request_id"] == request_id)
     assert (first["reason"], second["is_passed_over"]) == ("position 0", True)
 
 
