@@ -21,6 +21,7 @@ PER_S = 100
 BURST = 50
 FALSE_DENIALS_MAX = 0.001
 KEYS, AT_ONCE = 2, 5
+MICRO = 1_000_000
 # Each for an alias of its own, so that the one takes nothing from the other.
 RATE = Limit(
     limit_id="rate", name="rate", metric="requests", amount=PER_S, window_s=1, burst=BURST, subject={"alias": "demo"}
@@ -53,10 +54,10 @@ def run(rig: Rig, options: Options) -> Measured:
     running = Counters(file, RUNNING)
     asyncio.run(_drive(crowd, slow, stack, seconds))
     wait_until(lambda: stack.control.holds() == 0 and witness.is_quiet(), "the end of all calls")
-    taken_at_s, at_once = _taken_at_s(file), list(running.read().highest.values())
-    above = max(_above(taken_at_s), len(witness.calls) - slow.passed - len(taken_at_s))
+    taken_at_us, at_once = _taken_at_us(file), list(running.read().highest.values())
+    above = max(_above(taken_at_us), len(witness.calls) - slow.passed - len(taken_at_us))
     # What could have been let through until the last that was not: one of it may not have come together yet.
-    missing = max(int(BURST + PER_S * (crowd.last_denied_at_s - taken_at_s[0])) - len(taken_at_s), 0)
+    missing = max(int(BURST + PER_S * (crowd.last_denied_at_s - taken_at_us[0] / MICRO)) - len(taken_at_us), 0)
     kept = len(stack.control.redis.keys(f"{RUNNING.decode()}*"))
     others = crowd.others + slow.others
     assert crowd.denied > crowd.passed, f"the limit was hardly met: {crowd}"
@@ -75,22 +76,23 @@ def run(rig: Rig, options: Options) -> Measured:
     )
 
 
-def _taken_at_s(file: Path) -> list[float]:
-    """When each request took its part, by Redis's clock: what it wrote says so."""
+def _taken_at_us(file: Path) -> list[int]:
+    """When each request took its part, in microseconds of Redis's clock: what it wrote says so."""
     prefix = f"tg:limit:{RATE.limit_id}".encode()
     writes = (command for command in commands(file.read_bytes()) if command[0].upper() == b"SET")
-    return [int(value.split()[1]) / 1_000_000 for _, key, value, *_ in writes if key.startswith(prefix)]
+    return [int(value.split()[1]) for _, key, value, *_ in writes if key.startswith(prefix)]
 
 
-def _above(taken_at_s: list[float]) -> int:
-    """How many of them would not have passed a bucket of the burst that fills at the rate."""
-    level, before_s, above = float(BURST), taken_at_s[0], 0
-    for at_s in taken_at_s:
-        level = min(level + (at_s - before_s) * PER_S, BURST) - 1
-        before_s = at_s
-        if level < -1e-6:
+def _above(taken_at_us: list[int]) -> int:
+    """How many of them would not have passed a bucket of the burst that fills at the rate. In millionths of a request, and whole
+    numbers: a limit that is met to the microsecond is not passed."""
+    level, before_us, above = BURST * MICRO, taken_at_us[0], 0
+    for at_us in taken_at_us:
+        level = min(level + (at_us - before_us) * PER_S, BURST * MICRO) - MICRO
+        before_us = at_us
+        if level < 0:
             above += 1
-            level += 1
+            level += MICRO
     return above
 
 
